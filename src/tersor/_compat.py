@@ -1,0 +1,21 @@
+"""Every version check of the libraries that tersor leans on, each with the release that ends it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+#: transformers releases whose cache contract (negative `crop`, `activate_past_recording`, no
+#: `cache_position` keyword) this version of tersor is written for and tested with.
+TRANSFORMERS_MINIMUM = (5, 20)
+TRANSFORMERS_BELOW = (5, 30)
+
+
+def check_transformers() -> None:
+    """Raise `ImportError` with the command to run when transformers is outside the tested range."""
+    found = version("transformers")
+    release = tuple(int(part) for part in found.split(".")[:2])
+    if not TRANSFORMERS_MINIMUM <= release < TRANSFORMERS_BELOW:
+        low, below = (".".join(map(str, bound)) for bound in (TRANSFORMERS_MINIMUM, TRANSFORMERS_BELOW))
+        raise ImportError(
+            f"tersor needs transformers >={low},<{below}, found {found}: pip install 'transformers>={low},<{below}'"
+        )

@@ -1,0 +1,414 @@
+"""One decoder layer's compressed cache: raw tokens wait in a buffer and become segments.
+
+The walk of a key/value pair: `update` appends it raw and hands the buffer back, tagged with this layer; the
+model passes it to the attention function, which computes the output, lets the selection score the waiting
+tokens (`observe`) and so gives the layer the chance to compress them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from tersor.kv.saliency import ProbeScores, attention_rows, column_sums
+from tersor.kv.segments import Segment
+from tersor.kv.selection import Waiting
+from tersor.kv.tree import map_tensors
+from tersor.lowbit.kernels.packed_attention import Part, RawPart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from tersor.kv.method import KVMethod
+
+TAG = "_tersor_layer"
+ATTENTION_NAME = "tersor"
+
+
+class CompressedLayer(CacheLayerMixin):
+    """Cache layer that compresses by the choices of a `KVMethod`.
+
+    ``keys``/``values`` (the names of the library's layers) are the buffer of waiting tokens
+    ``[batch, kv_heads, waiting, head_dim]`` in model precision; ``segments`` hold everything older.
+    """
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, method: KVMethod, layer_idx: int):
+        super().__init__()
+        self.method = method
+        self.layer_idx = layer_idx
+        self.record_past = False
+        # The configuration of the model whose attention function met this layer's tag last.
+        self._model_config: PreTrainedConfig | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.segments: list[Segment] = []
+        self.valid: Tensor | None = None
+        self.scores = ProbeScores()
+        self.seen = 0
+        # Set by an update that must be compressed at once, e.g. a prompt.
+        self._due = False
+        self._awaits_attention = False
+        self._offload_later = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedLayer:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        # A copied configuration would no longer tell which attention function the model uses.
+        memo[id(self._model_config)] = self._model_config
+        clone.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model_config": None}
+
+    # -- the library's contract ------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0].clone(), value_states[:, :, :0].clone()
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append ``[batch, kv_heads, new, head_dim]`` and return what the model's attention must read.
+
+        With the attention function ``tersor`` in charge that is the tagged buffer, and the segments are read by
+        the function itself; any other attention gets the whole dequantized sequence.
+
+        Raises:
+            RuntimeError: if the batch size changed without `batch_select_indices` or `batch_repeat_interleave`,
+                or if tokens were evicted and another attention function asks for them.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.seen and key_states.shape[0] != self.keys.shape[0]:
+            raise RuntimeError(
+                f"layer {self.layer_idx} holds a batch of {self.keys.shape[0]} but got {key_states.shape[0]} rows; "
+                "call batch_select_indices or batch_repeat_interleave first, or reset() to start over"
+            )
+        if self._awaits_attention:
+            self._attention_passed_by()
+        new = key_states.shape[2]
+        if self.waiting == 0 and key_states.requires_grad and torch.is_grad_enabled() and not self.segments:
+            returned = key_states.view_as(key_states), value_states.view_as(value_states)
+            self.keys, self.values = key_states.detach(), value_states.detach()
+        else:
+            self.keys = torch.cat([self.keys, key_states.detach()], dim=2)
+            self.values = torch.cat([self.values, value_states.detach()], dim=2)
+            returned = self.keys.view_as(self.keys), self.values.view_as(self.values)
+        self.seen += new
+        self._awaits_attention = True
+        if self.segments and not self.fused:
+            if self._model_config is not None:
+                self._refuse_evicted()
+            returned = self.dequantize()[:2]
+        setattr(returned[0], TAG, self)
+        return returned
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self._clear()
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` leaves no trace: compressed tokens cannot be taken back without one."""
+        return self.record_past or not self.segments
+
+    def activate_past_recording(self) -> None:
+        """Compress only in `crop` from now on, so that rejected draft tokens never reach a segment."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the newest ``-tokens_to_remove`` tokens; 0 only ends a recording step.
+
+        A crop that reaches into segments drops their tokens and keeps the parameters, which is lossy against a
+        run that never saw them.
+
+        Raises:
+            ValueError: for a positive number.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}) is not supported: pass the number of tokens to remove as a negative number"
+            )
+        if not self.is_initialized:
+            return
+        removed = min(-tokens_to_remove, self.seen)
+        if removed:
+            self._drop_newest(removed)
+        if self.record_past:
+            self._compress_if_due(recording=False)
+
+    def _drop_newest(self, removed: int) -> None:
+        kept = max(self.waiting - removed, 0)
+        self.seen -= removed
+        self._keep_waiting(0, kept)
+        self.segments = [part for part in (segment.before(self.seen) for segment in self.segments) if part is not None]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices.to(x.device), ...])
+
+    def offload(self) -> None:
+        """Move to the CPU; between `update` and its attention that waits until the attention has been computed."""
+        if self._awaits_attention and self.fused:
+            self._offload_later = True
+        else:
+            self._map(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        if self.is_initialized:
+            self._map(lambda x: x.to(self.device, non_blocking=True))
+
+    def _map(self, function: Any) -> None:
+        """Apply ``function`` to every tensor that the layer owns."""
+        if not self.is_initialized:
+            return
+        self.keys, self.values = function(self.keys), function(self.values)
+        self.segments = map_tensors(self.segments, function)
+        self.scores = map_tensors(self.scores, function)
+        self.valid = None if self.valid is None else function(self.valid)
+
+    def owned(self) -> list[Any]:
+        """Everything that holds tensors: buffer, padding mask, segments, probe scores."""
+        return [self.keys, self.values, self.valid, self.segments, self.scores]
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Tokens in the raw buffer."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    @property
+    def fused(self) -> bool:
+        """Whether the attention function reads the segments itself, so that `update` need not dequantize."""
+        return self._model_config is not None and self._model_config._attn_implementation == ATTENTION_NAME
+
+    def parts(self, mask: Tensor | None, queries: int) -> list[Part]:
+        """Segments and buffer as the attention kernel reads them.
+
+        ``mask``: bool ``[batch, 1 or heads of one, queries, sequence]``, or None for plain causal attention.
+        """
+        parts = [part for segment in self.segments for part in segment.parts(mask)]
+        if mask is not None:
+            window = mask[..., self.seen - self.waiting :]
+        elif queries > 1:
+            window = causal_rows(queries, self.waiting, self.keys.device)[None]
+        else:
+            window = None if self.valid is None else self.valid[:, None, None]
+        return [*parts, RawPart(self.keys, self.values, window)] if self.waiting else parts
+
+    def dequantize(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values ``[batch, kv_heads, sequence, head_dim]`` in token order and model precision.
+
+        The third tensor, bool ``[batch, kv_heads, sequence]``, is False where nothing is stored (padding, evicted
+        tokens); keys and values are zero there.
+        """
+        batch, heads = self.keys.shape[:2]
+        compressed = self.seen - self.waiting
+        keys = self.keys.new_zeros(batch, heads, compressed + 1, self.keys.shape[-1])
+        values = self.values.new_zeros(batch, heads, compressed + 1, self.values.shape[-1])
+        present = torch.zeros(batch, heads, compressed + 1, dtype=torch.bool, device=keys.device)
+        for segment in self.segments:
+            segment.scatter_into(keys, values, present)
+        return (
+            torch.cat([keys[:, :, :compressed], self.keys], dim=2),
+            torch.cat([values[:, :, :compressed], self.values], dim=2),
+            torch.cat([present[..., :compressed], present.new_ones(batch, heads, self.waiting)], dim=2),
+        )
+
+    # -- scoring and compressing -----------------------------------------------------------------------------
+
+    def observe(
+        self,
+        query: Tensor,
+        mask: Tensor | None,
+        config: PreTrainedConfig,
+        *,
+        scaling: float,
+        lse: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> None:
+        """Called by the attention function after the output: score the waiting tokens, compress what is due.
+
+        ``query``: ``[batch, heads, new, dim]`` of the newest tokens. ``mask``: bool over the whole sequence or None.
+        ``config``: of the calling model, which tells later updates that this function is still in charge.
+        ``lse``: log-sum-exp of each query's row, where the kernel gives one; without it, the buffer must be the
+        whole sequence or the rows are normalized within the buffer.
+        """
+        self._model_config, self._awaits_attention = config, False
+        queries = query.shape[2]
+        self._note_padding(mask, queries)
+        prompt = not self.segments and self.waiting == queries and queries >= self.method.min_tokens_to_compress
+        self._due = self._due or prompt or queries >= self.method.streaming_gap
+        window = None if mask is None else mask[..., self.seen - self.waiting :].any(1)
+        if prompt or queries >= self.method.streaming_gap:
+            self._score_long_update(query, window, scaling, lse, softcap)
+        else:
+            self._score_steps(query, window, scaling, lse, softcap)
+        self._compress_if_due(recording=self.record_past)
+        if self._offload_later:
+            self._offload_later = False
+            self.offload()
+
+    def _note_padding(self, mask: Tensor | None, queries: int) -> None:
+        """A new token that no query may look at is padding."""
+        if mask is None:
+            seen = None if self.valid is None else self.valid.new_ones(self.keys.shape[0], queries)
+        else:
+            seen = mask[..., self.seen - queries :].any(1).any(1)
+            if self.valid is None and bool(seen.all()):
+                seen = None
+        if seen is None:
+            return
+        if self.valid is None:
+            self.valid = seen.new_ones(seen.shape[0], self.waiting - queries)
+        self.valid = torch.cat([self.valid, seen], dim=1)
+
+    def _score_long_update(
+        self, query: Tensor, window: Tensor | None, scaling: float, lse: Tensor | None, softcap: float | None
+    ) -> None:
+        """Probe rows of a prompt or another long update, sample by sample where lengths differ.
+
+        Each ragged sample is cut to its own tokens first: it then runs through the same shapes, and so gets the
+        same bits, as it would alone.
+        """
+        selection, new = self.method.selection, query.shape[2]
+        batch, _, columns, _ = self.keys.shape
+        samples = [slice(0, batch)] if self.valid is None else [slice(b, b + 1) for b in range(batch)]
+        sums = counts = None
+        for sample in samples:
+            inside = torch.arange(columns, device=query.device)
+            if self.valid is not None:
+                inside = inside[self.valid[sample.start]]
+            rows_here = inside[inside >= columns - new] - (columns - new)
+            picked = selection.probe_rows(len(rows_here), layer=self.layer_idx, segment=len(self.segments))
+            if len(picked) == 0:
+                continue
+            rows = rows_here[picked.to(query.device)]
+            if window is None:
+                allowed = causal_rows(new, columns, query.device)[:, rows][..., inside]
+            else:
+                allowed = window[sample][:, rows][..., inside]
+            row_lse = None if lse is None else lse[sample][:, :, rows]
+            keys = self.keys[sample] if self.valid is None else self.keys[sample][:, :, inside]
+            total = column_sums(
+                query[sample][:, :, rows], keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap
+            )
+            if not selection.per_head:
+                total = total.mean(1, keepdim=True)
+            if sums is None or counts is None:
+                sums = total.new_zeros(batch, total.shape[1], columns)
+                counts = total.new_zeros(batch, columns)
+            sums[sample, :, inside] = total
+            counts[sample, inside] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
+        if sums is not None and counts is not None:
+            self.scores.add_sums(sums, counts)
+
+    def _score_steps(
+        self, query: Tensor, window: Tensor | None, scaling: float, lse: Tensor | None, softcap: float | None
+    ) -> None:
+        """Rows of single decoding steps (or a few draft tokens), restricted to the buffer."""
+        selection, new = self.method.selection, query.shape[2]
+        first = self.waiting - new
+        steps = [
+            step
+            for step in range(new)
+            if selection.probes_step(
+                first + step, self.method.streaming_gap, layer=self.layer_idx, segment=len(self.segments)
+            )
+        ]
+        if not steps:
+            return
+        allowed = causal_rows(new, self.waiting, query.device) if window is None else window
+        rows = attention_rows(
+            query[:, :, steps],
+            self.keys,
+            allowed[:, steps],
+            scaling=scaling,
+            lse=None if lse is None else lse[:, :, steps],
+            softcap=softcap,
+        )
+        if not selection.per_head:
+            rows = rows.mean(1, keepdim=True)
+        self.scores.rows += [rows[:, :, i, : first + step + 1].clone() for i, step in enumerate(steps)]
+
+    def _compress_if_due(self, *, recording: bool) -> None:
+        ready = self.waiting - self.method.recent_fp_tokens
+        if recording or ready <= 0 or not (self._due or ready >= self.method.streaming_gap):
+            return
+        self._due = False
+        self._compress(ready)
+
+    @torch.no_grad()
+    def _compress(self, tokens: int) -> None:
+        """Turn the ``tokens`` oldest waiting tokens into a segment and free their raw form."""
+        start = self.seen - self.waiting
+        keys, values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
+        valid = None if self.valid is None else self.valid[:, :tokens]
+        waiting = Waiting(keys, valid, self.scores.keep_columns(0, tokens), self.layer_idx, len(self.segments))
+        chosen = self.method.selection.choose(waiting)
+        where = f"layer {self.layer_idx}"
+        self.segments.append(self.method.storage.encode(keys, values, chosen, start=start, where=where))
+        self._keep_waiting(tokens, self.waiting)
+
+    def _keep_waiting(self, start: int, stop: int) -> None:
+        """Keep the waiting tokens ``start:stop`` in storage of their own, with their scores."""
+        self.keys, self.values = self.keys[:, :, start:stop].clone(), self.values[:, :, start:stop].clone()
+        self.scores = self.scores.keep_columns(start, stop)
+        if self.valid is not None:
+            self.valid = self.valid[:, start:stop].clone()
+            if bool(self.valid.all()):
+                self.valid = None
+
+    def _attention_passed_by(self) -> None:
+        """The last update never met the attention function: compress by key norms instead, and say so once."""
+        self._awaits_attention, self._model_config = False, None
+        self._refuse_evicted()
+        if self.layer_idx == 0:
+            warnings.warn(
+                f"the model does not use the attention function {ATTENTION_NAME!r}, so tokens are ranked by key norm and "
+                "every step dequantizes the cache; run it inside `with method.on(model):`",
+                stacklevel=2,
+            )
+        if not self.record_past:
+            self._due = self._due or (not self.segments and self.waiting >= self.method.min_tokens_to_compress)
+            self._compress_if_due(recording=False)
+
+
+    def _refuse_evicted(self) -> None:
+        if self.method.storage.evicts:
+            raise RuntimeError(
+                f"layer {self.layer_idx} evicts tokens, which only the attention function {ATTENTION_NAME!r} can leave "
+                "out; run the model inside `with method.on(model):`"
+            )
+
+
+def causal_rows(queries: int, columns: int, device: torch.device) -> Tensor:
+    """Plain causal attention of the last ``queries`` of ``columns`` tokens: bool ``[1, queries, columns]``."""
+    row = torch.arange(columns - queries, columns, device=device)[:, None]
+    return (torch.arange(columns, device=device) <= row)[None]

@@ -1,0 +1,177 @@
+"""A KV method: four independent choices, and the session that runs a model with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from transformers import PreTrainedModel
+
+from tersor._compat import check_transformers
+from tersor.kv.attention import ATTENTION_NAME
+from tersor.kv.cache import CompressedCache
+from tersor.kv.depth import Depth, SeparateLayers
+from tersor.kv.prefill import DensePrefill, Prefill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from tersor.kv.selection import Selection
+    from tersor.kv.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVMethod:
+    """How a cache is compressed. Recipes such as `ZipCache` are subclasses that make the choices.
+
+    ``selection``: which tokens matter. ``storage``: in which form each kind is kept. ``depth``: how layers share.
+    ``prefill``: how a prompt attends. ``streaming_gap``: new tokens that make a segment. ``recent_fp_tokens``:
+    newest tokens that are never compressed. ``min_tokens_to_compress``: shorter prompts wait in the buffer.
+    ``skip_layers``: layers kept at model precision. ``name``: in reports.
+    """
+
+    name: str = "custom"
+    selection: Selection
+    storage: Storage
+    depth: Depth = field(default_factory=SeparateLayers)
+    prefill: Prefill = field(default_factory=DensePrefill)
+    streaming_gap: int = 100
+    recent_fp_tokens: int = 0
+    min_tokens_to_compress: int = 32
+    skip_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_engine_options(self)
+
+    def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
+        """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
+        return CompressedCache(config, self, offloading=offloading)
+
+    def on(self, model: PreTrainedModel) -> Session:
+        """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
+        return Session(self, model)
+
+
+def check_engine_options(method: Any) -> None:
+    """Validate the options that every method has; raises `ValueError`."""
+    for name, least in (("streaming_gap", 1), ("recent_fp_tokens", 0), ("min_tokens_to_compress", 1)):
+        value = getattr(method, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+    if any(not isinstance(index, int) or index < 0 for index in method.skip_layers):
+        raise ValueError(f"skip_layers={method.skip_layers!r} must be layer indices, counted from 0")
+
+
+class Session:
+    """A model running with a KV method; leaving restores the model as it was.
+
+    Inside, ``model.generate`` builds a compressed cache whenever it is given none, and ``session.cache`` is the
+    latest one. Caches made by ``method.cache(model.config)`` work the same way.
+
+    Raises:
+        NotImplementedError: on entry, for models whose attention cannot be chosen or has nothing to compress.
+        RuntimeError: on entry, if another session is active on the model.
+    """
+
+    def __init__(self, method: KVMethod, model: PreTrainedModel):
+        check_transformers()
+        self.method = method
+        self.model = model
+        self.cache: CompressedCache | None = None
+        self._previous: str | dict[str, str] | None = None
+
+    def enable(self) -> Self:
+        model = self.model
+        if "_prepare_cache_for_generation" in vars(model):
+            raise RuntimeError("another session is active on this model; disable() it first")
+        # Built once so that an unsupported model is refused here and not in the middle of a generation.
+        self.method.cache(model.config)
+        key = _text_config_key(model.config)
+        self._previous = _implementations(model.config)
+        model.set_attn_implementation(ATTENTION_NAME if key is None else {key: ATTENTION_NAME})
+        if model.config.get_text_config(decoder=True)._attn_implementation != ATTENTION_NAME:
+            self._restore_attention()
+            raise NotImplementedError(
+                f"{type(model).__name__} does not let its attention function be chosen "
+                "(it does not go through transformers' AttentionInterface), so its cache cannot be compressed"
+            )
+        prepare = model._prepare_cache_for_generation
+
+        def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+                self.cache = self.method.cache(model.config)
+                model_kwargs["past_key_values"] = self.cache
+            return prepare(generation_config, model_kwargs, *args, **kwargs)
+
+        vars(model)["_prepare_cache_for_generation"] = prepare_cache
+        return self
+
+    def disable(self) -> None:
+        """Give the model its own attention function and cache back; does nothing when not enabled."""
+        if self._previous is not None:
+            vars(self.model).pop("_prepare_cache_for_generation", None)
+            self._restore_attention()
+
+    def _restore_attention(self) -> None:
+        self.model.set_attn_implementation(self._previous)
+        self._previous = None
+
+    def __enter__(self) -> Self:
+        return self.enable()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()
+
+
+def _text_config_key(config: PreTrainedConfig) -> str | None:
+    """The name of the text decoder's configuration inside a composite one, None if it is the whole."""
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return None
+    for key in config.sub_configs:
+        if getattr(config, key, None) is text:
+            return str(key)
+    raise NotImplementedError(f"cannot find the text decoder of {type(config).__name__} among its sub-configurations")
+
+
+def _implementations(config: PreTrainedConfig) -> str | dict[str, str]:
+    """The attention implementations of a configuration, in the form that `set_attn_implementation` takes."""
+    if not config.sub_configs:
+        return str(config._attn_implementation)
+    parts = {key: getattr(config, key)._attn_implementation for key in config.sub_configs if getattr(config, key)}
+    return {"": config._attn_implementation, **parts}
+
+
+class Recipe:
+    """Shared by the paper recipes: JSON round trip of a frozen dataclass, and the engine's entry points.
+
+    A recipe is a frozen dataclass of the paper's settings whose `method` makes the engine's four choices.
+    """
+
+    def method(self) -> KVMethod:
+        raise NotImplementedError(f"{type(self).__name__} makes no choices; override `method`")
+
+    def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
+        """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
+        return self.method().cache(config, offloading=offloading)
+
+    def on(self, model: PreTrainedModel) -> Session:
+        """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
+        return self.method().on(model)
+
+    def to_json(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `to_json` back; unknown settings raise `ValueError`."""
+        settings = json.loads(text)
+        known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

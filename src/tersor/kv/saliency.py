@@ -1,0 +1,148 @@
+"""Token saliency by normalized attention, from a few probe rows (ZipCache, section 3.4).
+
+``A`` is the attention matrix of a layer. The accumulated score of column ``i`` is the sum of ``A[k, i]`` over
+rows ``k``; it favours early tokens, whose columns have more rows. The normalized score divides by the number
+of rows that can see the column. Only probe rows are ever computed: the most recent ones and a random sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tersor.lowbit.codecs import compute_dtype
+
+#: Numbers in the largest attention tile of a probe, across batch and heads (64 MiB of float32).
+PROBE_TILE_NUMBERS = 2**24
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A CPU generator whose state is a pure function of ``key``, e.g. (seed, layer, segment, length)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def probe_positions(length: int, recent: int, random: int, generator: torch.Generator) -> Tensor:
+    """Ascending rows of a prompt to probe: the ``recent`` last and ``random`` others without replacement.
+
+    At least one recent row is always taken. Returns int64 ``[rows]``.
+    """
+    recent = min(max(recent, 1), length)
+    earlier = length - recent
+    picked = torch.randperm(earlier, generator=generator)[: min(random, earlier)]
+    return torch.cat([picked.sort().values, torch.arange(earlier, length)])
+
+
+def attention_rows(
+    query: Tensor,
+    keys: Tensor,
+    allowed: Tensor,
+    *,
+    scaling: float,
+    lse: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Rows of the attention matrix, averaged over the query heads of each KV head.
+
+    Args:
+        query: ``[batch, heads, rows, dim]``.
+        keys: ``[batch, kv_heads, columns, dim]``; with ``lse`` any subset of the columns will do.
+        allowed: bool ``[batch or 1, rows, columns]``.
+        lse: log-sum-exp of each whole row ``[batch, heads, rows]``. Without it, the softmax runs over ``keys``.
+
+    Returns:
+        ``[batch, kv_heads, rows, columns]`` in compute precision; rows that may look nowhere are zero.
+    """
+    batch, heads, rows, dim = query.shape
+    kv_heads = keys.shape[1]
+    dtype = compute_dtype(query.dtype)
+    grouped = query.to(dtype).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    scores = (grouped @ keys.to(dtype).transpose(-1, -2) * scaling).reshape(batch, kv_heads, -1, rows, keys.shape[2])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~allowed[:, None, None], -torch.inf)
+    if lse is None:
+        return scores.softmax(-1).nan_to_num(0.0).mean(2)
+    return (scores - lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
+
+
+def column_sums(
+    query: Tensor,
+    keys: Tensor,
+    allowed: Tensor,
+    *,
+    scaling: float,
+    lse: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum of `attention_rows` over rows, a tile of rows at a time: ``[batch, kv_heads, columns]``."""
+    batch, heads, rows, _ = query.shape
+    columns = keys.shape[2]
+    tile = max(1, PROBE_TILE_NUMBERS // max(1, batch * heads * columns))
+    total = torch.zeros(batch, keys.shape[1], columns, dtype=compute_dtype(query.dtype), device=query.device)
+    for start in range(0, rows, tile):
+        part = slice(start, start + tile)
+        total += attention_rows(
+            query[:, :, part],
+            keys,
+            allowed[:, part],
+            scaling=scaling,
+            lse=None if lse is None else lse[:, :, part],
+            softcap=softcap,
+        ).sum(2)
+    return total
+
+
+@dataclass
+class ProbeScores:
+    """Attention that the tokens waiting for compression have received so far.
+
+    ``sums`` ``[batch, scopes, columns]`` and ``counts`` ``[batch, columns]`` come from long updates. ``rows``
+    holds single decoding steps ``[batch, scopes, columns seen]`` apart from each other: a rejected draft token
+    takes its row along when the cache is cropped, so nothing of it remains.
+    """
+
+    sums: Tensor | None = None
+    counts: Tensor | None = None
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add_sums(self, sums: Tensor, counts: Tensor) -> None:
+        """Fold in the column sums of a long update; earlier columns are a prefix of the new ones."""
+        if self.sums is not None and self.counts is not None:
+            sums = sums + _widen(self.sums, sums.shape[-1])
+            counts = counts + _widen(self.counts, counts.shape[-1])
+        self.sums, self.counts = sums, counts
+
+    def totals(self, columns: int) -> tuple[Tensor, Tensor] | None:
+        """Accumulated attention ``[batch, scopes, columns]`` and probe rows ``[batch, columns]``, None without any."""
+        like = self.sums if self.sums is not None else (self.rows[0] if self.rows else None)
+        if like is None:
+            return None
+        sums = like.new_zeros(*like.shape[:2], columns)
+        counts = like.new_zeros(like.shape[0], columns)
+        if self.sums is not None and self.counts is not None:
+            sums[..., : self.sums.shape[-1]] += self.sums
+            counts[..., : self.counts.shape[-1]] += self.counts
+        for row in self.rows:
+            sums[..., : row.shape[-1]] += row
+            counts[..., : row.shape[-1]] += 1
+        return sums, counts
+
+    def keep_columns(self, start: int, stop: int) -> ProbeScores:
+        """What remains when only the waiting tokens ``start:stop`` stay; a row goes with its own token."""
+        rows = [row[..., start:].clone() for row in self.rows if start < row.shape[-1] <= stop]
+        if self.sums is None or self.counts is None or self.sums.shape[-1] <= start:
+            return ProbeScores(rows=rows)
+        return ProbeScores(self.sums[..., start:stop].clone(), self.counts[..., start:stop].clone(), rows)
+
+
+def _widen(x: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
+
+
+def normalized_saliency(sums: Tensor, counts: Tensor) -> Tensor:
+    """``p~_i``: accumulated attention over the number of probe rows that can see the column (paper, eq. of 3.4)."""
+    return sums / counts.clamp_min(1)[:, None, :]

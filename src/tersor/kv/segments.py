@@ -1,0 +1,166 @@
+"""Segments: runs of consecutive tokens, encoded once and never touched again.
+
+A segment keeps its tokens in groups of one bit width each. Attention over a set of (key, value) pairs does
+not depend on their order, and cached keys carry their rotary position already, so the tokens of a group lie
+side by side in their own order and are not scattered back; `positions` remembers where each came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
+
+
+@dataclass
+class Chosen:
+    """Tokens picked for one group: ``index`` int64 ``[batch, scopes, n]`` ascending, relative to the segment.
+
+    ``scopes`` is 1, or the number of KV heads where every head picks its own. Samples with fewer than ``n``
+    tokens fill up with slots whose ``valid`` is False; ``valid`` is None where there are none.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """Pick from ``[batch, kv_heads, segment tokens, dim]`` to ``[batch, kv_heads, n, dim]``."""
+        batch, heads, _, dim = tokens.shape
+        index = self.index[..., None].expand(batch, heads, -1, dim)
+        return tokens.gather(2, index)
+
+
+@dataclass
+class TokenGroup:
+    """Tokens of one bit width.
+
+    ``keys``/``values`` are `AffineCodes`, or tensors ``[batch, kv_heads, n, head_dim]`` in model precision.
+    ``positions``: int32 ``[batch, scopes, n]`` in the sequence. ``valid``: bool, same shape, or None.
+    """
+
+    keys: AffineCodes | Tensor
+    values: AffineCodes | Tensor
+    positions: Tensor
+    valid: Tensor | None
+
+    def token_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """The group's columns of ``attention_mask`` (bool ``[batch, 1, queries, sequence]``) and its empty slots."""
+        mask = None if self.valid is None else self.valid[:, :, None, :]
+        if attention_mask is not None:
+            batch, scopes, tokens = self.positions.shape
+            rows = attention_mask.expand(batch, -1, -1, -1)
+            index = self.positions.long()[:, :, None, :].expand(-1, -1, rows.shape[2], -1)
+            columns = rows.expand(-1, scopes, -1, -1).gather(-1, index)
+            mask = columns if mask is None else columns & mask
+        return mask
+
+    def part(self, channel_scale: Tensor | None, attention_mask: Tensor | None) -> Part:
+        """This group as the attention kernel reads it."""
+        mask = self.token_mask(attention_mask)
+        if isinstance(self.keys, AffineCodes) and isinstance(self.values, AffineCodes):
+            assert channel_scale is not None  # every packed segment has one
+            return PackedPart(self.keys, self.values, channel_scale, mask)
+        assert isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
+        return RawPart(self.keys, self.values, mask)
+
+    def decode(self, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the group, in group order and in the precision that decoding computes in."""
+        if isinstance(self.keys, AffineCodes) and isinstance(self.values, AffineCodes):
+            assert channel_scale is not None
+            return self.keys.decode(), self.values.decode() * channel_scale
+        assert isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
+        return self.keys, self.values
+
+    def before(self, limit: int) -> TokenGroup | None:
+        """The tokens at positions below ``limit`` (parameters unchanged), or None where nothing is left."""
+        keep = self.positions < limit
+        if self.valid is not None:
+            keep = keep & self.valid
+        # Positions ascend and empty slots come last, so the tokens to keep are a prefix of every row.
+        count = int(keep.sum(-1).max()) if keep.numel() else 0
+        if count == 0:
+            return None
+        valid = keep[..., :count]
+        return TokenGroup(
+            _first_tokens(self.keys, count),
+            _first_tokens(self.values, count),
+            self.positions[..., :count].clone(),
+            None if bool(valid.all()) else valid.clone(),
+        )
+
+
+def _first_tokens(stored: AffineCodes | Tensor, count: int) -> AffineCodes | Tensor:
+    """The first ``count`` tokens in storage of their own, so that the rest is freed."""
+    if isinstance(stored, Tensor):
+        return stored[..., :count, :].clone()
+    per_token = stored.step.shape[-2] != 1 or stored.codes.shape[-2] == 1
+    shorten = (lambda x: x[..., :count, :].clone()) if per_token else (lambda x: x)
+    return AffineCodes(
+        stored.codes[..., :count, :].clone(), shorten(stored.minimum), shorten(stored.step), stored.bits, stored.dim
+    )
+
+
+@dataclass
+class Segment:
+    """Tokens ``start .. start + length`` of the sequence in token groups that share one channel scale.
+
+    ``channel_scale``: ``[batch, kv_heads, 1, value_dim]``, None where every group is raw. Tokens that are in
+    no group (padding, evicted ones) are gone: attention never sees them.
+    """
+
+    groups: list[TokenGroup]
+    channel_scale: Tensor | None
+    start: int
+    length: int
+
+    def parts(self, attention_mask: Tensor | None) -> list[Part]:
+        return [group.part(self.channel_scale, attention_mask) for group in self.groups]
+
+    def scatter_into(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
+        """Write decoded tokens to ``keys``/``values`` ``[batch, kv_heads, sequence + 1, dim]`` at their positions.
+
+        The column behind the last position swallows empty slots. ``present``, bool ``[batch, kv_heads,
+        sequence + 1]``, becomes True where a token was written.
+        """
+        sink = keys.shape[2] - 1
+        for group in self.groups:
+            position = group.positions.long()
+            if group.valid is not None:
+                position = position.masked_fill(~group.valid, sink)
+            index = position.expand(-1, keys.shape[1], -1)
+            decoded = group.decode(self.channel_scale)
+            for target, tokens in zip((keys, values), decoded, strict=True):
+                target.scatter_(2, index[..., None].expand(-1, -1, -1, tokens.shape[-1]), tokens.to(target.dtype))
+            present.scatter_(2, index, True)
+
+    def before(self, limit: int) -> Segment | None:
+        """The part of the segment below position ``limit``, or None where nothing is left."""
+        if limit <= self.start:
+            return None
+        if limit >= self.start + self.length:
+            return self
+        groups = [group for group in (group.before(limit) for group in self.groups) if group is not None]
+        return Segment(groups, self.channel_scale, self.start, limit - self.start)
+
+
+def everything(batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Chosen:
+    """All tokens of a segment, padding left out where ``valid`` (bool ``[batch, tokens]``) says so."""
+    index = torch.arange(tokens, device=device).expand(batch, 1, tokens)
+    if valid is None:
+        return Chosen(index, None)
+    return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
+
+
+def compact(index: Tensor, sentinel: int) -> Chosen:
+    """Sort picked tokens ascending; entries equal to ``sentinel`` are empty slots and go last."""
+    index = index.sort(-1).values
+    valid = index < sentinel
+    count = int(valid.sum(-1).max()) if valid.numel() else 0
+    index, valid = index[..., :count], valid[..., :count]
+    if bool(valid.all()):
+        return Chosen(index.contiguous(), None)
+    return Chosen(index.masked_fill(~valid, 0), valid.contiguous())

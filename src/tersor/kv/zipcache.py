@@ -1,0 +1,133 @@
+"""ZipCache: KV cache in 4 and 2 bits, chosen per token by normalized attention (arXiv 2405.14256)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tersor.kv.method import KVMethod, Recipe, check_engine_options
+from tersor.kv.selection import DecodeProbe, Normalization, SaliencySelection, Scope
+from tersor.kv.storage import STORAGE_BITS, MixedPrecisionStorage, ParamScope
+from tersor.lowbit.bytes import nominal_compression_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipCache(Recipe):
+    """Salient tokens in ``high_bits``, regular ones in ``low_bits``; the defaults are the paper's.
+
+    Args:
+        saliency_ratio: share of salient tokens of every segment (the paper uses 0.4 to 0.7 by model and task).
+        high_bits, low_bits: 2, 4, 8, or 16 for model precision; ``low_bits=0`` evicts the regular tokens.
+        probe_recent_ratio, probe_random_ratio: share of a prompt's rows that score its tokens.
+        saliency_normalization: ``"probe_nnz"`` (paper), ``"full_nnz"`` (the authors' code), ``"none"`` (accumulated).
+        saliency_scope: one choice of tokens a ``"layer"``, or a ``"kv_head"``.
+        value_param_scope: value parameters per ``"token"``, or per ``"token_head"``.
+        decode_probe: decoding steps that score new tokens: ``"all"``, ``"paper"`` (5 % random and the last 5 %) or
+            ``"last"`` (the authors' code).
+        max_probe_tokens: upper limit of probe rows; 2048 is a good one above 32k tokens.
+        streaming_gap: new tokens that are compressed together.
+        recent_fp_tokens: newest tokens that stay raw.
+        min_tokens_to_compress: shorter prompts wait in the buffer.
+        param_dtype: of minima, steps and scales: "float16", "bfloat16" or "float32".
+        channel_scale_power: exponent of the value channels' scale: 0.5 (paper), 1 (plain maximum), 0 (none).
+        skip_layers: layers kept at model precision.
+        check_finite: raise on NaN or infinity in a cache, naming the layer.
+        seed: of the random probe rows.
+
+    Example:
+        >>> import tersor
+        >>> model, tokenizer = tersor.zoo.load("tiny-lm")
+        >>> inputs = tokenizer("It was a bright cold day in April, " * 4, return_tensors="pt")
+        >>> with tersor.ZipCache(saliency_ratio=0.6).on(model) as session:
+        ...     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        >>> session.cache.compression_ratio() > 2
+        True
+
+    Raises:
+        ValueError: for a setting outside its range, or settings that contradict each other.
+    """
+
+    saliency_ratio: float = 0.6
+    high_bits: int = 4
+    low_bits: int = 2
+    probe_recent_ratio: float = 0.05
+    probe_random_ratio: float = 0.05
+    saliency_normalization: Normalization = "probe_nnz"
+    saliency_scope: Scope = "layer"
+    value_param_scope: ParamScope = "token"
+    decode_probe: DecodeProbe = "all"
+    max_probe_tokens: int | None = None
+    streaming_gap: int = 100
+    recent_fp_tokens: int = 0
+    min_tokens_to_compress: int = 32
+    param_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    channel_scale_power: float = 0.5
+    skip_layers: tuple[int, ...] = ()
+    check_finite: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_engine_options(self)
+        for name in ("saliency_ratio", "probe_recent_ratio", "probe_random_ratio"):
+            _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "a share between 0 and 1")
+        _check(self, "high_bits", self.high_bits in STORAGE_BITS[1:], f"one of {STORAGE_BITS[1:]}")
+        _check(self, "low_bits", self.low_bits in STORAGE_BITS, f"one of {STORAGE_BITS}; 0 evicts")
+        _check(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
+        for name, allowed in (
+            ("saliency_normalization", ("probe_nnz", "full_nnz", "none")),
+            ("saliency_scope", ("layer", "kv_head")),
+            ("value_param_scope", ("token", "token_head")),
+            ("decode_probe", ("all", "paper", "last")),
+            ("param_dtype", ("float16", "bfloat16", "float32")),
+        ):
+            _check(self, name, getattr(self, name) in allowed, f"one of {allowed}")
+        _check(self, "channel_scale_power", 0.0 <= self.channel_scale_power <= 1.0, "between 0 and 1")
+        _check(self, "max_probe_tokens", self.max_probe_tokens is None or self.max_probe_tokens >= 1, "at least 1")
+        if self.saliency_scope == "kv_head" and self.value_param_scope == "token":
+            raise ValueError(
+                "saliency_scope='kv_head' needs value_param_scope='token_head': when every head picks its own tokens, "
+                "one parameter pair a token would be shared by different tokens"
+            )
+
+    def method(self) -> KVMethod:
+        selection = SaliencySelection(
+            ratio=self.saliency_ratio,
+            seed=self.seed,
+            probe_recent_ratio=self.probe_recent_ratio,
+            probe_random_ratio=self.probe_random_ratio,
+            normalization=self.saliency_normalization,
+            scope=self.saliency_scope,
+            decode_probe=self.decode_probe,
+            max_probe_tokens=self.max_probe_tokens,
+        )
+        storage = MixedPrecisionStorage(
+            high_bits=self.high_bits,
+            low_bits=self.low_bits,
+            value_param_scope=self.value_param_scope,
+            param_dtype=self.param_dtype,
+            channel_scale_power=self.channel_scale_power,
+            check_finite=self.check_finite,
+        )
+        return KVMethod(
+            name="zipcache",
+            selection=selection,
+            storage=storage,
+            streaming_gap=self.streaming_gap,
+            recent_fp_tokens=self.recent_fp_tokens,
+            min_tokens_to_compress=self.min_tokens_to_compress,
+            skip_layers=self.skip_layers,
+        )
+
+    def nominal_compression_ratio(self, *, batch: int = 8, tokens: int = 840, width: int = 4096) -> float:
+        """The paper's accounting for these settings: 16-bit parameters, shared by the batch, positions not counted.
+
+        Args:
+            batch, tokens: of the prompt. width: KV heads times head dimension. The defaults are the paper's.
+        """
+        bits = self.saliency_ratio * self.high_bits + (1 - self.saliency_ratio) * self.low_bits
+        return nominal_compression_ratio("mixed", bits=bits, batch=batch, tokens=tokens, width=width)
+
+
+def _check(config: ZipCache, name: str, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name}={getattr(config, name)!r} must be {allowed}")

@@ -1,0 +1,167 @@
+"""Affine codecs for cached keys and values (ZipCache, arXiv 2405.14256, section 3).
+
+Axes: ``keys`` and ``values`` are ``[batch, kv_heads, tokens, head_dim]``. A set of numbers that shares one
+``(minimum, step)`` pair is coded as ``u = clamp(round((x - minimum) / step), 0, 2**bits - 1)`` and read
+back as ``u * step + minimum``.
+
+Parameters are rounded to storage precision *before* the codes are computed, so that encoder and decoder
+use the same numbers; all arithmetic is float32 (float64 for float64 input).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tersor.lowbit.packing import check_bits, pack_half_split, unpack_half_split
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision that minima, steps and roundings are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class AffineCodes:
+    """Packed codes with the parameters that read them.
+
+    ``codes``: uint8, packed along the last axis. ``minimum``, ``step``: storage precision, broadcastable
+    against the unpacked codes. ``dim``: channels before packing.
+    """
+
+    codes: Tensor
+    minimum: Tensor
+    step: Tensor
+    bits: int
+    dim: int
+
+    def unpack(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Codes of tokens ``start:stop`` as uint8 ``[..., tokens, dim]``."""
+        return unpack_half_split(self.codes[..., start:stop, :], self.bits, self.dim)
+
+    def decode(self) -> Tensor:
+        """``u * step + minimum`` in the compute precision of the parameters."""
+        dtype = compute_dtype(self.minimum.dtype)
+        return self.unpack().to(dtype) * self.step.to(dtype) + self.minimum.to(dtype)
+
+
+def storage_dtype(wanted: torch.dtype, largest: Tensor) -> torch.dtype:
+    """``wanted``, or bfloat16 where a float16 could not hold ``largest``: a range must never overflow."""
+    if wanted == torch.float16 and bool(largest > torch.finfo(torch.float16).max):
+        return torch.bfloat16
+    return wanted
+
+
+def affine_parameters(
+    x: Tensor, bits: int, dims: tuple[int, ...], *, valid: Tensor | None, param_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Minimum and step over ``dims``, in storage precision (spec of the uniform affine quantizer).
+
+    Args:
+        x: the numbers, in compute precision.
+        valid: boolean, broadcastable to ``x``; ``False`` entries do not count. A set without any valid
+            entry gets minimum 0 and step 0.
+
+    The minimum is rounded to storage precision first, and the step is taken from the rounded minimum, so
+    that the largest number of a set lands on the last code.
+    """
+    if valid is None:
+        low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    else:
+        low = torch.where(valid, x, torch.inf).amin(dims, keepdim=True)
+        high = torch.where(valid, x, -torch.inf).amax(dims, keepdim=True)
+        empty = low > high
+        low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+    dtype = storage_dtype(param_dtype, torch.maximum(low.abs(), high.abs()).max()) if x.numel() else param_dtype
+    minimum = low.to(dtype)
+    step = ((high - minimum.to(x.dtype)) / (2**bits - 1)).clamp_min(0.0).to(dtype)
+    # A constant set must come back as it is; a step that is only the rounding error of its minimum is no range.
+    step = step.masked_fill(high == low, 0.0)
+    return minimum, step
+
+
+def affine_encode(
+    x: Tensor, bits: int, dims: tuple[int, ...], *, valid: Tensor | None, param_dtype: torch.dtype
+) -> AffineCodes:
+    """Quantize ``x`` (compute precision) with one parameter pair per set spanning ``dims``; see `AffineCodes`."""
+    check_bits(bits)
+    minimum, step = affine_parameters(x, bits, dims, valid=valid, param_dtype=param_dtype)
+    wide_step = step.to(x.dtype)
+    # Where the step is zero every code is zero, and the minimum alone is read back.
+    scaled = (x - minimum.to(x.dtype)) / torch.where(wide_step == 0, 1.0, wide_step)
+    codes = scaled.round().clamp(0, 2**bits - 1).masked_fill(wide_step == 0, 0)
+    return AffineCodes(pack_half_split(codes.to(torch.uint8), bits), minimum, step, bits, x.shape[-1])
+
+
+def encode_keys_channelwise(
+    keys: Tensor, bits: int, *, valid: Tensor | None = None, param_dtype: torch.dtype = torch.float16
+) -> AffineCodes:
+    """Keys with one ``(minimum, step)`` per sample, head and channel, over the tokens (paper, section 3.2).
+
+    Args:
+        keys: ``[batch, kv_heads, tokens, head_dim]``.
+        valid: bool ``[batch, 1 or kv_heads, tokens]``; invalid tokens do not shape the parameters.
+
+    Returns:
+        codes with ``minimum`` and ``step`` of shape ``[batch, kv_heads, 1, head_dim]``.
+    """
+    keys = keys.to(compute_dtype(keys.dtype))
+    mask = None if valid is None else valid[..., None]
+    if keys.shape[-2] == 0:
+        raise ValueError("keys hold no token; an empty group has no parameters, leave it out")
+    return affine_encode(keys, bits, (-2,), valid=mask, param_dtype=param_dtype)
+
+
+def channel_scale(
+    values: Tensor,
+    *,
+    power: float = 0.5,
+    valid: Tensor | None = None,
+    param_dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """``c_i = (max_t |v_ti|) ** power`` per sample, head and channel (paper, equation of CSTQuant).
+
+    ``power=0.5`` is the paper's square root, which halves the spread between channels in log scale; 1 divides
+    by the maximum, 0 leaves the values alone. A channel of zeros has scale 0.
+
+    Returns:
+        ``[batch, kv_heads, 1, head_dim]`` in storage precision.
+    """
+    magnitude = values.to(compute_dtype(values.dtype)).abs()
+    if valid is not None:
+        magnitude = magnitude.masked_fill(~valid[..., None], 0.0)
+    largest = magnitude.amax(-2, keepdim=True)
+    scale = torch.where(largest > 0, largest**power, 0.0)
+    return scale.to(storage_dtype(param_dtype, scale.max()))
+
+
+def encode_values_channel_separable(
+    values: Tensor,
+    bits: int,
+    scale: Tensor,
+    *,
+    per_head: bool = False,
+    valid: Tensor | None = None,
+    param_dtype: torch.dtype = torch.float16,
+) -> AffineCodes:
+    """Channel-separable tokenwise values: divide by the channel scale, then quantize each token (section 3.3).
+
+    Args:
+        values: ``[batch, kv_heads, tokens, head_dim]``.
+        scale: from `channel_scale`, over *all* tokens of the segment; zero channels are left as zeros.
+        per_head: one parameter pair per token and head instead of one per token.
+        valid: bool ``[batch, 1 or kv_heads, tokens]``; only needed so that unused slots stay finite.
+
+    Returns:
+        codes with ``minimum`` and ``step`` of shape ``[batch, 1 or kv_heads, tokens, 1]``; read back by
+        ``decode() * scale``.
+    """
+    values = values.to(compute_dtype(values.dtype))
+    wide = scale.to(values.dtype)
+    weighted = values / torch.where(wide == 0, 1.0, wide)
+    if valid is not None:
+        weighted = weighted.masked_fill(~valid[..., None], 0.0)
+    dims = (-1,) if per_head else (-3, -1)
+    return affine_encode(weighted, bits, dims, valid=None, param_dtype=param_dtype)

@@ -1,0 +1,110 @@
+"""The definition of packed attention in plain torch, a tile of tokens at a time.
+
+For one group of one KV head with codes ``u`` the parameters leave the inner loop (spec section 7.1):
+
+    q . k_t = sum_c (q_c s_c) u_tc + sum_c q_c m_c          the step goes into the query, the minima are one bias
+    o_c     = c_c (sum_t (p_t s_t) u_tc + sum_t p_t m_t)    the step goes into the weights, the minima are one scalar
+
+so both products are "small integer times float" and no dequantized key or value exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
+
+TILE_TOKENS = 512
+
+
+def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) -> tuple[Tensor, Tensor]:
+    """Softmax attention over the union of ``parts``.
+
+    Args:
+        query: ``[batch, heads, queries, key_dim]``; ``heads`` is a multiple of the parts' KV heads.
+        scaling: factor of the scores, usually ``key_dim ** -0.5``.
+
+    Returns:
+        output ``[batch, heads, queries, value_dim]`` and log-sum-exp of the scaled scores
+        ``[batch, heads, queries]``, both in compute precision. A query that may look nowhere gets zeros
+        and ``-inf``.
+
+    Raises:
+        ValueError: without any part.
+    """
+    if not parts:
+        raise ValueError("attention needs at least one part with tokens, got none")
+    batch, heads, queries, dim = query.shape
+    kv_heads = (parts[0].keys.codes if isinstance(parts[0], PackedPart) else parts[0].keys).shape[1]
+    grouped = query.to(compute_dtype(query.dtype)).reshape(batch, kv_heads, -1, dim) * scaling
+    state: _Running | None = None
+    for part in parts:
+        tiles = _packed_tiles(grouped, part, queries) if isinstance(part, PackedPart) else _raw_tile(grouped, part, queries)
+        for scores, weigh in tiles:
+            state = _merge(state, scores, weigh)
+    assert state is not None  # a part holds at least one tile
+    peak, total, output = state
+    lse = (peak + total.log()).reshape(batch, heads, queries)
+    output = output / total.clamp_min(torch.finfo(total.dtype).tiny)[..., None]
+    return output.reshape(batch, heads, queries, -1), lse
+
+
+# Row maximum [b, k, r], sum of exponentials [b, k, r] and weighted output [b, k, r, value_dim].
+_Running = tuple[Tensor, Tensor, Tensor]
+
+
+def _merge(state: _Running | None, scores: Tensor, weigh) -> _Running:  # type: ignore[no-untyped-def]
+    """The (max, sum, weighted output) recurrence: fold one tile of ``scores`` ``[b, k, r, tokens]`` in."""
+    peak = scores.amax(-1)
+    if state is not None:
+        peak = torch.maximum(peak, state[0])
+    # A row that has seen no open token yet keeps -inf as its peak; shift by 0 there, so that exp gives 0, not NaN.
+    shift = peak.masked_fill(peak == -torch.inf, 0.0)
+    weights = (scores - shift[..., None]).exp()
+    total, output = weights.sum(-1), weigh(weights)
+    if state is not None:
+        decay = (state[0] - shift).exp()
+        total = total + decay * state[1]
+        output = output + decay[..., None] * state[2]
+    return peak, total, output
+
+
+def _packed_tiles(query: Tensor, part: PackedPart, queries: int):  # type: ignore[no-untyped-def]
+    dtype = query.dtype
+    keys, values = part.keys, part.values
+    stepped = query * keys.step.to(dtype)
+    bias = (query * keys.minimum.to(dtype)).sum(-1, keepdim=True)
+    scale = part.channel_scale.to(dtype)
+    step, minimum = values.step.to(dtype)[..., 0], values.minimum.to(dtype)[..., 0]
+    tokens = keys.codes.shape[-2]
+    for start in range(0, tokens, TILE_TOKENS):
+        tile = slice(start, min(start + TILE_TOKENS, tokens))
+        scores = stepped @ keys.unpack(tile.start, tile.stop).to(dtype).transpose(-1, -2) + bias
+
+        def weigh(weights: Tensor, tile: slice = tile) -> Tensor:
+            codes = values.unpack(tile.start, tile.stop).to(dtype)
+            product = (weights * step[:, :, None, tile]) @ codes
+            minima = (weights * minimum[:, :, None, tile]).sum(-1, keepdim=True)
+            return scale * (product + minima)
+
+        yield _masked(scores, part.mask, tile, queries), weigh
+
+
+def _raw_tile(query: Tensor, part: RawPart, queries: int):  # type: ignore[no-untyped-def]
+    keys, values = part.keys.to(query.dtype), part.values.to(query.dtype)
+    scores = query @ keys.transpose(-1, -2)
+    yield _masked(scores, part.mask, slice(None), queries), lambda weights: weights @ values
+
+
+def _masked(scores: Tensor, mask: Tensor | None, tile: slice, queries: int) -> Tensor:
+    """Close the masked tokens. Score rows are (query head within the group, query) pairs of one KV head."""
+    if mask is None:
+        return scores
+    batch, kv_heads, rows, tokens = scores.shape
+    by_query = scores.reshape(batch, kv_heads, rows // queries, queries, tokens)
+    closed = ~mask[:, :, None, :, tile]
+    return by_query.masked_fill(closed, -torch.inf).reshape(scores.shape)
