@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +28,10 @@ class CompressedCache(Cache):
         method: the KV method; its ``skip_layers`` stay at model precision.
         offloading: keep all layers but the current one on the CPU (CUDA only, as in transformers).
 
+    Warns when every layer is such a one, so that nothing is compressed.
+
     Raises:
-        NotImplementedError: for encoder-decoder models, and for models without a full-attention layer.
+        NotImplementedError: for encoder-decoder models, latent attention (MLA), and models without attention.
     """
 
     def __init__(self, config: PreTrainedConfig, method: KVMethod, *, offloading: bool = False):
@@ -37,6 +40,11 @@ class CompressedCache(Cache):
                 f"{type(config).__name__} is an encoder-decoder model; tersor compresses decoder-only caches"
             )
         text = config.get_text_config(decoder=True)
+        if getattr(text, "kv_lora_rank", None) is not None:
+            raise NotImplementedError(
+                f"{type(text).__name__} caches one latent per token (multi-head latent attention), not keys and values; "
+                "it is small already, use the library's own cache"
+            )
         types, kwargs = get_layer_types_and_kwargs(text)
         # A layer whose keys and values other layers read again must hand out the dense tensors.
         sharing = getattr(text, "kv_sharing_modes", None) or [None] * len(types)
@@ -45,9 +53,15 @@ class CompressedCache(Cache):
             for index, kind in enumerate(types)
             if kind == "full_attention" and sharing[index] is None and index not in method.skip_layers
         ]
-        if not chosen:
+        if not any("attention" in kind or "hybrid" in kind for kind in set(types) - {"linear_attention"}):
             raise NotImplementedError(
-                f"{type(text).__name__} has no full-attention layer left to compress (layer types: {sorted(set(types))})"
+                f"{type(text).__name__} has no attention layer, so there is no KV cache (layer types: {sorted(set(types))})"
+            )
+        if not chosen:
+            warnings.warn(
+                f"{type(text).__name__} has no full-attention layer to compress (layer types: {sorted(set(types))}); "
+                "its layers stay as the library keeps them",
+                stacklevel=2,
             )
         compressed = method.depth.build(method, chosen)
         layers = [
