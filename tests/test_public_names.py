@@ -36,9 +36,7 @@ def test_an_unknown_name_says_what_there_is():
 def test_importing_is_fast_and_loads_nothing_heavy():
     # The best of three: the first may have to compile bytecode.
     runs = [
-        json.loads(
-            subprocess.run([sys.executable, "-c", _IMPORT_AND_TELL], capture_output=True, check=True).stdout
-        )
+        json.loads(subprocess.run([sys.executable, "-c", _IMPORT_AND_TELL], capture_output=True, check=True).stdout)
         for _ in range(3)
     ]
     assert min(run["seconds"] for run in runs) < 0.3

@@ -11,9 +11,7 @@ PACKAGE = ROOT / "src" / "tersor"
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True
-    )
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
     (wheel,) = tmp_path.glob("tersor-*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     source = {

@@ -59,9 +59,7 @@ def test_pairing_cancels_a_machine_that_gets_slower():
 
     functions = {"ours": slow_down(clock.work(1.0)), "theirs": slow_down(clock.work(4.0))}
     times = time_paired(functions, repeats=9, warmup=0, clock=clock)
-    assert times.seconds("ours").high > 2 * times.seconds("ours").low, (
-        "the drift is not visible; the test is void"
-    )
+    assert times.seconds("ours").high > 2 * times.seconds("ours").low, "the drift is not visible; the test is void"
     ratio = times.ratio("theirs", "ours")
     assert (ratio.low, ratio.value, ratio.high) == (4.0, 4.0, 4.0)
 
@@ -272,9 +270,7 @@ def test_pairing_finds_a_difference_that_unpaired_intervals_hide():
     a, b = difficulty + 0.5, difficulty + np.random.default_rng(2).normal(0, 0.1, size=60)
     paired = bootstrap_difference(a, b)
     assert paired.low > 0.4 and paired.high < 0.6
-    assert bootstrap_interval(a).low < bootstrap_interval(b).high, (
-        "the intervals overlap; pairing is what decides"
-    )
+    assert bootstrap_interval(a).low < bootstrap_interval(b).high, "the intervals overlap; pairing is what decides"
     opposite = bootstrap_difference(b, a)
     assert (opposite.low, opposite.high) == pytest.approx((-paired.high, -paired.low), abs=0.02)
 

@@ -20,8 +20,7 @@ def point(name, x, y, width=2.0, family="ours"):
 
 
 CROWD = [
-    point(f"method number {i}", 4 + 0.15 * (i % 3), 95 + 0.8 * (i // 3), family=f"family {i % 4}")
-    for i in range(9)
+    point(f"method number {i}", 4 + 0.15 * (i % 3), 95 + 0.8 * (i // 3), family=f"family {i % 4}") for i in range(9)
 ]
 
 
@@ -32,9 +31,7 @@ def texts(svg):
 def test_the_picture_names_every_point_family_and_axis():
     svg = plot_quality_vs_bytes(CROWD, **LABELS)
     shown = texts(svg)
-    for expected in (
-        [p.name for p in CROWD] + [p.family for p in CROWD] + ["compression (x)", "answers right (%)"]
-    ):
+    for expected in [p.name for p in CROWD] + [p.family for p in CROWD] + ["compression (x)", "answers right (%)"]:
         assert expected in shown
     root = ET.fromstring(svg)
     assert root.get("role") == "img" and root.get("aria-label") == 'quality & "cost"'
@@ -46,9 +43,7 @@ def test_markers_stand_where_the_numbers_say():
     root = ET.fromstring(svg)
     uses = [u for group in root.iter(f"{SVG}g") for u in group.findall(f"{SVG}use") if u.get("x")]
     colour = plots._FAMILIES[0][0]
-    marks = [
-        (float(u.get("x")), float(u.get("y"))) for u in uses if f"fill: {colour}" in (u.get("style") or "")
-    ]
+    marks = [(float(u.get("x")), float(u.get("y"))) for u in uses if f"fill: {colour}" in (u.get("style") or "")]
     (x0, y0), (x1, y1), (x2, y2) = marks[:3]
     assert x0 < x1 < x2 and y0 > y1 > y2, "more is to the right, better is up"
     assert x2 - x1 == pytest.approx(x1 - x0, abs=0.01) and y2 - y1 == pytest.approx(y1 - y0, abs=0.01)

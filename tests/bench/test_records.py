@@ -67,9 +67,7 @@ def test_inconsistent_records_are_refused(make_record, change, message):
         make_record(**change)
 
 
-@pytest.mark.parametrize(
-    "change", [{"measured": "4.6"}, {"peer": True}, {"unit": None}, {"versions": "2.13"}]
-)
+@pytest.mark.parametrize("change", [{"measured": "4.6"}, {"peer": True}, {"unit": None}, {"versions": "2.13"}])
 def test_wrong_types_are_refused(make_record, change):
     with pytest.raises(TypeError, match=next(iter(change))):
         make_record(**change)

@@ -70,9 +70,7 @@ def test_a_wide_table_has_the_count_and_a_narrow_one_keeps_the_comparison(make_r
 
 
 def test_brackets_are_text_and_not_markup(make_record):
-    assert "[red]not a colour[/red]" in render(
-        [make_record(item="[red]not a colour[/red]", quantity="q")], 140
-    )
+    assert "[red]not a colour[/red]" in render([make_record(item="[red]not a colour[/red]", quantity="q")], 140)
 
 
 def test_nothing_to_show_is_an_error():

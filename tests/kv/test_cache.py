@@ -41,9 +41,7 @@ def test_compression_ratio_is_within_two_percent_of_the_formula(llama, batch: in
     recipe = ZipCache(saliency_ratio=ratio)
     cache = prefilled(llama, recipe, batch=batch)
     regular = int((1 - ratio) * 1024)
-    formula = 2 * segment_bytes(
-        [(1024 - regular, 4), (regular, 2)], batch=batch, kv_heads=2, key_dim=8, value_dim=8
-    )
+    formula = 2 * segment_bytes([(1024 - regular, 4), (regular, 2)], batch=batch, kv_heads=2, key_dim=8, value_dim=8)
     dense = 2 * 2 * 2 * batch * 1024 * 2 * 8
     assert cache.dense_footprint() == dense
     assert cache.compression_ratio() == pytest.approx(dense / formula, rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import weakref
 from types import SimpleNamespace
@@ -104,7 +105,9 @@ def test_the_error_check_catches_swapped_widths(monkeypatch: pytest.MonkeyPatch)
 
     encode = MixedPrecisionStorage.encode
     monkeypatch.setattr(
-        MixedPrecisionStorage, "encode", lambda self, k, v, chosen, **kw: encode(self, k, v, chosen[::-1], **kw)
+        MixedPrecisionStorage,
+        "encode",
+        lambda self, k, v, chosen, **kw: encode(self, k, v, chosen[::-1], **kw),
     )
     with pytest.raises(AssertionError):
         check_error_falls([output_error(ZipCache(saliency_ratio=r, **SMALL)) for r in (0.0, 0.4, 0.8, 1.0)])
@@ -176,7 +179,10 @@ BATCH_OPERATIONS = {
     "reorder": (lambda layer: layer.reorder_cache(torch.tensor([2, 0, 0])), lambda x: x[[2, 0, 0]]),
     "repeat": (lambda layer: layer.batch_repeat_interleave(2), lambda x: x.repeat_interleave(2, 0)),
     "drop longest": (lambda layer: layer.batch_select_indices(torch.tensor([1, 2])), lambda x: x[[1, 2]]),
-    "mask": (lambda layer: layer.batch_select_indices(torch.tensor([True, False, True])), lambda x: x[[0, 2]]),
+    "mask": (
+        lambda layer: layer.batch_select_indices(torch.tensor([True, False, True])),
+        lambda x: x[[0, 2]],
+    ),
 }
 
 
@@ -483,13 +489,13 @@ def test_without_the_attention_function_it_warns_and_stays_right() -> None:
     layer = CompressedLayer(ZipCache(saliency_ratio=1.0, high_bits=8, **SMALL).method(), 0)
     layer.update(*(x[:, :, :40] for x in tensors[1:]))
     with pytest.warns(UserWarning, match="does not use the attention function"):
-        keys, values = layer.update(*(x[:, :, 40:41] for x in tensors[1:]))
+        keys, _ = layer.update(*(x[:, :, 40:41] for x in tensors[1:]))
     assert len(layer.segments) == 1
     assert keys.shape[2] == 41
     torch.testing.assert_close(keys, tensors[1][:, :, :41], atol=0.05, rtol=0)
     evicting = CompressedLayer(ZipCache(low_bits=0, **SMALL).method(), 0)
     evicting.update(*(x[:, :, :40] for x in tensors[1:]))
-    with pytest.raises(RuntimeError, match="method.on"):
+    with pytest.raises(RuntimeError, match=r"method\.on"):
         evicting.update(*(x[:, :, 40:41] for x in tensors[1:]))
 
 
@@ -531,4 +537,4 @@ def test_streaming_error_of_the_prompt_does_not_grow() -> None:
         sizes.append(storage_bytes(layer.segments))
     assert errors == [errors[0]] * len(errors)
     per_segment = segment_bytes([(60, 4), (40, 2)], batch=1, kv_heads=KV_HEADS, key_dim=DIM, value_dim=DIM)
-    assert all(b - a == 2 * per_segment for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b - a == 2 * per_segment for a, b in itertools.pairwise(sizes))

@@ -34,7 +34,8 @@ def test_order_is_ascending_and_ties_keep_the_earlier_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "selection", [SaliencySelection(ratio=0.5), RecentSelection(ratio=0.5), RandomSelection(ratio=0.5, seed=3)]
+    "selection",
+    [SaliencySelection(ratio=0.5), RecentSelection(ratio=0.5), RandomSelection(ratio=0.5, seed=3)],
 )
 def test_padding_is_in_no_group_and_changes_no_choice(selection) -> None:
     generator = torch.Generator().manual_seed(0)

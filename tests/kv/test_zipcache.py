@@ -41,7 +41,12 @@ def test_contradictions_are_explained() -> None:
 
 def test_defaults_are_the_papers() -> None:
     recipe = ZipCache()
-    assert (recipe.high_bits, recipe.low_bits, recipe.saliency_ratio, recipe.streaming_gap) == (4, 2, 0.6, 100)
+    assert (recipe.high_bits, recipe.low_bits, recipe.saliency_ratio, recipe.streaming_gap) == (
+        4,
+        2,
+        0.6,
+        100,
+    )
     assert (recipe.probe_recent_ratio, recipe.probe_random_ratio) == (0.05, 0.05)
 
 

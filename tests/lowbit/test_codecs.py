@@ -148,9 +148,7 @@ def test_a_constant_added_to_all_keys_of_a_channel_changes_no_code() -> None:
     # Multiples of 1/64 keep every sum exact, so that equality is exact as well.
     keys = (torch.randn(1, 2, 20, 8, generator=generator) * 64).round() / 64
     shift = (torch.randn(1, 2, 1, 8, generator=generator) * 20).round()
-    plain, shifted = (
-        encode_keys_channelwise(x, 4, param_dtype=torch.float32).unpack() for x in (keys, keys + shift)
-    )
+    plain, shifted = (encode_keys_channelwise(x, 4, param_dtype=torch.float32).unpack() for x in (keys, keys + shift))
     assert torch.equal(plain, shifted)
     per_token = [
         encode_keys_channelwise(x.transpose(2, 3), 4, param_dtype=torch.float32).unpack() for x in (keys, keys + shift)

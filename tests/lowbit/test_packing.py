@@ -22,7 +22,10 @@ def check_identity(pack, unpack, bits: int, original: torch.Tensor) -> None:
 
 
 @given(
-    bits=st.sampled_from([2, 4, 8]), dim=st.integers(1, 70), tokens=st.integers(0, 5), seed=st.integers(0, 2**31 - 1)
+    bits=st.sampled_from([2, 4, 8]),
+    dim=st.integers(1, 70),
+    tokens=st.integers(0, 5),
+    seed=st.integers(0, 2**31 - 1),
 )
 def test_unpack_inverts_pack(bits: int, dim: int, tokens: int, seed: int) -> None:
     check_identity(pack_half_split, unpack_half_split, bits, codes(bits, 2, tokens, dim, seed=seed))

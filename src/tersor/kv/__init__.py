@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tersor.kv.method import Recipe
+    from tersor.kv.recipe import Recipe
 
 #: Name -> "module:class" of each recipe; modules load on first use.
 METHODS: dict[str, str] = {

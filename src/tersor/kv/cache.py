@@ -42,7 +42,7 @@ class CompressedCache(Cache):
         text = config.get_text_config(decoder=True)
         if getattr(text, "kv_lora_rank", None) is not None:
             raise NotImplementedError(
-                f"{type(text).__name__} caches one latent per token (multi-head latent attention), not keys and values; "
+                f"{type(text).__name__} caches one latent a token (multi-head latent attention), not keys and values; "
                 "it is small already, use the library's own cache"
             )
         types, kwargs = get_layer_types_and_kwargs(text)
@@ -55,7 +55,7 @@ class CompressedCache(Cache):
         ]
         if not any("attention" in kind or "hybrid" in kind for kind in set(types) - {"linear_attention"}):
             raise NotImplementedError(
-                f"{type(text).__name__} has no attention layer, so there is no KV cache (layer types: {sorted(set(types))})"
+                f"{type(text).__name__} has no attention layer and so no KV cache (layer types: {sorted(set(types))})"
             )
         if not chosen:
             warnings.warn(

@@ -39,6 +39,8 @@ class CompressedLayer(CacheLayerMixin):
 
     is_compileable = False
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self, method: KVMethod, layer_idx: int):
         super().__init__()
@@ -214,6 +216,7 @@ class CompressedLayer(CacheLayerMixin):
         ``mask``: bool ``[batch, 1 or heads of one, queries, sequence]``, or None for plain causal attention.
         """
         parts = [part for segment in self.segments for part in segment.parts(mask)]
+        window: Tensor | None
         if mask is not None:
             window = mask[..., self.seen - self.waiting :]
         elif queries > 1:
@@ -316,9 +319,7 @@ class CompressedLayer(CacheLayerMixin):
                 allowed = window[sample][:, rows][..., inside]
             row_lse = None if lse is None else lse[sample][:, :, rows]
             keys = self.keys[sample] if self.valid is None else self.keys[sample][:, :, inside]
-            total = column_sums(
-                query[sample][:, :, rows], keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap
-            )
+            total = column_sums(query[sample][:, :, rows], keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap)
             if not selection.per_head:
                 total = total.mean(1, keepdim=True)
             if sums is None or counts is None:
@@ -391,14 +392,13 @@ class CompressedLayer(CacheLayerMixin):
         self._refuse_evicted()
         if self.layer_idx == 0:
             warnings.warn(
-                f"the model does not use the attention function {ATTENTION_NAME!r}, so tokens are ranked by key norm and "
-                "every step dequantizes the cache; run it inside `with method.on(model):`",
+                f"the model does not use the attention function {ATTENTION_NAME!r}, so tokens are ranked by key norm "
+                "and every step dequantizes the cache; run it inside `with method.on(model):`",
                 stacklevel=2,
             )
         if not self.record_past:
             self._due = self._due or (not self.segments and self.waiting >= self.method.min_tokens_to_compress)
             self._compress_if_due(recording=False)
-
 
     def _refuse_evicted(self) -> None:
         if self.method.storage.evicts:

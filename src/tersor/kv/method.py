@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from transformers import PreTrainedModel
 
+import tersor.kv.attention  # noqa: F401  (registers the attention function)
 from tersor._compat import check_transformers
-from tersor.kv.attention import ATTENTION_NAME
 from tersor.kv.cache import CompressedCache
 from tersor.kv.depth import Depth, SeparateLayers
+from tersor.kv.layer import ATTENTION_NAME
 from tersor.kv.prefill import DensePrefill, Prefill
+from tersor.kv.recipe import check_engine_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -52,16 +53,6 @@ class KVMethod:
     def on(self, model: PreTrainedModel) -> Session:
         """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
         return Session(self, model)
-
-
-def check_engine_options(method: Any) -> None:
-    """Validate the options that every method has; raises `ValueError`."""
-    for name, least in (("streaming_gap", 1), ("recent_fp_tokens", 0), ("min_tokens_to_compress", 1)):
-        value = getattr(method, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-    if any(not isinstance(index, int) or index < 0 for index in method.skip_layers):
-        raise ValueError(f"skip_layers={method.skip_layers!r} must be layer indices, counted from 0")
 
 
 class Session:
@@ -144,34 +135,3 @@ def _implementations(config: PreTrainedConfig) -> str | dict[str, str]:
         return str(config._attn_implementation)
     parts = {key: getattr(config, key)._attn_implementation for key in config.sub_configs if getattr(config, key)}
     return {"": config._attn_implementation, **parts}
-
-
-class Recipe:
-    """Shared by the paper recipes: JSON round trip of a frozen dataclass, and the engine's entry points.
-
-    A recipe is a frozen dataclass of the paper's settings whose `method` makes the engine's four choices.
-    """
-
-    def method(self) -> KVMethod:
-        raise NotImplementedError(f"{type(self).__name__} makes no choices; override `method`")
-
-    def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
-        """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
-        return self.method().cache(config, offloading=offloading)
-
-    def on(self, model: PreTrainedModel) -> Session:
-        """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
-        return self.method().on(model)
-
-    def to_json(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read `to_json` back; unknown settings raise `ValueError`."""
-        settings = json.loads(text)
-        known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(settings) - known):
-            raise ValueError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

@@ -51,7 +51,7 @@ class TokenGroup:
         """The group's columns of ``attention_mask`` (bool ``[batch, 1, queries, sequence]``) and its empty slots."""
         mask = None if self.valid is None else self.valid[:, :, None, :]
         if attention_mask is not None:
-            batch, scopes, tokens = self.positions.shape
+            batch, scopes, _ = self.positions.shape
             rows = attention_mask.expand(batch, -1, -1, -1)
             index = self.positions.long()[:, :, None, :].expand(-1, -1, rows.shape[2], -1)
             columns = rows.expand(-1, scopes, -1, -1).gather(-1, index)
@@ -100,7 +100,11 @@ def _first_tokens(stored: AffineCodes | Tensor, count: int) -> AffineCodes | Ten
     per_token = stored.step.shape[-2] != 1 or stored.codes.shape[-2] == 1
     shorten = (lambda x: x[..., :count, :].clone()) if per_token else (lambda x: x)
     return AffineCodes(
-        stored.codes[..., :count, :].clone(), shorten(stored.minimum), shorten(stored.step), stored.bits, stored.dim
+        stored.codes[..., :count, :].clone(),
+        shorten(stored.minimum),
+        shorten(stored.step),
+        stored.bits,
+        stored.dim,
     )
 
 

@@ -12,8 +12,6 @@ from tersor.kv.segments import Chosen, Segment, TokenGroup
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 
 ParamScope = Literal["token", "token_head"]
-#: 16 stores tokens in model precision, 0 evicts them.
-STORAGE_BITS = (0, 2, 4, 8, 16)
 
 
 class Storage(Protocol):
@@ -50,7 +48,9 @@ class MixedPrecisionStorage:
         if self.check_finite:
             for name, tensor in (("keys", keys), ("values", values)):
                 if not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{where}: {name} hold NaN or infinity; look for overflow in the model's precision")
+                    raise ValueError(
+                        f"{where}: {name} hold NaN or infinity; look for overflow in the model's precision"
+                    )
         kept = [
             (picked, bits)
             for picked, bits in zip(chosen, (self.high_bits, self.low_bits), strict=True)

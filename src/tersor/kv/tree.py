@@ -26,7 +26,7 @@ def map_tensors(node: T, function: Callable[[Tensor], Tensor]) -> T:
             return type(item)(**{field.name: walk(getattr(item, field.name)) for field in fields(item)})
         return item
 
-    return walk(node)  # type: ignore[no-any-return]
+    return walk(node)
 
 
 def iter_tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

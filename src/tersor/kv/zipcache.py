@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from tersor.kv.method import KVMethod, Recipe, check_engine_options
-from tersor.kv.selection import DecodeProbe, Normalization, SaliencySelection, Scope
-from tersor.kv.storage import STORAGE_BITS, MixedPrecisionStorage, ParamScope
-from tersor.lowbit.bytes import nominal_compression_ratio
+from tersor.kv.recipe import STORAGE_BITS, Recipe, check_engine_options, check_setting
+
+if TYPE_CHECKING:
+    from tersor.kv.method import KVMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class ZipCache(Recipe):
     low_bits: int = 2
     probe_recent_ratio: float = 0.05
     probe_random_ratio: float = 0.05
-    saliency_normalization: Normalization = "probe_nnz"
-    saliency_scope: Scope = "layer"
-    value_param_scope: ParamScope = "token"
-    decode_probe: DecodeProbe = "all"
+    saliency_normalization: Literal["probe_nnz", "full_nnz", "none"] = "probe_nnz"
+    saliency_scope: Literal["layer", "kv_head"] = "layer"
+    value_param_scope: Literal["token", "token_head"] = "token"
+    decode_probe: Literal["all", "paper", "last"] = "all"
     max_probe_tokens: int | None = None
     streaming_gap: int = 100
     recent_fp_tokens: int = 0
@@ -69,10 +69,10 @@ class ZipCache(Recipe):
     def __post_init__(self) -> None:
         check_engine_options(self)
         for name in ("saliency_ratio", "probe_recent_ratio", "probe_random_ratio"):
-            _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "a share between 0 and 1")
-        _check(self, "high_bits", self.high_bits in STORAGE_BITS[1:], f"one of {STORAGE_BITS[1:]}")
-        _check(self, "low_bits", self.low_bits in STORAGE_BITS, f"one of {STORAGE_BITS}; 0 evicts")
-        _check(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
+            check_setting(self, name, 0.0 <= getattr(self, name) <= 1.0, "a share between 0 and 1")
+        check_setting(self, "high_bits", self.high_bits in STORAGE_BITS[1:], f"one of {STORAGE_BITS[1:]}")
+        check_setting(self, "low_bits", self.low_bits in STORAGE_BITS, f"one of {STORAGE_BITS}; 0 evicts")
+        check_setting(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
         for name, allowed in (
             ("saliency_normalization", ("probe_nnz", "full_nnz", "none")),
             ("saliency_scope", ("layer", "kv_head")),
@@ -80,9 +80,14 @@ class ZipCache(Recipe):
             ("decode_probe", ("all", "paper", "last")),
             ("param_dtype", ("float16", "bfloat16", "float32")),
         ):
-            _check(self, name, getattr(self, name) in allowed, f"one of {allowed}")
-        _check(self, "channel_scale_power", 0.0 <= self.channel_scale_power <= 1.0, "between 0 and 1")
-        _check(self, "max_probe_tokens", self.max_probe_tokens is None or self.max_probe_tokens >= 1, "at least 1")
+            check_setting(self, name, getattr(self, name) in allowed, f"one of {allowed}")
+        check_setting(self, "channel_scale_power", 0.0 <= self.channel_scale_power <= 1.0, "between 0 and 1")
+        check_setting(
+            self,
+            "max_probe_tokens",
+            self.max_probe_tokens is None or self.max_probe_tokens >= 1,
+            "at least 1",
+        )
         if self.saliency_scope == "kv_head" and self.value_param_scope == "token":
             raise ValueError(
                 "saliency_scope='kv_head' needs value_param_scope='token_head': when every head picks its own tokens, "
@@ -90,6 +95,11 @@ class ZipCache(Recipe):
             )
 
     def method(self) -> KVMethod:
+        """Selection by normalized attention, mixed-precision storage."""
+        from tersor.kv.method import KVMethod
+        from tersor.kv.selection import SaliencySelection
+        from tersor.kv.storage import MixedPrecisionStorage
+
         selection = SaliencySelection(
             ratio=self.saliency_ratio,
             seed=self.seed,
@@ -124,10 +134,7 @@ class ZipCache(Recipe):
         Args:
             batch, tokens: of the prompt. width: KV heads times head dimension. The defaults are the paper's.
         """
+        from tersor.lowbit.bytes import nominal_compression_ratio
+
         bits = self.saliency_ratio * self.high_bits + (1 - self.saliency_ratio) * self.low_bits
         return nominal_compression_ratio("mixed", bits=bits, batch=batch, tokens=tokens, width=width)
-
-
-def _check(config: ZipCache, name: str, good: bool, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name}={getattr(config, name)!r} must be {allowed}")

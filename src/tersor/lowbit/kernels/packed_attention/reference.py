@@ -10,7 +10,7 @@ so both products are "small integer times float" and no dequantized key or value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +43,9 @@ def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) ->
     grouped = query.to(compute_dtype(query.dtype)).reshape(batch, kv_heads, -1, dim) * scaling
     state: _Running | None = None
     for part in parts:
-        tiles = _packed_tiles(grouped, part, queries) if isinstance(part, PackedPart) else _raw_tile(grouped, part, queries)
+        tiles = (
+            _packed_tiles(grouped, part, queries) if isinstance(part, PackedPart) else _raw_tile(grouped, part, queries)
+        )
         for scores, weigh in tiles:
             state = _merge(state, scores, weigh)
     assert state is not None  # a part holds at least one tile
@@ -55,9 +57,11 @@ def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) ->
 
 # Row maximum [b, k, r], sum of exponentials [b, k, r] and weighted output [b, k, r, value_dim].
 _Running = tuple[Tensor, Tensor, Tensor]
+# Weights [b, k, r, tokens] to the weighted sum of a tile's values [b, k, r, value_dim].
+_Weigh = Callable[[Tensor], Tensor]
 
 
-def _merge(state: _Running | None, scores: Tensor, weigh) -> _Running:  # type: ignore[no-untyped-def]
+def _merge(state: _Running | None, scores: Tensor, weigh: _Weigh) -> _Running:
     """The (max, sum, weighted output) recurrence: fold one tile of ``scores`` ``[b, k, r, tokens]`` in."""
     peak = scores.amax(-1)
     if state is not None:
@@ -73,7 +77,7 @@ def _merge(state: _Running | None, scores: Tensor, weigh) -> _Running:  # type: 
     return peak, total, output
 
 
-def _packed_tiles(query: Tensor, part: PackedPart, queries: int):  # type: ignore[no-untyped-def]
+def _packed_tiles(query: Tensor, part: PackedPart, queries: int) -> Iterator[tuple[Tensor, _Weigh]]:
     dtype = query.dtype
     keys, values = part.keys, part.values
     stepped = query * keys.step.to(dtype)
@@ -94,7 +98,7 @@ def _packed_tiles(query: Tensor, part: PackedPart, queries: int):  # type: ignor
         yield _masked(scores, part.mask, tile, queries), weigh
 
 
-def _raw_tile(query: Tensor, part: RawPart, queries: int):  # type: ignore[no-untyped-def]
+def _raw_tile(query: Tensor, part: RawPart, queries: int) -> Iterator[tuple[Tensor, _Weigh]]:
     keys, values = part.keys.to(query.dtype), part.values.to(query.dtype)
     scores = query @ keys.transpose(-1, -2)
     yield _masked(scores, part.mask, slice(None), queries), lambda weights: weights @ values

@@ -1,0 +1,32 @@
+"""Cheaper generative models, with the cost in quality printed next to every saving."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tersor import zoo
+    from tersor.kv.zipcache import ZipCache
+
+__version__ = "0.1.0"
+
+__all__ = ["ZipCache", "__version__", "zoo"]
+
+# Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
+_MEMBERS = {"ZipCache": "tersor.kv.zipcache"}
+_MODULES = {"zoo": "tersor.zoo"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name not in _MEMBERS:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_MEMBERS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

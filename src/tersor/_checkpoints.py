@@ -1,0 +1,142 @@
+"""Look at a checkpoint before anything heavy is imported or loaded, so that a bad one fails at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tersor import zoo
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+#: Endings of the classes that write text.
+GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def resolve(name: str) -> str:
+    """A zoo name becomes its folder; a folder or a hub name stays, once it has been looked at.
+
+    Raises:
+        ValueError: one line that says what is wrong with the checkpoint and what to do.
+    """
+    if name in zoo.names():
+        return str(zoo.path(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_folder(folder)
+        return str(folder)
+    if folder.exists():
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint, a hub name, or one of {zoo.names()}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"{name}: no such folder; give a checkpoint's folder, a hub name, or one of {zoo.names()}")
+    _check_hub(name)
+    return name
+
+
+def check_folder(folder: Path) -> None:
+    """Check configuration, tokenizer and the headers of the weights; raises `ValueError`."""
+    architectures = _configuration(folder).get("architectures") or []
+    if not any(str(each).endswith(GENERATIVE) for each in architectures):
+        raise ValueError(
+            f"{folder}: {' '.join(map(str, architectures)) or 'its config.json names no architecture, which'} does not "
+            f"generate text; tersor generate needs a class ending in one of {', '.join(GENERATIVE)}"
+        )
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save it into the folder as well")
+    for weights in _weight_files(folder):
+        _check_safetensors(weights)
+
+
+def is_multimodal(folder_or_name: str) -> bool:
+    """Whether a local checkpoint is of a class that also reads images, which another auto class loads."""
+    folder = Path(folder_or_name)
+    if not folder.is_dir():
+        return False
+    return any(str(each).endswith("ForConditionalGeneration") for each in _configuration(folder)["architectures"])
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: no config.json; is this the folder that save_pretrained wrote?")
+    try:
+        configuration = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(configuration, dict):
+        raise ValueError(f"{file} holds no JSON object; fetch the checkpoint again")
+    if configuration.get("is_encoder_decoder"):
+        raise ValueError(f"{folder} is an encoder-decoder model; tersor generate takes decoder-only models")
+    return configuration
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{folder}: no *.safetensors; convert the weights (pickled ones are not loaded)")
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{index} is not a weight index; fetch the checkpoint again") from None
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index} points outside its folder ({outside[0]}); do not use this checkpoint")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}")
+    return [folder / name for name in names]
+
+
+def _check_safetensors(file: Path) -> None:
+    """The header must be JSON and its offsets must end where the file ends."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if 8 + length <= size else b""
+    try:
+        entries = json.loads(header)
+        end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file} is not a safetensors file or is cut off; fetch the checkpoint again") from None
+    if 8 + length + end != size:
+        raise ValueError(f"{file} has {size:,} bytes but its header says {8 + length + end:,}; fetch it again")
+
+
+def _check_hub(name: str) -> None:
+    """Without network a hub name must be in the local cache; with it, loading tells."""
+    if not {os.environ.get("HF_HUB_OFFLINE"), os.environ.get("TRANSFORMERS_OFFLINE")} & {"1", "true", "TRUE", "on"}:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ValueError(
+            f"{name}: no such folder, not one of {zoo.names()}, and not in the local hub cache (hub access is off)"
+        )
+
+
+def load(location: str, device: str) -> tuple[Any, Any]:
+    """Model (eval mode) and tokenizer of a resolved checkpoint; ``device`` may be "auto".
+
+    Raises:
+        ValueError: one line that says why it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device {device!r} is no torch device; try 'auto', 'cpu' or 'cuda'") from None
+    auto = AutoModelForImageTextToText if is_multimodal(location) else AutoModelForCausalLM
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        # Half precision is slow on most CPUs, and float32 changes nothing that a half-precision file can hold.
+        dtype = torch.float32 if target.type == "cpu" else "auto"
+        model = auto.from_pretrained(location, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"cannot load {location}: {error}") from error
+    return model.to(target).eval(), tokenizer

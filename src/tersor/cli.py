@@ -1,0 +1,91 @@
+"""The command line: a typer app whose commands load what they need when they run.
+
+Exit codes: 0 success, 1 failure, 2 bad input. Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from tersor import __version__
+from tersor._lazy import MissingExtraError
+from tersor.bench.cli import bench, demo
+from tersor.kv.cli import generate
+
+app = typer.Typer(
+    name="tersor",
+    help="Cheaper generative models, with the cost in quality printed next to every saving.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(demo)
+app.add_typer(bench, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Cheaper generative models, with the cost in quality printed next to every saving."""
+
+
+@app.command()
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show machine, versions and kernels in use: what a bug report should contain."""
+    from tersor.bench.measure import machine, versions
+    from tersor.lowbit.kernels import KERNELS, backends
+
+    facts = {
+        "tersor": __version__,
+        "machine": machine(),
+        "versions": versions(),
+        "kernels": {operation: backends(operation)[0] for operation in KERNELS},
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        lines = [f"{key}: {entry}" for key, entry in value.items()] if isinstance(value, dict) else [str(value)]
+        typer.echo(f"{name}\n  " + "\n  ".join(lines))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; every expected error becomes one line."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return _fail(str(error), 2)
+    except MissingExtraError as error:
+        return _fail(str(error), 1)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _fail(f"{type(error).__name__}: {error}", 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"tersor: {' '.join(message.split())}", err=True)
+    return code

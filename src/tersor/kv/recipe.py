@@ -1,0 +1,61 @@
+"""What the paper recipes share: settings that can be checked, saved and read without loading torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from tersor.kv.cache import CompressedCache
+    from tersor.kv.method import KVMethod, Session
+
+#: 16 stores tokens in model precision, 0 evicts them.
+STORAGE_BITS = (0, 2, 4, 8, 16)
+
+
+class Recipe:
+    """Base of the recipes: frozen dataclasses of a paper's settings whose `method` makes the engine's choices."""
+
+    def method(self) -> KVMethod:
+        """The engine's four choices for these settings."""
+        raise NotImplementedError(f"{type(self).__name__} makes no choices; override `method`")
+
+    def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
+        """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
+        return self.method().cache(config, offloading=offloading)
+
+    def on(self, model: PreTrainedModel) -> Session:
+        """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
+        return self.method().on(model)
+
+    def to_json(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `to_json` back; unknown settings raise `ValueError`."""
+        settings = json.loads(text)
+        known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def check_setting(settings: Any, name: str, good: bool, allowed: str) -> None:
+    """Raise `ValueError` that names the setting, its value and what is allowed, unless ``good``."""
+    if not good:
+        raise ValueError(f"{name}={getattr(settings, name)!r} must be {allowed}")
+
+
+def check_engine_options(settings: Any) -> None:
+    """Validate the options that every method has; raises `ValueError`."""
+    for name, least in (("streaming_gap", 1), ("recent_fp_tokens", 0), ("min_tokens_to_compress", 1)):
+        value = getattr(settings, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        check_setting(settings, name, whole, f"a whole number of at least {least}")
+    indices = all(isinstance(index, int) and index >= 0 for index in settings.skip_layers)
+    check_setting(settings, "skip_layers", indices, "layer indices, counted from 0")

@@ -1,0 +1,191 @@
+"""The command line's contract: help, JSON, and bad input as one line with exit code 2."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from tersor import __version__, zoo
+from tersor.bench.records import Record, read_jsonl
+from tersor.cli import app, run
+
+GENERATE = ["generate", "--max-new-tokens", "8"]
+
+
+def commands(group=None, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command, found in the app itself, so that a new one cannot be left out."""
+    group = group or get_command(app)
+    found = []
+    for name, command in group.commands.items():
+        found += commands(command, (*prefix, name)) if hasattr(command, "commands") else [(*prefix, name)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_help_names_every_option(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert "Usage:" in text
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_unknown_options_exit_with_two(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--no-such-option"]) == 2
+    assert_one_line(capsys, "no-such-option")
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], *mentions: str) -> None:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("tersor: ")
+    for mention in mentions:
+        assert mention in lines[0]
+
+
+BAD = {
+    "bits": (["--high-bits", "3", "hello"], "high_bits=3"),
+    "ratio": (["--saliency-ratio", "1.5", "hello"], "saliency_ratio=1.5"),
+    "low above high": (["--high-bits", "2", "--low-bits", "4", "hello"], "low_bits=4"),
+    "cache": (["--cache", "magic", "hello"], "choose one of"),
+    "tokens": (["--max-new-tokens", "0", "hello"], "at least 1"),
+    "no number": (["--max-new-tokens", "many", "hello"], "many"),
+    "temperature": (["--temperature", "-1", "hello"], "negative"),
+    "missing model": (["--model", "/no/such/model", "hello"], "no such folder"),
+    "unknown model": (["--model", "nobody/nothing", "hello"], "hub access is off"),
+    "two prompts": (["--prompt-file", __file__, "hello"], "not both"),
+    "no prompt file": (["--prompt-file", "/no/such/file"], "no such file"),
+    "empty prompt": ([""], "prompt is empty"),
+    "too long": (["--max-new-tokens", "100000", "hello"], "positions"),
+    "device": (["--device", "abacus", "hello"], "no torch device"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_generate_refuses_bad_input(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, mention = BAD[name]
+    assert run(["generate", *arguments]) == 2
+    assert_one_line(capsys, mention)
+
+
+def test_generate_refuses_a_binary_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompt"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert run(["generate", "--prompt-file", str(file)]) == 2
+    assert_one_line(capsys, "UTF-8")
+
+
+def test_generate_streams_text_and_closes_with_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = zoo.book()[:300]
+    assert run([*GENERATE, prompt]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip()
+    assert "[zipcache] 307 tokens cached in" in captured.err
+    assert "x less than 16-bit" in captured.err
+
+
+def test_generate_takes_a_file_or_standard_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = zoo.book()[:200]
+    file = tmp_path / "prompt.txt"
+    file.write_text(prompt)
+    answers = []
+    for arguments in ([prompt], ["--prompt-file", str(file)], ["-"], []):
+        monkeypatch.setattr("sys.stdin", io.StringIO(prompt))
+        assert run([*GENERATE, "--json", *arguments]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0]["prompt_tokens"] == 200
+    assert len(answers[0]["text"]) == 8
+
+
+def test_generate_without_compression(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*GENERATE, "--json", "--cache", "none", "It was a dark and stormy night"]) == 0
+    dense = json.loads(capsys.readouterr().out)["cache"]
+    assert dense["method"] == "none"
+    assert dense["compression_ratio"] == 0.5  # float32 against 16 bits
+
+
+def test_generate_samples_with_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert run([*GENERATE, "--json", "--temperature", "1.0", "--seed", seed, "The old sea-dog "]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert run(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kernels"] == {"packed_attention": "reference"}
+    assert run(["env"]) == 0
+    assert "packed_attention: reference" in capsys.readouterr().out
+
+
+BENCH = ["bench", "kv", "--samples", "2", "--continuations", "2", "--task", "needle", "--context-bytes", "256"]
+PAIR = ["--contender", "ZipCache 4/2 r=0.6", "--contender", "uniform 2-bit"]
+
+
+def test_bench_kv_writes_records_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "kv.jsonl"
+    assert run([*BENCH, *PAIR, "--out", str(out), "--json"]) == 0
+    printed = [Record.from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == read_jsonl(out)
+    assert {record.item.split(":")[0] for record in printed} == {"full cache", "ZipCache 4/2 r=0.6", "uniform 2-bit"}
+    assert list(tmp_path.iterdir()) == [out]
+    assert run([*BENCH, *PAIR]) == 0
+    assert "ZipCache 4/2 r=0.6" in capsys.readouterr().out
+
+
+def test_bench_kv_resumes_and_refuses_another_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tersor.bench import kv
+
+    out = tmp_path / "kv.jsonl"
+    arguments = [*BENCH, "--task", "quote", *PAIR, "--out", str(out)]
+    real, calls = kv.score_recall, []
+
+    def dies_at_the_second_task(*args, **kwargs):
+        calls.append(args[2][0].task)
+        if len(calls) == 2:
+            raise RuntimeError("power cut")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(kv, "score_recall", dies_at_the_second_task)
+    assert run(arguments) == 1
+    assert "power cut" in capsys.readouterr().err
+    assert run([*arguments, "--seed", "9"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert run(arguments) == 0
+    assert calls == ["needle", "quote", "quote"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mention"),
+    [
+        (["--task", "chess"], "choose from"),
+        (["--contender", "magic"], "choose from"),
+        (["--mode", "blind"], "'aware' or 'agnostic'"),
+        (["--samples", "0"], "at least 1"),
+        (["--text", "/no/such/file"], "no such file"),
+        (["--context-bytes", "10"], "context_bytes"),
+    ],
+)
+def test_bench_kv_refuses_bad_input(arguments: list[str], mention: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "kv", *arguments]) == 2
+    assert mention in capsys.readouterr().err
+
+
+def test_demo_refuses_unknown_systems(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "--only", "perpetuum-mobile"]) == 2
+    assert_one_line(capsys, "zipcache")
