@@ -87,7 +87,7 @@ def test_generate_streams_text_and_closes_with_bytes(capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out.strip()
     assert "[zipcache] 307 tokens cached in" in captured.err
-    assert "x less than 16-bit" in captured.err
+    assert "times smaller than in 16 bits" in captured.err
 
 
 def test_generate_takes_a_file_or_standard_input(

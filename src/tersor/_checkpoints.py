@@ -123,8 +123,10 @@ def load(location: str, device: str) -> tuple[Any, Any]:
         ValueError: one line that says why it cannot be loaded.
     """
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+    transformers.utils.logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -87,7 +87,7 @@ def bench_kv(
         for name, scores in run_plan(plan, network, tokenizer.encode, prose, rivals, progress):
             results[name] = scores
             status.update(f"{name} done")
-    records = _bench_records(plan, results, "tersor " + " ".join(sys.argv[1:]))
+    records = _bench_records(plan, results, _command())
     if out is not None:
         write_jsonl(out, records)
         progress.unlink(missing_ok=True)  # type: ignore[union-attr]
@@ -96,6 +96,107 @@ def bench_kv(
             typer.echo(record.to_json())
     else:
         _print_bench(results)
+
+
+@bench.command("quantizers")
+def bench_quantizers(
+    bits: Annotated[int, typer.Option(help="Bits of every number: 2, 4 or 8.")] = 4,
+    passages: Annotated[int, typer.Option(help="Passages of the book to continue.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of passages and of the key bias.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+) -> None:
+    """Compare layouts of minima and steps under outlier channels, key shift and key bias, on tiny-lm."""
+    if bits not in (2, 4, 8):
+        raise ValueError(f"--bits {bits} must be 2, 4 or 8")
+    if passages < 1:
+        raise ValueError(f"--passages {passages} must be at least 1")
+    from tersor.bench.quantizers import score_layouts
+    from tersor.bench.records import write_jsonl
+
+    prose = _prose(None)
+    network, tokenizer = _checkpoints.load(_checkpoints.resolve("tiny-lm"), "cpu")
+    with _status() as status:
+        status.update(f"{passages} passages")
+        scores = score_layouts(network, tokenizer.encode, prose, n=passages, bits=bits, seed=seed)
+    records = _layout_records(scores, bits, seed, _command())
+    if out is not None:
+        write_jsonl(out, records)
+    if as_json:
+        for record in records:
+            typer.echo(record.to_json())
+    else:
+        _print_layouts(scores)
+
+
+@bench.command("saliency")
+def bench_saliency(
+    samples: Annotated[int, typer.Option(help="Samples of 16 questions.")] = 500,
+    contender: Annotated[list[str] | None, typer.Option(help="Compare this cache alone; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+) -> None:
+    """Compare saliency metrics on tiny-recall, where every fact is one token that is kept, rounded or gone."""
+    if samples < 1:
+        raise ValueError(f"--samples {samples} must be at least 1")
+    from tersor import zoo
+    from tersor.bench.contenders import pick
+    from tersor.bench.pairs import score_pairs
+    from tersor.bench.records import write_jsonl
+
+    rivals = pick(contender, group_size=16)
+    with _status() as status:
+        status.update(f"{samples} samples")
+        scores = score_pairs(zoo.load_model("tiny-recall"), rivals, n=samples, seed=seed)
+    records = _score_records(
+        "pair recall", scores, quantity="recall", unit="share", model="tiny-recall", seed=seed, command=_command()
+    )
+    if out is not None:
+        write_jsonl(out, records)
+    if as_json:
+        for record in records:
+            typer.echo(record.to_json())
+    else:
+        _print_bench({}, {"pair recall": scores})
+
+
+def _command() -> str:
+    return "tersor " + " ".join(sys.argv[1:])
+
+
+def _layout_records(scores: dict[str, dict[str, Scores]], bits: int, seed: int, command: str) -> list[Record]:
+    """Loss added by each layout under each stress."""
+    from tersor.bench.measure import machine, versions
+    from tersor.bench.records import Record
+
+    records = []
+    for stress, by_layout in scores.items():
+        for layout, each in by_layout.items():
+            if layout == "exact":
+                continue
+            added = each.against(by_layout["exact"])
+            records.append(
+                Record(
+                    system="kv", item=f"{layout}, {bits}-bit: {stress}", quantity="loss against the exact cache",
+                    unit="nats per byte", claim=None, claim_source=None, measured=added.value, low=added.low,
+                    high=added.high, interval=added.interval, baseline=0.0, peer=None, peer_name=None,
+                    n=len(each.values), seed=seed, model="tiny-lm", shapes="trained", versions=versions(),
+                    machine=machine(), command=command, verdict=None,
+                )
+            )  # fmt: skip
+    return records
+
+
+def _print_layouts(scores: dict[str, dict[str, Scores]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layout", *scores, box=box.SIMPLE_HEAD, title="continuation loss, nats per byte")
+    for layout in next(iter(scores.values())):
+        table.add_row(layout, *(f"{by_layout[layout].mean().value:.4f}" for by_layout in scores.values()))
+    Console().print(table)
 
 
 def _plan(
@@ -135,58 +236,71 @@ def _prose(file: Path | None) -> str:
 
 
 def _bench_records(plan: Plan, results: dict[str, dict[str, Scores]], command: str) -> list[Record]:
-    """One record a contender and task, and one over all recall tasks."""
-    from tersor.bench.contenders import FULL
+    """Two records a contender and task, quality and compression; planted facts together come first."""
     from tersor.bench.kv import pooled
-    from tersor.bench.measure import machine, versions
-    from tersor.bench.records import Record
 
-    common: dict[str, Any] = {
-        "claim": None, "claim_source": None, "peer": None, "peer_name": None, "seed": plan.seed, "model": plan.model,
-        "shapes": "trained", "versions": versions(), "machine": machine(), "command": command, "verdict": None,
-    }  # fmt: skip
     recall = pooled(results)
     records = []
-    for task, scores in {"all recall tasks": recall, **results}.items():
+    for task, scores in (({"planted facts": recall} if recall else {}) | results).items():
         quantity, unit = ("loss", "nats per byte") if task == "continuation" else (f"recall, {plan.mode}", "share")
-        for name, each in scores.items():
-            mean = each.mean()
-            shared = {"system": "kv", "n": len(each.values), **common}
-            records.append(
-                Record(
-                    item=f"{name}: {task}", quantity=quantity, unit=unit, measured=mean.value, low=mean.low,
-                    high=mean.high, interval=mean.interval, baseline=scores[FULL].mean().value, **shared,
-                )
-            )  # fmt: skip
-            records.append(
-                Record(
-                    item=f"{name}: {task}", quantity="compression of a 16-bit cache", unit="x", measured=each.ratio,
-                    low=None, high=None, interval=None, baseline=1.0, **shared,
-                )
-            )  # fmt: skip
+        records += _score_records(
+            task, scores, quantity=quantity, unit=unit, model=plan.model, seed=plan.seed, command=command
+        )
     return records
 
 
-def _print_bench(results: dict[str, dict[str, Scores]]) -> None:
+def _score_records(
+    task: str, scores: dict[str, Scores], *, quantity: str, unit: str, model: str, seed: int, command: str
+) -> list[Record]:
+    from tersor.bench.contenders import FULL
+    from tersor.bench.measure import machine, versions
+    from tersor.bench.records import Record
+
+    records = []
+    for name, each in scores.items():
+        mean = each.mean()
+        shared: dict[str, Any] = {
+            "system": "kv", "item": f"{name}: {task}", "claim": None, "claim_source": None, "peer": None,
+            "peer_name": None, "n": len(each.values), "seed": seed, "model": model, "shapes": "trained",
+            "versions": versions(), "machine": machine(), "command": command, "verdict": None,
+        }  # fmt: skip
+        records.append(
+            Record(
+                quantity=quantity, unit=unit, measured=mean.value, low=mean.low, high=mean.high,
+                interval=mean.interval, baseline=scores[FULL].mean().value, **shared,
+            )
+        )  # fmt: skip
+        records.append(
+            Record(
+                quantity="compression of a 16-bit cache", unit="x", measured=each.ratio, low=None, high=None,
+                interval=None, baseline=1.0, **shared,
+            )
+        )  # fmt: skip
+    return records
+
+
+def _print_bench(results: dict[str, dict[str, Scores]], overall: dict[str, dict[str, Scores]] | None = None) -> None:
+    """One row a cache: compression, planted facts (or ``overall``) with interval, tasks, continuation loss."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from tersor.bench.kv import pooled
 
+    if overall is None:
+        overall = {"planted facts": pooled(results)} if pooled(results) else {}
     recall = {task: scores for task, scores in results.items() if task != "continuation"}
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in (
-        "cache",
-        "x smaller",
-        "recall % [95%]",
-        *recall,
-        *(["loss, nats"] if "continuation" in results else []),
-    ):
-        table.add_column(title, justify="left" if title == "cache" else "right")
-    for name, total in pooled(results).items():
-        mean = total.mean()
-        cells = [name, f"{total.ratio:.2f}", f"{100 * mean.value:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"]
+    table = Table("cache", box=box.SIMPLE_HEAD)
+    for title in ("x smaller", *(f"{name}, % [95%]" for name in overall), *recall):
+        table.add_column(title, justify="right")
+    if "continuation" in results:
+        table.add_column("loss, nats", justify="right")
+    first = next(iter((overall | results).values()))
+    for name, each in first.items():
+        cells = [name, f"{each.ratio:.2f}"]
+        for scores in overall.values():
+            mean = scores[name].mean()
+            cells.append(f"{100 * mean.value:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]")
         cells += [f"{100 * scores[name].mean().value:.1f}" for scores in recall.values()]
         if "continuation" in results:
             cells.append(f"{results['continuation'][name].mean().value:.4f}")

@@ -30,7 +30,7 @@ from tersor.bench.contenders import (
     token_ids,
 )
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
-from tersor.bench.tasks import RecallSample, recall_samples
+from tersor.bench.tasks import PLANTED, RecallSample, recall_samples
 from tersor.kv.layer import CompressedLayer
 from tersor.kv.method import KVMethod
 from tersor.kv.selection import RecentSelection
@@ -260,11 +260,9 @@ def _write_progress(file: Path | None, plan: Plan, done: dict[str, dict[str, Sco
 
 
 def pooled(results: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
-    """Scores of every contender over all recall tasks together."""
+    """Scores of every contender over all planted tasks together."""
     total: dict[str, Scores] = {}
-    for task, scores in results.items():
-        if task == "continuation":
-            continue
-        for name, each in scores.items():
+    for task in PLANTED:
+        for name, each in results.get(task, {}).items():
             total.setdefault(name, Scores()).add(each.values, each.cache_bytes, each.dense_bytes)
     return total

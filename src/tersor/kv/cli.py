@@ -123,7 +123,7 @@ def _write(
     else:
         typer.echo(
             f"[{summary['method']}] {summary['tokens']:,} tokens cached in {summary['cache_bytes']:,} bytes, "
-            f"{summary['compression_ratio']:.2f}x less than 16-bit ({summary['fp16_bytes']:,} bytes)",
+            f"{summary['compression_ratio']:.2f} times smaller than in 16 bits ({summary['fp16_bytes']:,} bytes)",
             err=True,
         )
 

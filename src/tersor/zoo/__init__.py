@@ -33,17 +33,27 @@ def card(name: str) -> str:
     return (path(name) / "CARD.md").read_text(encoding="utf-8")
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32, eval mode) and tokenizer, from the installed files alone."""
+def load_model(name: str) -> PreTrainedModel:
+    """The model (float32, eval mode) from the installed files alone; some models have no tokenizer."""
     folder = path(name)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    return model.eval(), tokenizer
+    return model.eval()
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32, eval mode) and tokenizer; raises `ValueError` for a model without a tokenizer."""
+    if not (path(name) / "tokenizer.json").is_file():
+        raise ValueError(f"{name} has no tokenizer; use zoo.load_model({name!r})")
+    from transformers import AutoTokenizer
+
+    return load_model(name), AutoTokenizer.from_pretrained(path(name), local_files_only=True)
 
 
 def book() -> str:

@@ -1,0 +1,142 @@
+"""Make the tables and pictures of the docs from committed records: no figure in them is typed by hand.
+
+    python benchmarks/tables.py
+
+reads ``benchmarks/results/*.jsonl`` (each written by the command that its records name) and writes
+``docs/tables/*.md`` and ``docs/assets/*.svg``. A test compares the result with what is committed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor import _atomic
+from tersor.bench.plots import Point, plot_quality_vs_bytes
+from tersor.bench.records import Record, read_jsonl
+from tersor.bench.scoreboard import to_svg
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = ("line_retrieval", "needle", "multikey_needle", "variable_tracking", "quote")
+OVERALL = "planted facts"
+
+
+def parts(record: Record) -> tuple[str, str]:
+    """Contender and task of a `tersor bench kv` record."""
+    name, _, task = record.item.rpartition(": ")
+    return name, task
+
+
+def recall_table(records: list[Record]) -> str:
+    """Markdown: one row a cache, with compression, recall overall and by task, and continuation loss."""
+    by_key = {(*parts(record), record.unit): record for record in records}
+    names = list(dict.fromkeys(parts(record)[0] for record in records))
+    lines = [
+        "| cache | times smaller | planted facts, % [95 %] | "
+        + " | ".join(t.replace("_", " ") for t in TASKS)
+        + " | loss, nats |",
+        "|---|---:|---:|" + "---:|" * (len(TASKS) + 1),
+    ]
+    for name in names:
+        total, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
+        cells = [name, f"{ratio.measured:.2f}", interval(total)]
+        cells += [percent(by_key[name, task, "share"].measured) for task in TASKS]
+        loss = by_key.get((name, "continuation", "nats per byte"))
+        cells.append("" if loss is None else f"{loss.measured:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + provenance(records)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    assert value is not None  # recall is always measured
+    return f"{100 * value:.1f}"
+
+
+def interval(record: Record) -> str:
+    """Share and interval in percent."""
+    return f"{percent(record.measured)} [{percent(record.low)}, {percent(record.high)}]"
+
+
+def provenance(records: list[Record]) -> str:
+    """What was run, on what, with how many samples."""
+    first = records[0]
+    count = (
+        max(record.n or 0 for record in records if parts(record)[1] == OVERALL) if first.unit == "share" else first.n
+    )
+    return (
+        f"`{first.command}`: {count:,} samples, model {first.model} ({first.shapes} weights), seed {first.seed}; "
+        f"{first.machine['cpu']}, torch {first.versions['torch']}, transformers {first.versions['transformers']}.\n"
+    )
+
+
+def saliency_table(records: list[Record]) -> str:
+    """Markdown: accuracy of pair recall by cache."""
+    by_key = {(*parts(record), record.unit): record for record in records}
+    lines = ["| cache | times smaller | recall, % [95 %] |", "|---|---:|---:|"]
+    for name in dict.fromkeys(parts(record)[0] for record in records):
+        recall, ratio = by_key[name, "pair recall", "share"], by_key[name, "pair recall", "x"]
+        lines.append(f"| {name} | {ratio.measured:.2f} | {interval(recall)} |")
+    return "\n".join(lines) + "\n\n" + provenance(records)
+
+
+def layout_table(records: list[Record]) -> str:
+    """Markdown: loss that each layout adds, by bits and stress."""
+    rows: dict[str, dict[str, Record]] = {}
+    for record in records:
+        layout, stress = parts(record)
+        rows.setdefault(layout, {})[stress] = record
+    stresses = list(next(iter(rows.values())))
+    lines = ["| layout | " + " | ".join(stresses) + " |", "|---|" + "---:|" * len(stresses)]
+    for layout, cells in rows.items():
+        lines.append(f"| {layout} | " + " | ".join(f"{cells[stress].measured:+.4f}" for stress in stresses) + " |")
+    return "\n".join(lines) + "\n\nLoss added to the exact cache, nats per byte. " + provenance(records)
+
+
+def recall_plot(records: list[Record], families: dict[str, str]) -> str:
+    """SVG: recall against compression."""
+    by_key = {(*parts(record), record.unit): record for record in records}
+    points, full = [], None
+    for name, family in families.items():
+        total, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
+        assert total.measured is not None and total.low is not None and total.high is not None
+        assert ratio.measured is not None
+        full = 100 * total.measured if family == "full" else full
+        points.append(Point(name, ratio.measured, 100 * total.measured, 100 * total.low, 100 * total.high, family))
+    return plot_quality_vs_bytes(
+        points,
+        x_label="compression of a 16-bit cache",
+        y_label="questions answered exactly, %",
+        description="Recall of facts planted in book text against compression of the KV cache, by method",
+        baseline=full,
+    )
+
+
+def build() -> dict[Path, str]:
+    """Every generated file of the docs with its text."""
+    from tersor.bench.contenders import contenders
+
+    aware, agnostic = (read_jsonl(RESULTS / f"kv_{mode}.jsonl") for mode in ("aware", "agnostic"))
+    layouts = [record for bits in (4, 2) for record in read_jsonl(RESULTS / f"quantizers_{bits}bit.jsonl")]
+    shown = {each.name: each.family for each in contenders() if not each.name.startswith("4/0")}
+    tables = (
+        "The question is part of the compressed context (query-aware):\n\n"
+        + recall_table(aware)
+        + "\nThe question comes after compression (query-agnostic):\n\n"
+        + recall_table(agnostic)
+        + "\n![Recall against compression](assets/zipcache_recall.svg)\n"
+    )
+    return {
+        ROOT / "docs/tables/zipcache.md": tables,
+        ROOT / "docs/tables/saliency.md": saliency_table(read_jsonl(RESULTS / "saliency.jsonl")),
+        ROOT / "docs/tables/quantizers.md": layout_table(layouts),
+        ROOT / "docs/assets/zipcache_recall.svg": recall_plot(aware, shown),
+        ROOT / "docs/assets/scoreboard.svg": to_svg(read_jsonl(RESULTS / "demo.jsonl")),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in build().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _atomic.write_text(path, text)
+        print(path.relative_to(ROOT))

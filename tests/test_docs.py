@@ -1,0 +1,49 @@
+"""Code in README and docs runs; tables and pictures are those that the committed records give."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tersor import zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def namespace() -> dict[str, object]:
+    """What a reader has before the first line: a model with its inputs."""
+    model, tokenizer = zoo.load("tiny-lm")
+    inputs = tokenizer(zoo.book()[:400], return_tensors="pt")
+    return {"model": model, "tokenizer": tokenizer, "inputs": inputs}
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if BLOCK.search(p.read_text(encoding="utf-8"))], ids=lambda p: p.name
+)
+def test_python_blocks_run(page: Path, namespace: dict[str, object]) -> None:
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_generated_files_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for path, text in tables.build().items():
+        assert path.read_text(encoding="utf-8") == text, f"run benchmarks/tables.py: {path} is out of date"
+
+
+def test_nothing_points_at_missing_files() -> None:
+    link = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+    for page in PAGES:
+        for target in link.findall(page.read_text(encoding="utf-8")):
+            base = ROOT / "docs" if page.parent.name == "tables" else page.parent
+            assert (base / target).exists(), f"{page}: {target}"
