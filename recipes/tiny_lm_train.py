@@ -29,7 +29,8 @@ class Phase:
     """`steps` optimizer steps on `size` sequences of `length` bytes, `rows` at a time per worker.
 
     `dense` in [0, 1] moves the data from prose towards dense recall. `noise` is the largest noise on keys and values,
-    in standard deviations of a channel; each row draws its own share of it.
+    in standard deviations of a channel; each row draws its own share of it. ``rate`` replaces the plan's multiplier of
+    the learning rate, for phases after its decay.
     """
 
     length: int
@@ -38,6 +39,7 @@ class Phase:
     steps: int
     dense: float
     noise: float = 0.0
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,13 @@ class Plan:
         return self.phases[-1]
 
     def rate(self, step: int) -> float:
-        """Multiplier of the learning rates: warm-up, constant, linear decay to 2 %."""
+        """Multiplier of the learning rate: warm-up, constant, linear decay to 2 %; or the phase's own."""
+        own = self.phase_at(step).rate
+        if own is not None:
+            return own
+        steps = sum(phase.steps for phase in self.phases if phase.rate is None)
         up = min(1.0, (step + 1) / self.warmup)
-        down = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+        down = min(1.0, (steps - step) / max(1.0, self.decay * steps))
         return up * max(0.02, down)
 
 
