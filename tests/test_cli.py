@@ -55,7 +55,7 @@ BAD = {
     "low above high": (["--high-bits", "2", "--low-bits", "4", "hello"], "low_bits=4"),
     "cache": (["--cache", "magic", "hello"], "choose one of"),
     "tokens": (["--max-new-tokens", "0", "hello"], "at least 1"),
-    "no number": (["--max-new-tokens", "many", "hello"], "many"),
+    "no number": (["--max-new-tokens", "many", "hello"], "--max-new-tokens"),
     "temperature": (["--temperature", "-1", "hello"], "negative"),
     "missing model": (["--model", "/no/such/model", "hello"], "no such folder"),
     "unknown model": (["--model", "nobody/nothing", "hello"], "hub access is off"),

@@ -9,13 +9,15 @@ import json
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from tersor import __version__
 from tersor._lazy import MissingExtraError
 from tersor.bench.cli import bench, demo
 from tersor.kv.cli import generate
+
+#: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="tersor",
@@ -73,15 +75,15 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; every expected error becomes one line."""
     try:
         result = app(arguments, standalone_mode=False)
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
+    except UsageError as error:
+        return _fail(error.format_message(), 2)  # type: ignore[attr-defined]
     except (ValueError, TypeError, NotImplementedError) as error:
         return _fail(str(error), 2)
     except MissingExtraError as error:
         return _fail(str(error), 1)
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail(f"{type(error).__name__}: {error}", 1)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     return result if isinstance(result, int) else 0
 

@@ -129,6 +129,8 @@ class SaliencySelection(RatioSelection):
         return self.scope == "kv_head"
 
     def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        if not 0.0 < self.ratio < 1.0:
+            return super().probe_rows(length, layer=layer, segment=segment)  # one group needs no ranking
         recent = length - int((1.0 - self.probe_recent_ratio) * length)
         random = int(self.probe_random_ratio * length)
         if self.max_probe_tokens is not None and recent + random > self.max_probe_tokens:
@@ -137,6 +139,8 @@ class SaliencySelection(RatioSelection):
         return probe_positions(length, recent, random, seeded_generator(self.seed, layer, segment, length))
 
     def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        if not 0.0 < self.ratio < 1.0:
+            return False
         if self.decode_probe == "all":
             return True
         if self.decode_probe == "last":
