@@ -14,10 +14,10 @@ from tersor import _atomic
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record, read_jsonl
 from tersor.bench.scoreboard import to_svg
+from tersor.bench.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TASKS = ("line_retrieval", "needle", "multikey_needle", "variable_tracking", "quote")
 OVERALL = "planted facts"
 
 
@@ -31,18 +31,17 @@ def recall_table(records: list[Record]) -> str:
     """Markdown: one row a cache, with compression, recall overall and by task, and continuation loss."""
     by_key = {(*parts(record), record.unit): record for record in records}
     names = list(dict.fromkeys(parts(record)[0] for record in records))
-    lines = [
-        "| cache | times smaller | planted facts, % [95 %] | "
-        + " | ".join(t.replace("_", " ") for t in TASKS)
-        + " | loss, nats |",
-        "|---|---:|---:|" + "---:|" * (len(TASKS) + 1),
-    ]
+    tasks = [task for task in TASKS if (names[0], task, "share") in by_key]
+    has_loss = (names[0], "continuation", "nats per byte") in by_key
+    titles = ["cache", "times smaller", "planted facts, % [95 %]", *(task.replace("_", " ") for task in tasks)]
+    titles += ["continuation, nats"] if has_loss else []
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     for name in names:
         total, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
         cells = [name, f"{ratio.measured:.2f}", interval(total)]
-        cells += [percent(by_key[name, task, "share"].measured) for task in TASKS]
-        loss = by_key.get((name, "continuation", "nats per byte"))
-        cells.append("" if loss is None else f"{loss.measured:.4f}")
+        cells += [percent(by_key[name, task, "share"].measured) for task in tasks]
+        if has_loss:
+            cells.append(f"{by_key[name, 'continuation', 'nats per byte'].measured:.4f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n" + provenance(records)
 
@@ -116,21 +115,16 @@ def build() -> dict[Path, str]:
     """Every generated file of the docs with its text."""
     from tersor.bench.contenders import contenders
 
-    aware, agnostic = (read_jsonl(RESULTS / f"kv_{mode}.jsonl") for mode in ("aware", "agnostic"))
+    recall = read_jsonl(RESULTS / "kv_agnostic.jsonl")
     layouts = [record for bits in (4, 2) for record in read_jsonl(RESULTS / f"quantizers_{bits}bit.jsonl")]
-    shown = {each.name: each.family for each in contenders() if not each.name.startswith("4/0")}
-    tables = (
-        "The question is part of the compressed context (query-aware):\n\n"
-        + recall_table(aware)
-        + "\nThe question comes after compression (query-agnostic):\n\n"
-        + recall_table(agnostic)
-        + "\n![Recall against compression](assets/zipcache_recall.svg)\n"
-    )
+    measured = {parts(record)[0] for record in recall}
+    shown = {each.name: each.family for each in contenders() if each.name in measured}
+    tables = recall_table(recall) + "\n![Recall against compression](assets/zipcache_recall.svg)\n"
     return {
         ROOT / "docs/tables/zipcache.md": tables,
         ROOT / "docs/tables/saliency.md": saliency_table(read_jsonl(RESULTS / "saliency.jsonl")),
         ROOT / "docs/tables/quantizers.md": layout_table(layouts),
-        ROOT / "docs/assets/zipcache_recall.svg": recall_plot(aware, shown),
+        ROOT / "docs/assets/zipcache_recall.svg": recall_plot(recall, shown),
         ROOT / "docs/assets/scoreboard.svg": to_svg(read_jsonl(RESULTS / "demo.jsonl")),
     }
 

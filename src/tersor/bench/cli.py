@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +62,7 @@ def bench_kv(
     continuations: Annotated[int, typer.Option(help="Passages to continue; 0 leaves that part out.")] = 64,
     task: Annotated[list[str] | None, typer.Option(help="Run this recall task alone; may be repeated.")] = None,
     contender: Annotated[list[str] | None, typer.Option(help="Compare this cache alone; may be repeated.")] = None,
-    mode: Annotated[str, typer.Option(help="'aware' compresses the question too, 'agnostic' does not.")] = "aware",
+    mode: Annotated[str, typer.Option(help="'aware' compresses the question too, 'agnostic' does not.")] = "agnostic",
     text: Annotated[
         Path | None, typer.Option(help="Text to ask about; the embedded held-out book if left out.")
     ] = None,
@@ -162,7 +163,7 @@ def bench_saliency(
 
 
 def _command() -> str:
-    return "tersor " + " ".join(sys.argv[1:])
+    return "tersor " + shlex.join(sys.argv[1:])
 
 
 def _layout_records(scores: dict[str, dict[str, Scores]], bits: int, seed: int, command: str) -> list[Record]:

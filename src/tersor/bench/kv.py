@@ -147,7 +147,7 @@ def score_recall(
     samples: Sequence[RecallSample],
     rivals: Sequence[Contender],
     *,
-    mode: Mode = "aware",
+    mode: Mode = "agnostic",
 ) -> dict[str, Scores]:
     """Recall of every contender on ``samples`` of one task.
 
