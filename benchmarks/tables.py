@@ -60,11 +60,8 @@ def interval(record: Record) -> str:
 def provenance(records: list[Record]) -> str:
     """What was run, on what, with how many samples."""
     first = records[0]
-    count = (
-        max(record.n or 0 for record in records if parts(record)[1] == OVERALL) if first.unit == "share" else first.n
-    )
     return (
-        f"`{first.command}`: {count:,} samples, model {first.model} ({first.shapes} weights), seed {first.seed}; "
+        f"`{first.command}`: {first.n:,} samples, model {first.model} ({first.shapes} weights), seed {first.seed}; "
         f"{first.machine['cpu']}, torch {first.versions['torch']}, transformers {first.versions['transformers']}.\n"
     )
 
