@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,6 @@ def demo(
 ) -> None:
     """Run every system on the embedded models, print the scoreboard and write the HTML report."""
     from tersor.bench.demos import DEMOS, get_demo
-    from tersor.bench.records import write_jsonl
     from tersor.bench.report import write_report
     from tersor.bench.scoreboard import print_scoreboard
 
@@ -45,14 +45,13 @@ def demo(
             records += result.records
             sections.append(result.section)
     out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "records.jsonl", records)
     write_report(out / "index.html", records, sections)
-    if as_json:
-        for record in records:
-            typer.echo(record.to_json())
-    else:
+
+    def print_table() -> None:
         print_scoreboard(records)
         typer.echo(f"report: {out / 'index.html'}")
+
+    _give(records, out / "records.jsonl", as_json, print_table)
 
 
 @bench.command("kv")
@@ -77,7 +76,6 @@ def bench_kv(
     location = _checkpoints.resolve(model)
     from tersor.bench.contenders import pick
     from tersor.bench.kv import run_plan
-    from tersor.bench.records import write_jsonl
 
     rivals = pick(contender)
     network, tokenizer = _checkpoints.load(location, "cpu")
@@ -89,14 +87,9 @@ def bench_kv(
             results[name] = scores
             status.update(f"{name} done")
     records = _bench_records(plan, results, _command())
-    if out is not None:
-        write_jsonl(out, records)
-        progress.unlink(missing_ok=True)  # type: ignore[union-attr]
-    if as_json:
-        for record in records:
-            typer.echo(record.to_json())
-    else:
-        _print_bench(results)
+    _give(records, out, as_json, lambda: _print_bench(results))
+    if progress is not None:
+        progress.unlink(missing_ok=True)
 
 
 @bench.command("quantizers")
@@ -113,7 +106,6 @@ def bench_quantizers(
     if passages < 1:
         raise ValueError(f"--passages {passages} must be at least 1")
     from tersor.bench.quantizers import score_layouts
-    from tersor.bench.records import write_jsonl
 
     prose = _prose(None)
     network, tokenizer = _checkpoints.load(_checkpoints.resolve("tiny-lm"), "cpu")
@@ -121,13 +113,7 @@ def bench_quantizers(
         status.update(f"{passages} passages")
         scores = score_layouts(network, tokenizer.encode, prose, n=passages, bits=bits, seed=seed)
     records = _layout_records(scores, bits, seed, _command())
-    if out is not None:
-        write_jsonl(out, records)
-    if as_json:
-        for record in records:
-            typer.echo(record.to_json())
-    else:
-        _print_layouts(scores)
+    _give(records, out, as_json, lambda: _print_layouts(scores))
 
 
 @bench.command("saliency")
@@ -144,7 +130,6 @@ def bench_saliency(
     from tersor import zoo
     from tersor.bench.contenders import pick
     from tersor.bench.pairs import score_pairs
-    from tersor.bench.records import write_jsonl
 
     rivals = pick(contender, group_size=16)
     with _status() as status:
@@ -153,13 +138,20 @@ def bench_saliency(
     records = _score_records(
         "pair recall", scores, quantity="recall", unit="share", model="tiny-recall", seed=seed, command=_command()
     )
+    _give(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
+
+
+def _give(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
+    """Write the records to ``out`` if there is one, then print them as JSON lines or as their table."""
+    from tersor.bench.records import write_jsonl
+
     if out is not None:
         write_jsonl(out, records)
     if as_json:
         for record in records:
             typer.echo(record.to_json())
     else:
-        _print_bench({}, {"pair recall": scores})
+        print_table()
 
 
 def _command() -> str:
