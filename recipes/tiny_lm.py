@@ -21,10 +21,10 @@ from tiny_lm_train import Phase, Plan, Trainer
 PLAN = Plan(
     phases=(
         Phase(length=200, size=16, rows=4, steps=500, dense=0.8),
-        Phase(length=520, size=8, rows=2, steps=700, dense=0.6),
-        Phase(length=1056, size=6, rows=1, steps=550, dense=0.4),
-        Phase(length=1056, size=6, rows=1, steps=450, dense=0.4, noise=0.6),
-        Phase(length=1056, size=6, rows=1, steps=100, dense=0.4, noise=1.0, rate=0.2),
+        Phase(length=520, size=8, rows=2, steps=550, dense=0.6),
+        Phase(length=1056, size=6, rows=1, steps=200, dense=0.4, noise=0.3),
+        Phase(length=1056, size=6, rows=1, steps=500, dense=0.4, noise=0.6),
+        Phase(length=1056, size=6, rows=1, steps=150, dense=0.4, noise=1.0, rate=0.2),
     )
 )
 SMOKE = Plan(

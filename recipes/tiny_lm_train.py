@@ -18,9 +18,12 @@ from tiny_lm_data import Books, batch
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 BYTES = 256
 EOS, PAD = 256, 257
+WATCH = 0.1  # weight of `watch_loss`
+RARE_BYTES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ[]{}="
 SAVE_EVERY_S = 120.0
 
 
@@ -110,15 +113,17 @@ def new_model(seed: int, *, hidden: int = 128, layers: int = 8) -> LlamaForCausa
 
 @torch.no_grad()
 def structured_start(
-    model: LlamaForCausalLM, *, sharpness: float = 20.0, match: float = 2.0, copy: float = 30.0
+    model: LlamaForCausalLM, *, sharpness: float = 20.0, match: float = 2.0, copy: float = 30.0, watch: float = 1.0
 ) -> None:
     """Start with a working induction circuit; training on an hour of CPU does not find it from a random start.
 
     The residual stream is cut into four blocks of 32. Embeddings hold a random code of the byte in block 0 (its
-    dimension 0 is a shared constant). Layer 0: head h attends to the byte h + 1 places back, by one RoPE phase made
-    from the constant, and writes its code to block h + 1. Layer 1: queries project blocks 0-2 and keys blocks 1-3 with
-    the same random maps onto the slow RoPE frequencies, so that a place matches where the same three bytes stood just
-    before, and the heads copy the code found there to block 0, which the tied output reads.
+    dimension 0 is a shared constant, its dimension 1 tells digits, capitals and brackets from the rest). Layer 0: head
+    h attends to the byte h + 1 places back, by one RoPE phase made from the constant, and writes its code to block
+    h + 1. Layer 1: queries project blocks 0-2 and keys blocks 1-3 with the same random maps onto the slow RoPE
+    frequencies, so that a place matches where the same three bytes stood just before, and the heads copy the code found
+    there to block 0, which the tied output reads. The last head of layer 1 looks, from everywhere, at runs of rare
+    bytes (`watch_loss` keeps it there).
     """
     config, block = model.config, 32
     size, heads, kv_heads, std = (
@@ -126,6 +131,7 @@ def structured_start(
     )  # fmt: skip
     half, group, eye = size // 2, heads // kv_heads, torch.eye(block)
     eye[0, 0] = 0.0  # the constant is not part of the code
+    rare = torch.tensor([chr(b) in RARE_BYTES for b in range(BYTES)] + [False] * (config.vocab_size - BYTES))
 
     # Equal norms: the phase score grows with the norm of the key, and must not prefer some bytes.
     embedding = model.get_input_embeddings().weight
@@ -133,6 +139,7 @@ def structured_start(
         codes = embedding[:, part]
         embedding[:, part] = codes / codes.norm(dim=1, keepdim=True).clamp_min(1e-9) * scale * codes.shape[1] ** 0.5
     embedding[:, 0] = 3 * std
+    embedding[:, 1] = torch.where(rare, 2 * std, -2 * std)
     rms = embedding[0].pow(2).mean().sqrt()
 
     first, second = (layer.self_attn for layer in model.model.layers[:2])
@@ -158,13 +165,54 @@ def structured_start(
     slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, size)])
     for j in range(3):
         maps = match * torch.randn(kv_heads, len(slow), block) / block**0.5
-        maps[..., 0] = 0.0
-        for h in range(heads):
+        maps[..., :2] = 0.0
+        for h in range(heads - 1):
             second.q_proj.weight[h * size + slow, block * j : block * (j + 1)] = maps[h // group]
         for g in range(kv_heads):
             second.k_proj.weight[g * size + slow, block * (j + 1) : block * (j + 2)] = maps[g]
-    for h in range(heads):
-        second.o_proj.weight[:block, h * size : (h + 1) * size] = eye * std * copy / heads
+    for h in range(heads - 1):
+        second.o_proj.weight[:block, h * size : (h + 1) * size] = eye * std * copy / (heads - 1)
+
+    # One slow dimension of the last head: its query is constant, its key counts rare bytes among the last four.
+    second.q_proj.weight[heads * size - half - 1] = 0.0
+    second.q_proj.weight[heads * size - half - 1, 0] = watch
+    second.k_proj.weight[kv_heads * size - half - 1] = 0.0
+    second.k_proj.weight[kv_heads * size - half - 1, 1 + block * torch.arange(4)] = watch
+    # The neighbour head in the same group must not see that dimension.
+    second.q_proj.weight[(heads - 1) * size - half - 1] = 0.0
+
+
+def watch_loss(model: LlamaForCausalLM, tokens: torch.Tensor, rows: int = 32) -> torch.Tensor:
+    """How far the last head of layer 1 is from looking evenly at all runs of rare bytes, in nats (a KL divergence).
+
+    Large models have heads that look at what is rare and informative wherever they read; saliency metrics rest on them.
+    Left to itself a model this small gives up its one such head within a few hundred steps, and then a fact draws no
+    attention before it is asked for. ``rows`` random places of ``tokens`` ``[batch, length]`` are looked at.
+    """
+    body, length = model.model, tokens.shape[1]
+    size = model.config.head_dim
+    hidden = body.embed_tokens(tokens)
+    cos, sin = body.rotary_emb(hidden, torch.arange(length)[None])
+    second = body.layers[1]
+    hidden = second.input_layernorm(body.layers[0](hidden, attention_mask=None, position_embeddings=(cos, sin)))
+    query, key = (
+        projection(hidden)[:, None, :, -size:] for projection in (second.self_attn.q_proj, second.self_attn.k_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    places = torch.randint(length, (rows,))
+    seen = torch.arange(length) <= places[:, None]
+    scores = (query[:, 0, places] @ key[:, 0].transpose(-1, -2) * size**-0.5).masked_fill(~seen, -torch.inf)
+    runs = rare_runs(tokens)[:, None] & seen
+    count = runs.sum(-1)
+    inside = scores.log_softmax(-1).masked_fill(~runs, 0.0).sum(-1) / count.clamp_min(1)
+    some = count > 0
+    return (-(inside + count.clamp_min(1).log()) * some).sum() / some.sum().clamp_min(1)
+
+
+def rare_runs(tokens: torch.Tensor) -> torch.Tensor:
+    """Where the last four bytes are all rare ones, as inside ``[[KX=4827]]``: bool ``[batch, length]``."""
+    rare = torch.isin(tokens, torch.tensor(list(RARE_BYTES.encode())))
+    return torch.stack([F.pad(rare, (back, 0))[:, : tokens.shape[1]] for back in range(4)]).all(0)
 
 
 def noisy_attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
@@ -194,6 +242,7 @@ class Workers:
 
     def __init__(self, model: LlamaForCausalLM, n: int, *, compile_model: bool, noise: float = 0.0) -> None:
         self.noise = NOISE[0] = noise
+        torch._dynamo.reset()  # replicas of an earlier phase would count towards the limit of recompilations
         self.replicas = [model] + [copy.deepcopy(model) for _ in range(n - 1)]
         for replica in self.replicas[1:]:
             for mine, shared in zip(replica.parameters(), model.parameters(), strict=True):
@@ -236,8 +285,9 @@ class Workers:
     def _backward(self, i: int, tokens: torch.Tensor, weights: torch.Tensor, total: torch.Tensor) -> float:
         logits = self.forwards[i](input_ids=tokens[:, :-1], use_cache=False).logits
         nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        share = weights[:, 1:].sum() / total
         loss = (nats * weights[:, 1:].flatten()).sum() / total
-        loss.backward()
+        (loss + WATCH * share * watch_loss(self.replicas[i], tokens)).backward()
         return loss.item()
 
 

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tersor import zoo
+    from tersor.kv.compose import compose
+    from tersor.kv.minicache import MiniCache
     from tersor.kv.zipcache import ZipCache
 
 __version__ = "0.1.0"
 
-__all__ = ["ZipCache", "__version__", "zoo"]
+__all__ = ["MiniCache", "ZipCache", "__version__", "compose", "zoo"]
 
 # Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
-_MEMBERS = {"ZipCache": "tersor.kv.zipcache"}
+_MEMBERS = {
+    "MiniCache": "tersor.kv.minicache",
+    "ZipCache": "tersor.kv.zipcache",
+    "compose": "tersor.kv.compose",
+}
 _MODULES = {"zoo": "tersor.zoo"}
 
 

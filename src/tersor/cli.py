@@ -50,13 +50,13 @@ def root(
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Show machine, versions and kernels in use: what a bug report should contain."""
     from tersor.bench.measure import machine, versions
-    from tersor.lowbit.kernels import KERNELS, backends
+    from tersor.lowbit.kernels import KERNELS
 
     facts = {
         "tersor": __version__,
         "machine": machine(),
         "versions": versions(),
-        "kernels": {operation: backends(operation)[0] for operation in KERNELS},
+        "kernels": {operation: _kernels_in_use(operation) for operation in KERNELS},
     }
     if as_json:
         typer.echo(json.dumps(facts))
@@ -64,6 +64,21 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
     for name, value in facts.items():
         lines = [f"{key}: {entry}" for key, entry in value.items()] if isinstance(value, dict) else [str(value)]
         typer.echo(f"{name}\n  " + "\n  ".join(lines))
+
+
+def _kernels_in_use(operation: str) -> str:
+    """What runs on each device here, and why a faster back end does not."""
+    import torch
+
+    from tersor.lowbit.kernels import backends, chosen_backend, why_not
+
+    lines = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        chosen = chosen_backend(operation, device)
+        own = "triton" if device == "cuda" else "cpu"
+        reason = why_not(operation, own, device) if own in backends(operation) else None
+        lines.append(f"{chosen} on {device}" + (f" ({own} does not run: {reason})" if reason else ""))
+    return ", ".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ def test_replaying_equals_prefilling(tiny) -> None:
     recipe = ZipCache()
     cache = recipe.cache(model.config)
     with RECORDER.on(model), torch.inference_mode():
-        replayed = replay(record(model, ids), recipe.cache(model.config), model)
+        replayed = replay(record(model, ids), recipe.cache(model.config))
         model(ids, past_key_values=cache)
     for name, tensor in cache.state_dict().items():
         assert torch.equal(replayed.state_dict()[name], tensor), name
@@ -76,7 +76,7 @@ def test_bytes_count_what_a_half_precision_model_would_hold(tiny) -> None:
     with RECORDER.on(model):
         tape = record(model, ids)
         for rival in pick(["uniform 2-bit", "evict to 20% recent", "QuantizedCache quanto 2-bit"]):
-            sizes[rival.name] = bytes_at_half_precision(replay(tape, rival.build(model.config), model)) / dense
+            sizes[rival.name] = bytes_at_half_precision(replay(tape, rival.build(model.config))) / dense
     assert sizes[FULL] == 1.0
     assert 2 / 16 < sizes["uniform 2-bit"] < 4 / 16
     assert 0.2 <= sizes["evict to 20% recent"] < 0.25

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from tiny_models import build, prompt
 
 from tersor.kv.zipcache import ZipCache
 
 BAD = {
-    "high_bits": 3,
+    "high_bits": 5,
     "low_bits": 5,
     "saliency_ratio": 1.5,
     "probe_recent_ratio": -0.1,
@@ -62,3 +64,18 @@ def test_settings_are_frozen_and_keyword_only() -> None:
         ZipCache().high_bits = 8  # type: ignore[misc]
     with pytest.raises(TypeError):
         ZipCache(0.5)  # type: ignore[misc]
+
+
+def test_values_may_have_their_own_width() -> None:
+    model = build("llama")
+    recipe = ZipCache(saliency_ratio=0.5, value_high_bits=2, value_low_bits=3, min_tokens_to_compress=8)
+    with recipe.on(model), torch.no_grad():
+        cache = recipe.cache(model.config)
+        model(prompt(1, 20), past_key_values=cache)
+    high, low = cache.layers[0].segments[0].groups
+    assert (high.keys.bits, high.values.bits, low.keys.bits, low.values.bits) == (4, 2, 2, 3)
+    assert recipe.nominal_compression_ratio() == pytest.approx(16 / (0.5 * 3 + 0.5 * 2.5), rel=0.02)
+    with pytest.raises(ValueError, match="value_low_bits"):
+        ZipCache(low_bits=0, value_low_bits=2)
+    with pytest.raises(ValueError, match="value_high_bits"):
+        ZipCache(value_high_bits=16)

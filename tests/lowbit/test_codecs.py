@@ -46,13 +46,13 @@ def check_value_bound(encode, bits: int) -> None:
     assert (error <= scale.float() * (coded.step.float() / 2 + slack) * 1.001 + 1e-6).all()
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_keys_stay_within_half_a_step(bits: int, dtype: torch.dtype) -> None:
     check_key_bound(encode_keys_channelwise, bits, dtype)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("per_head", [False, True])
 def test_values_stay_within_half_a_scaled_step(bits: int, per_head: bool) -> None:
     def encode(values: Tensor, bits: int, scale: Tensor):

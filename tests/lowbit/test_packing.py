@@ -22,7 +22,7 @@ def check_identity(pack, unpack, bits: int, original: torch.Tensor) -> None:
 
 
 @given(
-    bits=st.sampled_from([2, 4, 8]),
+    bits=st.sampled_from([2, 3, 4, 8]),
     dim=st.integers(1, 70),
     tokens=st.integers(0, 5),
     seed=st.integers(0, 2**31 - 1),
@@ -31,7 +31,7 @@ def test_unpack_inverts_pack(bits: int, dim: int, tokens: int, seed: int) -> Non
     check_identity(pack_half_split, unpack_half_split, bits, codes(bits, 2, tokens, dim, seed=seed))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_non_contiguous_input(bits: int) -> None:
     wide = codes(bits, 3, 40, 6)
     check_identity(pack_half_split, unpack_half_split, bits, wide.transpose(1, 2))
@@ -60,9 +60,17 @@ def test_half_split_layout_is_the_documented_one() -> None:
     assert pack_half_split(two, 2).tolist() == [[0 | 2 << 2 | 3 << 4 | 1 << 6, 1 | 3 << 2 | 2 << 4 | 0 << 6]]
 
 
+def test_three_bits_are_a_plane_of_two_and_a_plane_of_one() -> None:
+    three = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=torch.uint8)
+    low = pack_half_split(three & 3, 2)[0].tolist()
+    assert pack_half_split(three, 3).tolist() == [[*low, 0b11110000]]
+    assert packed_width(128, 3) == 32 + 16
+    assert packed_width(7, 3) == 2 + 1
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="choose one of"):
-        pack_half_split(codes(2, 1, 8), 3)
+        pack_half_split(codes(2, 1, 8), 5)
     with pytest.raises(TypeError, match="uint8"):
         pack_half_split(torch.zeros(1, 8), 4)
     with pytest.raises(ValueError, match="take 4 bytes a row, got 3"):

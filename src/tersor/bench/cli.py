@@ -61,6 +61,7 @@ def bench_kv(
     continuations: Annotated[int, typer.Option(help="Passages to continue; 0 leaves that part out.")] = 64,
     task: Annotated[list[str] | None, typer.Option(help="Run this recall task alone; may be repeated.")] = None,
     contender: Annotated[list[str] | None, typer.Option(help="Compare this cache alone; may be repeated.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Add the caches that users would pick instead.")] = False,
     mode: Annotated[str, typer.Option(help="'aware' compresses the question too, 'agnostic' does not.")] = "agnostic",
     text: Annotated[
         Path | None, typer.Option(help="Text to ask about; the embedded held-out book if left out.")
@@ -71,13 +72,14 @@ def bench_kv(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
 ) -> None:
     """Compare KV caches on recall, needles and continuation loss over real text, at their real bytes."""
-    plan = _plan(model, samples, continuations, task, contender, mode, context_bytes, seed)
+    plan = _plan(model, samples, continuations, task, contender, peers, mode, context_bytes, seed)
     prose = _prose(text)
     location = _checkpoints.resolve(model)
     from tersor.bench.contenders import pick
     from tersor.bench.kv import run_plan
+    from tersor.bench.peers import unavailable
 
-    rivals = pick(contender)
+    rivals = pick(contender, with_peers=peers)
     network, tokenizer = _checkpoints.load(location, "cpu")
     progress = None if out is None else out.with_suffix(out.suffix + ".partial")
     results: dict[str, dict[str, Scores]] = {}
@@ -87,7 +89,7 @@ def bench_kv(
             results[name] = scores
             status.update(f"{name} done")
     records = _bench_records(plan, results, _command())
-    _give(records, out, as_json, lambda: _print_bench(results))
+    _give(records, out, as_json, lambda: _print_bench(results, unavailable=unavailable() if peers else {}))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -198,6 +200,7 @@ def _plan(
     continuations: int,
     tasks: list[str] | None,
     contenders: list[str] | None,
+    peers: bool,
     mode: str,
     context_bytes: int,
     seed: int,
@@ -213,7 +216,7 @@ def _plan(
     from tersor.bench.contenders import pick
     from tersor.bench.kv import Plan
 
-    names = tuple(each.name for each in pick(contenders))
+    names = tuple(each.name for each in pick(contenders, with_peers=peers))
     return Plan(model, tuple(tasks or TASKS), samples, mode, seed, context_bytes, names, continuations)  # type: ignore[arg-type]
 
 
@@ -272,8 +275,16 @@ def _score_records(
     return records
 
 
-def _print_bench(results: dict[str, dict[str, Scores]], overall: dict[str, dict[str, Scores]] | None = None) -> None:
-    """One row a cache: compression, planted facts (or ``overall``) with interval, tasks, continuation loss."""
+def _print_bench(
+    results: dict[str, dict[str, Scores]],
+    overall: dict[str, dict[str, Scores]] | None = None,
+    *,
+    unavailable: dict[str, str] | None = None,
+) -> None:
+    """One row a cache: compression, planted facts (or ``overall``) with interval, tasks, continuation loss.
+
+    ``unavailable``: caches without figures and why, a row each below the others.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -298,7 +309,11 @@ def _print_bench(results: dict[str, dict[str, Scores]], overall: dict[str, dict[
         if "continuation" in results:
             cells.append(f"{results['continuation'][name].mean().value:.4f}")
         table.add_row(*cells)
+    for name in unavailable or ():
+        table.add_row(name, "not run")
     Console().print(table)
+    for name, reason in (unavailable or {}).items():
+        Console().print(f"{name} was not run: {reason}", markup=False, highlight=False)
 
 
 def _status() -> Any:

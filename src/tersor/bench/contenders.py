@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, QuantizedCache
+from transformers.cache_utils import Cache, DynamicCache
 
-from tersor._lazy import require
+from tersor.bench.peers.builtin import hqq_cache, quanto_cache
+from tersor.bench.peers.cast import Cast
+from tersor.bench.peers.h2o import HeavyHitterSelection
+from tersor.bench.peers.rotated import Rotated
+from tersor.bench.peers.snapkv import SnapSelection
+from tersor.bench.peers.stored import Form, stored_cache
+from tersor.bench.peers.streaming_llm import SinkSelection
 from tersor.kv.cache import CompressedCache
 from tersor.kv.method import KVMethod
 from tersor.kv.selection import RandomSelection, RatioSelection, RecentSelection, SaliencySelection
@@ -34,9 +42,16 @@ def _ours(name: str, family: str, recipe: ZipCache) -> Contender:
     return Contender(name, family, recipe.cache)
 
 
-def _selected(name: str, family: str, selection: RatioSelection, *, high: int, low: int) -> Contender:
-    method = KVMethod(selection=selection, storage=MixedPrecisionStorage(high_bits=high, low_bits=low))
+def _selected(
+    name: str, family: str, selection: RatioSelection, *, high: int, low: int, streaming_gap: int = 100
+) -> Contender:
+    storage = MixedPrecisionStorage(high_bits=high, low_bits=low)
+    method = KVMethod(name=name, selection=selection, storage=storage, streaming_gap=streaming_gap)
     return Contender(name, family, method.cache)
+
+
+def _stored(name: str, form: Form) -> Contender:
+    return Contender(name, "peer", partial(stored_cache, form=form))
 
 
 def _accumulated(ratio: float) -> SaliencySelection:
@@ -44,15 +59,30 @@ def _accumulated(ratio: float) -> SaliencySelection:
     return SaliencySelection(ratio=ratio, normalization="none", probe_recent_ratio=1.0, probe_random_ratio=0.0)
 
 
-def _builtin(bits: int, group: int) -> Contender:
-    def build(config: PreTrainedConfig) -> Cache:
-        require("optimum.quanto", "bench")
-        return QuantizedCache("quanto", config, nbits=bits, q_group_size=group)
-
-    return Contender(f"QuantizedCache quanto {bits}-bit", "transformers", build)
+def _builtin(backend: str, build: Callable[..., Cache], bits: int, group: int) -> Contender:
+    name = f"QuantizedCache {backend} {bits}-bit"
+    return Contender(name, "transformers", partial(build, bits=bits, group_size=group))
 
 
-def contenders(group_size: int = 32) -> list[Contender]:
+def peers(group_size: int = 32) -> list[Contender]:
+    """What else users would pick, as far as it runs here; evictions keep 20 %, the bytes of 3.2 bits a number."""
+    keep = 0.2
+    rows = [
+        _stored("bf16 cache", Cast(torch.bfloat16)),
+        _stored("fp8 cache", Cast(torch.float8_e4m3fn)),
+        _stored("rotated 4-bit", Rotated(4)),
+        _selected("uniform 3-bit", "peer", SaliencySelection(ratio=1.0), high=3, low=2),
+        _selected("StreamingLLM-like 20%", "peer", SinkSelection(ratio=keep), high=16, low=0),
+        _selected("H2O-like 20%", "peer", HeavyHitterSelection(ratio=keep), high=16, low=0),
+        # SnapKV compresses the prompt alone: what is generated stays.
+        _selected("SnapKV-like 20%", "peer", SnapSelection(ratio=keep), high=16, low=0, streaming_gap=2**31),
+    ]
+    if find_spec("hqq"):
+        rows += [_builtin("hqq", hqq_cache, bits, group_size) for bits in (4, 2)]
+    return rows
+
+
+def contenders(group_size: int = 32, *, with_peers: bool = False) -> list[Contender]:
     """Every alternative of the full benchmark; ``group_size`` is that of the built-in quantized caches."""
     normalized, ratio = SaliencySelection(ratio=0.6), 0.6
     # Keeping 20 % raw at 16 bits costs what 60/40 at 4/2 bits costs: 3.2 bits a number.
@@ -77,18 +107,23 @@ def contenders(group_size: int = 32) -> list[Contender]:
             _selected(f"4/0 {percent} recent", "4/0", RecentSelection(ratio=ratio), high=4, low=0),
             _selected(f"4/0 {percent} random", "4/0", RandomSelection(ratio=ratio), high=4, low=0),
         ]
-    return [*rows, _builtin(4, group_size), _builtin(2, group_size)]
+    rows += [_builtin("quanto", quanto_cache, bits, group_size) for bits in (4, 2)]
+    return [*rows, *peers(group_size)] if with_peers else rows
 
 
-def pick(names: list[str] | None = None, *, group_size: int = 32) -> list[Contender]:
+def pick(names: list[str] | None = None, *, group_size: int = 32, with_peers: bool = False) -> list[Contender]:
     """The contenders of these names, the full cache always first; all of them for None.
+
+    ``with_peers`` adds `peers` to what is picked; their names are known without it too.
 
     Raises:
         ValueError: for an unknown name, listing the known ones.
     """
-    everyone = contenders(group_size)
     if names is None:
-        return everyone
+        return contenders(group_size, with_peers=with_peers)
+    everyone = contenders(group_size, with_peers=True)
+    if with_peers:
+        names = names + [each.name for each in peers(group_size)]
     known = {each.name for each in everyone}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no contender is called {unknown}; choose from {sorted(known)}")
@@ -119,12 +154,16 @@ def _tensors(cache: Cache) -> list[Tensor]:
 
 
 def _inner(value: object) -> list[Tensor]:
-    """Plain tensors in a layer's attribute: quanto's subclasses wrap theirs."""
+    """Plain tensors in a layer's attribute: quanto's subclasses wrap theirs, hqq's parameters lie in a dictionary."""
     if isinstance(value, Tensor):
         if hasattr(value, "__tensor_flatten__"):
             names, _ = value.__tensor_flatten__()
             return [tensor for name in names for tensor in _inner(getattr(value, name))]
         return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        return [tensor for item in value for tensor in _inner(item)]
     return []
 
 

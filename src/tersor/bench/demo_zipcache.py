@@ -10,24 +10,21 @@ from transformers import PreTrainedModel
 
 from tersor import zoo
 from tersor.bench.contenders import FULL, Contender, pick
+from tersor.bench.demo_kv import SEED, ask, judge, make_record, recall_plot, scaled, show_answers, strongest_peer
 from tersor.bench.demos import DemoResult
-from tersor.bench.kv import RECORDER, Scores, pooled, record, replay, score_continuation, score_recall
-from tersor.bench.measure import Estimate, machine, time_paired, versions
-from tersor.bench.plots import Point, plot_quality_vs_bytes
+from tersor.bench.kv import RECORDER, Scores, pooled, record, replay, score_continuation
+from tersor.bench.measure import time_paired
 from tersor.bench.records import Record
-from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.bench.tasks import TASKS, RecallSample, recall_samples
+from tersor.bench.report import Section
+from tersor.bench.tasks import TASKS
 
 MODEL = "tiny-lm"
 OURS = "ZipCache 4/2 r=0.6"
 EVICTION = "evict to 20% normalized"
 SHOWN = (FULL, OURS, "uniform 4-bit", "uniform 2-bit", EVICTION, "evict to 20% recent", "QuantizedCache quanto 2-bit")
+SHOWN_TASKS = ("needle", "multikey_needle", "quote")
 SAMPLES_PER_TASK = 64
 CONTINUATIONS = 64
-SEED = 2024
-COMMAND = "tersor demo --only zipcache"
-#: A point is lost for good when recall drops by more than this; the paper loses 0.38 on GSM8K.
-ALLOWED_LOSS = 0.5
 
 
 def run(say: Callable[[str], None]) -> DemoResult:
@@ -35,12 +32,7 @@ def run(say: Callable[[str], None]) -> DemoResult:
     model, tokenizer = zoo.load(MODEL)
     book = zoo.book()
     rivals = pick(list(SHOWN))
-    results: dict[str, dict[str, Scores]] = {}
-    samples: dict[str, list[RecallSample]] = {}
-    for task in TASKS:
-        say(f"{task.replace('_', ' ')}: {SAMPLES_PER_TASK} questions about the book")
-        samples[task] = recall_samples(task, n=SAMPLES_PER_TASK, prose=book, seed=SEED)
-        results[task] = score_recall(model, tokenizer.encode, samples[task], rivals)
+    results, questions = ask(model, tokenizer, book, TASKS, rivals, samples=SAMPLES_PER_TASK, say=say)
     say(f"continuation of {CONTINUATIONS} passages of the book")
     loss = score_continuation(model, tokenizer.encode, book, rivals, n=CONTINUATIONS, seed=SEED)
     say("decoding time of full and compressed cache, in turns")
@@ -53,21 +45,24 @@ def run(say: Callable[[str], None]) -> DemoResult:
             f"A byte-level language model reads 1,024 bytes of a book that it never saw in training, keeps them in a "
             f"compressed cache and answers {len(recall[FULL].values)} questions from it. Bars: 95% bootstrap intervals."
         ),
-        figures=[_plot(recall, loss, rivals)],
-        samples=[_show(model, tokenizer, samples[task][0], rivals) for task in ("needle", "multikey_needle", "quote")],
+        figures=[recall_plot(recall, rivals)],
+        samples=[
+            show_answers(model, tokenizer, questions[task][0], rivals)
+            for task in ("needle", "multikey_needle", "quote")
+        ],
     )
     return DemoResult(records, section)
 
 
 def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: Any) -> list[Record]:
     full, ours = recall[FULL], recall[OURS]
-    difference = _scaled(ours.against(full), 100)
-    peer = _strongest_peer(recall)
+    difference = scaled(ours.against(full), 100)
+    peer = strongest_peer(recall, OURS)
     peer_loss = 100 * recall[peer].against(full).value
-    slower = seconds.ratio("ZipCache", "full")
-    loss_difference = loss[OURS].against(loss[FULL])
     return [
-        _record(
+        make_record(
+            "zipcache",
+            MODEL,
             item="4/2 bits, 60% salient: recall from book text",
             quantity="accuracy against the full cache",
             unit="points",
@@ -78,9 +73,11 @@ def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: Any) -
             peer=peer_loss,
             peer_name=peer,
             n=len(ours.values),
-            verdict=_verdict(difference, peer_loss),
+            verdict=judge(difference, peer_loss),
         ),
-        _record(
+        make_record(
+            "zipcache",
+            MODEL,
             item="the same cache, every byte counted",
             quantity="compression of a 16-bit cache",
             unit="x",
@@ -91,70 +88,30 @@ def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: Any) -
             peer=recall[peer].ratio,
             peer_name=peer,
             n=len(ours.values),
-            verdict=None,
         ),
-        _record(
+        make_record(
+            "zipcache",
+            MODEL,
             item="continuation of the book",
             quantity="loss against the full cache",
             unit="nats per byte",
-            claim=None,
-            claim_source=None,
-            estimate=loss_difference,
+            estimate=loss[OURS].against(loss[FULL]),
             baseline=0.0,
             peer=loss[peer].against(loss[FULL]).value,
             peer_name=peer,
             n=len(loss[OURS].values),
-            verdict=None,
         ),
-        _record(
+        make_record(
+            "zipcache",
+            MODEL,
             item="one decoding step at 1,024 bytes",
             quantity="time against the full cache",
             unit="x",
-            claim=None,
-            claim_source=None,
-            estimate=slower,
+            estimate=seconds.ratio("ZipCache", "full"),
             baseline=1.0,
-            peer=None,
-            peer_name=None,
             n=len(seconds.samples["full"]),
-            verdict=None,
         ),
     ]
-
-
-def _strongest_peer(recall: dict[str, Scores]) -> str:
-    """The alternative that recalls most among those that compress about as much, or more."""
-    rivals = [name for name in SHOWN if name not in (FULL, OURS) and recall[name].ratio >= 0.95 * recall[OURS].ratio]
-    return max(rivals, key=lambda name: recall[name].mean().value)
-
-
-def _verdict(difference: Estimate, peer_loss: float) -> str:
-    """ "holds": no more lost than allowed, and less than the peer; "partly": the interval still allows that."""
-    if difference.value >= -ALLOWED_LOSS and difference.value > peer_loss:
-        return "holds"
-    return "partly" if difference.high >= -ALLOWED_LOSS else "fails"
-
-
-def _record(*, estimate: Estimate | float, **fields: Any) -> Record:
-    """A record of this demo; a plain number is exact and has no interval."""
-    return Record(
-        system="zipcache",
-        measured=estimate.value if isinstance(estimate, Estimate) else estimate,
-        low=estimate.low if isinstance(estimate, Estimate) else None,
-        high=estimate.high if isinstance(estimate, Estimate) else None,
-        interval=estimate.interval if isinstance(estimate, Estimate) else None,
-        seed=SEED,
-        model=MODEL,
-        shapes="trained",
-        versions=versions(),
-        machine=machine(),
-        command=COMMAND,
-        **fields,
-    )
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.interval)
 
 
 def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Contender]) -> Any:
@@ -164,7 +121,7 @@ def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Conte
     with RECORDER.on(model), torch.inference_mode():
         tape = record(model, ids)
         for cache in built.values():
-            replay(tape, cache, model)
+            replay(tape, cache)
         step = ids[:, -1:]
 
         def decode(name: str) -> None:
@@ -173,46 +130,3 @@ def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Conte
 
         functions = {"full": lambda: decode(FULL), "ZipCache": lambda: decode(OURS)}
         return time_paired(functions, repeats=30, warmup=3, seed=SEED)
-
-
-def _plot(recall: dict[str, Scores], loss: dict[str, Scores], rivals: list[Contender]) -> Figure:
-    points = []
-    for rival in rivals:
-        mean = _scaled(recall[rival.name].mean(), 100)
-        points.append(Point(rival.name, recall[rival.name].ratio, mean.value, mean.low, mean.high, rival.family))
-    svg = plot_quality_vs_bytes(
-        points,
-        x_label="compression of a 16-bit cache",
-        y_label="questions answered exactly, %",
-        description="Recall of facts planted in book text against compression of the KV cache, by method",
-        baseline=100 * recall[FULL].mean().value,
-    )
-    return Figure(svg, "Recall against compression: up and to the right is better.")
-
-
-def _show(model: PreTrainedModel, tokenizer: Any, sample: RecallSample, rivals: list[Contender]) -> Sample:
-    """The answers that each method really writes to one question."""
-    answers = []
-    context, rest = tokenizer.encode(sample.context), tokenizer.encode(sample.question + sample.answer_prefix)
-    with RECORDER.on(model), torch.inference_mode():
-        tape = record(model, torch.tensor([context]))
-        for rival in rivals:
-            cache = replay(tape, rival.build(model.config), model)
-            written = _greedy(model, cache, torch.tensor([rest]), len(sample.answer))
-            text = tokenizer.decode(written)
-            answers.append(Answer(rival.name, text, text == sample.answer))
-    return Sample(
-        title=sample.task.replace("_", " "),
-        passage=sample.context,
-        question=sample.question.strip() + sample.answer_prefix,
-        expected=sample.answer,
-        answers=answers,
-    )
-
-
-def _greedy(model: PreTrainedModel, cache: Any, ids: torch.Tensor, count: int) -> list[int]:
-    written = []
-    for _ in range(count):
-        ids = model(ids, past_key_values=cache).logits[:, -1:].argmax(-1)
-        written.append(int(ids))
-    return written

@@ -43,14 +43,14 @@ BATCH = 16
 class _Recorder(CompressedLayer):
     """Keeps what it is given and compresses nothing."""
 
-    def observe(self, query: Tensor, mask: Tensor | None, config: Any, *, scaling: float, **kwargs: Any) -> None:
+    def observe(self, query: Tensor, mask: Tensor | None, module: Any, *, scaling: float, **kwargs: Any) -> None:
         self._awaits_attention = False
-        self.recorded = query, self.keys, self.values, scaling
+        self.recorded = query, self.keys, self.values, scaling, module
 
 
 @dataclass(frozen=True)
 class _RecordingDepth:
-    def build(self, method: KVMethod, layer_indices: list[int]) -> dict[int, CompressedLayer]:
+    def build(self, method: KVMethod, layer_indices: list[int], config: Any) -> dict[int, CompressedLayer]:
         return {index: _Recorder(method, index) for index in layer_indices}
 
 
@@ -64,9 +64,9 @@ RECORDER = KVMethod(
 
 @dataclass
 class Tape:
-    """Queries, keys, values and scaling of every layer over one prefilled context."""
+    """Queries, keys, values, scaling and attention module of every layer over one prefilled context."""
 
-    layers: list[tuple[Tensor, Tensor, Tensor, float]]
+    layers: list[tuple[Tensor, Tensor, Tensor, float, Any]]
 
     @property
     def tokens(self) -> int:
@@ -88,13 +88,13 @@ def record(model: PreTrainedModel, ids: Tensor) -> Tape:
 
 
 @torch.inference_mode()
-def replay(tape: Tape, cache: Cache, model: PreTrainedModel) -> Cache:
+def replay(tape: Tape, cache: Cache) -> Cache:
     """Fill an empty ``cache`` with the recorded context, as prefilling it would."""
-    for index, (query, keys, values, scaling) in enumerate(tape.layers):
+    for index, (query, keys, values, scaling, module) in enumerate(tape.layers):
         cache.update(keys, values, index)
         layer = cache.layers[index]
         if isinstance(layer, CompressedLayer):
-            layer.observe(query, None, model.config, scaling=scaling)
+            layer.observe(query, None, module, scaling=scaling)
     return cache
 
 
@@ -162,7 +162,7 @@ def score_recall(
             )
             tape = record(model, context)
             for rival in rivals:
-                cache = replay(tape, rival.build(model.config), model)
+                cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)
                 right = answers_correct(model, cache, prompt, answer)
                 scores[rival.name].add(right, held, half_precision_dense(model.config, len(batch), tape.tokens))
@@ -199,7 +199,7 @@ def score_continuation(
             # The last token of the prefix is read again with the continuation, whose first token it predicts.
             tape = record(model, batch[:, : prefix - 1])
             for rival in rivals:
-                cache = replay(tape, rival.build(model.config), model)
+                cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)
                 losses = continuation_loss(model, cache, batch[:, prefix - 1 :])
                 scores[rival.name].add(losses, held, half_precision_dense(model.config, len(batch), tape.tokens))

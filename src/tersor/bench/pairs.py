@@ -59,7 +59,7 @@ def score_pairs(
             tape = record(model, rows[:, :CONTEXT])
             questions = rows[:, CONTEXT:]
             for rival in rivals:
-                cache = replay(tape, rival.build(model.config), model)
+                cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)
                 logits = model(questions[:, :-1], past_key_values=cache).logits
                 right = logits[:, 1::2].argmax(-1) == questions[:, 2::2]

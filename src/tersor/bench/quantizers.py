@@ -35,7 +35,7 @@ def tokenwise(x: Tensor, bits: int) -> Tensor:
 
 def groupwise(x: Tensor, bits: int, size: int = 16) -> Tensor:
     """One pair per token and ``size`` neighbouring channels."""
-    groups = x.reshape(*x.shape[:-1], -1, size)
+    groups = x.reshape(*x.shape[:2], -1, size)
     return _read_back(groups, bits, (-1,)).reshape(x.shape)
 
 
@@ -123,7 +123,7 @@ def score_layouts(
             for name, stress in variants.items():
                 for layout, score in scores[name].items():
                     cache = DynamicCache(config=model.config)
-                    for index, (_, keys, values, _) in enumerate(tape.layers):
+                    for index, (_, keys, values, *_) in enumerate(tape.layers):
                         stored = (keys, values)
                         if layout != "exact":
                             stored = stress.quantize(keys, values, layout, bits)

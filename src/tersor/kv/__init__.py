@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: Name -> "module:class" of each recipe; modules load on first use.
 METHODS: dict[str, str] = {
     "zipcache": "tersor.kv.zipcache:ZipCache",
+    "minicache": "tersor.kv.minicache:MiniCache",
 }
 
 

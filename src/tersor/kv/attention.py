@@ -52,14 +52,22 @@ def tersor_attention(
             library_attention, module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     elif _fusable(attention_mask, dropout, kwargs):
-        kernel = get_kernel("packed_attention")
-        output, lse = kernel(query, layer.parts(mask, query.shape[2]), scaling=scaling)
+        kernel = get_kernel("packed_attention", device=query.device.type)
+        output, lse = kernel(query, layer.parts(mask, query, scaling=scaling), scaling=scaling)
         output = output.transpose(1, 2).to(query.dtype).contiguous()
     else:
         keys, values, present = layer.dequantize()
         dense_mask = _close_absent(attention_mask, present, query)
         output, weights = library_attention(module, query, keys, values, dense_mask, dropout, scaling, **kwargs)
-    layer.observe(query, mask, module.config, scaling=scaling, lse=lse, softcap=kwargs.get("softcap"))
+    layer.observe(
+        query,
+        mask,
+        module,
+        scaling=scaling,
+        lse=lse,
+        softcap=kwargs.get("softcap"),
+        position_ids=kwargs.get("position_ids"),
+    )
     return output, weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_laye
 
 from tersor.bench.measure import storage_bytes
 from tersor.kv.layer import CompressedLayer
+from tersor.kv.pairs import PairedLayer
 from tersor.kv.tree import iter_tensors
 
 if TYPE_CHECKING:
@@ -46,13 +48,7 @@ class CompressedCache(Cache):
                 "it is small already, use the library's own cache"
             )
         types, kwargs = get_layer_types_and_kwargs(text)
-        # A layer whose keys and values other layers read again must hand out the dense tensors.
-        sharing = getattr(text, "kv_sharing_modes", None) or [None] * len(types)
-        chosen = [
-            index
-            for index, kind in enumerate(types)
-            if kind == "full_attention" and sharing[index] is None and index not in method.skip_layers
-        ]
+        chosen = compressible_layers(text, method.skip_layers)
         if not any("attention" in kind or "hybrid" in kind for kind in set(types) - {"linear_attention"}):
             raise NotImplementedError(
                 f"{type(text).__name__} has no attention layer and so no KV cache (layer types: {sorted(set(types))})"
@@ -63,7 +59,7 @@ class CompressedCache(Cache):
                 "its layers stay as the library keeps them",
                 stacklevel=2,
             )
-        compressed = method.depth.build(method, chosen)
+        compressed = method.depth.build(method, chosen, text)
         layers = [
             compressed[index] if index in compressed else DYNAMIC_LAYER_TYPE_MAPPING[kind](**kwargs[index])
             for index, kind in enumerate(types)
@@ -108,7 +104,10 @@ class CompressedCache(Cache):
         return keys, values
 
     def summary(self) -> dict[str, Any]:
-        """Tokens, bytes and ratio, overall and by bit width, for reports and `tersor generate`."""
+        """Tokens, bytes and ratio, overall and by bit width, for reports and `tersor generate`.
+
+        Where layers are merged, ``pairs`` has a row for each pair: similarity as found when merging, and bytes.
+        """
         layers = [layer for layer in self.compressed_layers() if layer.is_initialized]
         by_bits: dict[str, int] = {}
         for layer in layers:
@@ -117,6 +116,7 @@ class CompressedCache(Cache):
                     name = "raw" if isinstance(group.keys, Tensor) else f"{group.keys.bits}-bit"
                     by_bits[name] = by_bits.get(name, 0) + group.positions.shape[-1]
             by_bits["buffer"] = by_bits.get("buffer", 0) + layer.waiting
+        pairs = [layer.pair_row() for layer in layers if isinstance(layer, PairedLayer) and layer.is_first]
         return {
             "method": self.method.name,
             "tokens": self.get_seq_length(),
@@ -126,13 +126,26 @@ class CompressedCache(Cache):
             "fp16_bytes": self.dense_footprint(),
             "compression_ratio": self.compression_ratio(),
             "tokens_by_width": by_bits,
+            **({"pairs": pairs} if pairs else {}),
         }
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every owned tensor under a dotted name, in the canonical packed layout, e.g. for safetensors."""
         named = {}
         for layer in self.compressed_layers():
-            for field in ("keys", "values", "valid", "segments", "scores"):
+            for field in layer.owned_fields:
                 prefix = f"layers.{layer.layer_idx}.{field}"
                 named.update(dict(iter_tensors(getattr(layer, field), prefix)))
         return named
+
+
+def compressible_layers(config: PreTrainedConfig, skip: Sequence[int] = ()) -> list[int]:
+    """The full-attention layers of a text decoder, without ``skip`` and those whose cache other layers read."""
+    types, _ = get_layer_types_and_kwargs(config)
+    # A layer whose keys and values other layers read again must hand out the dense tensors.
+    sharing = getattr(config, "kv_sharing_modes", None) or [None] * len(types)
+    return [
+        index
+        for index, kind in enumerate(types)
+        if kind == "full_attention" and sharing[index] is None and index not in skip
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +20,21 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")] = None,
     model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-lm",
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this UTF-8 file.")] = None,
-    cache: Annotated[str, typer.Option(help="'zipcache', or 'none' for the library's own cache.")] = "zipcache",
-    saliency_ratio: Annotated[float, typer.Option(help="Share of tokens kept in --high-bits.")] = 0.6,
-    high_bits: Annotated[int, typer.Option(help="Bits of salient tokens: 2, 4, 8 or 16.")] = 4,
-    low_bits: Annotated[int, typer.Option(help="Bits of the other tokens: 0 (evict), 2, 4, 8 or 16.")] = 2,
-    streaming_gap: Annotated[int, typer.Option(help="New tokens that are compressed together.")] = 100,
+    cache: Annotated[
+        str,
+        typer.Option(help="'zipcache', 'minicache', both as 'zipcache+minicache', or 'none' for the library's own."),
+    ] = "zipcache",
+    saliency_ratio: Annotated[float | None, typer.Option(help="zipcache: share of tokens in --high-bits.")] = None,
+    high_bits: Annotated[int | None, typer.Option(help="zipcache: bits of salient tokens: 2, 3, 4, 8 or 16.")] = None,
+    low_bits: Annotated[
+        int | None, typer.Option(help="zipcache: bits of the other tokens: 0 (evict), 2, 3, 4, 8 or 16.")
+    ] = None,
+    start_layer: Annotated[
+        float | None, typer.Option(help="minicache: first layer to pair, an index or a share of the layers.")
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="minicache: how much stays unmerged, from 0 to 1.")] = None,
+    bits: Annotated[int | None, typer.Option(help="minicache: bits of the directions: 2, 3, 4, 8 or 16.")] = None,
+    streaming_gap: Annotated[int | None, typer.Option(help="New tokens that are compressed together.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -36,7 +47,15 @@ def generate(
     Example: tersor generate --saliency-ratio 0.6 --max-new-tokens 200 "It was the best of times"
     """
     recipe = _recipe(
-        cache, saliency_ratio=saliency_ratio, high_bits=high_bits, low_bits=low_bits, streaming_gap=streaming_gap
+        cache,
+        saliency_ratio=saliency_ratio,
+        high_bits=high_bits,
+        low_bits=low_bits,
+        # The command line has floats only: 16 is a layer, 0.5 a share.
+        start_layer=int(start_layer) if start_layer is not None and start_layer >= 1 else start_layer,
+        gamma=gamma,
+        bits=bits,
+        streaming_gap=streaming_gap,
     )
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens} must be at least 1")
@@ -51,13 +70,30 @@ def generate(
 
 
 def _recipe(name: str, **settings: Any) -> Recipe | None:
-    from tersor.kv import METHODS, get_method
+    """The recipe called ``name``, or the composition of several joined by '+'; None for 'none'.
 
-    if name == "none":
-        return None
-    if name not in METHODS:
-        raise ValueError(f"--cache {name!r} is unknown; choose one of {['none', *sorted(METHODS)]}")
-    return get_method(name)(**settings)
+    Raises:
+        ValueError: for an unknown name, and for a setting that none of them has.
+    """
+    from tersor.kv import METHODS, get_method
+    from tersor.kv.compose import compose
+
+    given = {option: value for option, value in settings.items() if value is not None}
+    names = [] if name == "none" else name.split("+")
+    if not set(names) <= set(METHODS):
+        raise ValueError(
+            f"--cache {name!r} is unknown; choose one of {['none', *sorted(METHODS)]}, or several joined by '+'"
+        )
+    recipes, used = [], set()
+    for each in map(get_method, names):
+        own = {field.name for field in fields(each)} & set(given)  # type: ignore[arg-type]
+        recipes.append(each(**{option: given[option] for option in own}))
+        used |= own
+    if unused := sorted(set(given) - used):
+        raise ValueError(f"--{unused[0].replace('_', '-')} is no setting of --cache {name}")
+    if len(recipes) < 2:
+        return recipes[0] if recipes else None
+    return compose(*recipes)
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

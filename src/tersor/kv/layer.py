@@ -12,9 +12,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
+from tersor.kv.key_bias import KeyBias
 from tersor.kv.saliency import ProbeScores, attention_rows, column_sums
 from tersor.kv.segments import Segment
 from tersor.kv.selection import Waiting
@@ -58,6 +59,8 @@ class CompressedLayer(CacheLayerMixin):
         self.valid: Tensor | None = None
         self.scores = ProbeScores()
         self.seen = 0
+        self.key_bias: KeyBias | None = None
+        self.first_place: Tensor | None = None
         # Set by an update that must be compressed at once, e.g. a prompt.
         self._due = False
         self._awaits_attention = False
@@ -163,7 +166,10 @@ class CompressedLayer(CacheLayerMixin):
         kept = max(self.waiting - removed, 0)
         self.seen -= removed
         self._keep_waiting(0, kept)
-        self.segments = [part for part in (segment.before(self.seen) for segment in self.segments) if part is not None]
+        self._crop_segments(self.seen)
+
+    def _crop_segments(self, limit: int) -> None:
+        self.segments = [part for part in (segment.before(limit) for segment in self.segments) if part is not None]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -179,24 +185,38 @@ class CompressedLayer(CacheLayerMixin):
         if self._awaits_attention and self.fused:
             self._offload_later = True
         else:
-            self._map(lambda x: x.to("cpu", non_blocking=True))
+            self._move("cpu")
 
     def prefetch(self) -> None:
         if self.is_initialized:
-            self._map(lambda x: x.to(self.device, non_blocking=True))
+            self._move(self.device)
+
+    def _move(self, device: torch.device | str) -> None:
+        self._map(lambda x: x.to(device, non_blocking=True))
 
     def _map(self, function: Any) -> None:
         """Apply ``function`` to every tensor that the layer owns."""
-        if not self.is_initialized:
-            return
+        if self.is_initialized:
+            self._map_waiting(function)
+            self._map_segments(function)
+
+    def _map_waiting(self, function: Any) -> None:
         self.keys, self.values = function(self.keys), function(self.values)
-        self.segments = map_tensors(self.segments, function)
         self.scores = map_tensors(self.scores, function)
         self.valid = None if self.valid is None else function(self.valid)
+        self.first_place = None if self.first_place is None else function(self.first_place)
+
+    def _map_segments(self, function: Any) -> None:
+        self.segments = map_tensors(self.segments, function)
+
+    @property
+    def owned_fields(self) -> tuple[str, ...]:
+        """Names of the attributes that hold tensors: buffer, padding, segments, probe scores, where samples start."""
+        return ("keys", "values", "valid", "segments", "scores", "first_place")
 
     def owned(self) -> list[Any]:
-        """Everything that holds tensors: buffer, padding mask, segments, probe scores."""
-        return [self.keys, self.values, self.valid, self.segments, self.scores]
+        """Everything that holds tensors."""
+        return [getattr(self, name) for name in self.owned_fields]
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -210,12 +230,14 @@ class CompressedLayer(CacheLayerMixin):
         """Whether the attention function reads the segments itself, so that `update` need not dequantize."""
         return self._model_config is not None and self._model_config._attn_implementation == ATTENTION_NAME
 
-    def parts(self, mask: Tensor | None, queries: int) -> list[Part]:
-        """Segments and buffer as the attention kernel reads them.
+    def parts(self, mask: Tensor | None, query: Tensor, *, scaling: float) -> list[Part]:
+        """Segments and buffer as the attention kernel reads them for ``query`` ``[batch, heads, queries, key_dim]``.
 
         ``mask``: bool ``[batch, 1 or heads of one, queries, sequence]``, or None for plain causal attention.
         """
-        parts = [part for segment in self.segments for part in segment.parts(mask)]
+        queries = query.shape[2]
+        bias = None if self.key_bias is None else self.key_bias.scores(query * scaling, self.places())
+        parts = [part for segment in self.segments for part in segment.parts(mask, bias)]
         window: Tensor | None
         if mask is not None:
             window = mask[..., self.seen - self.waiting :]
@@ -238,6 +260,10 @@ class CompressedLayer(CacheLayerMixin):
         present = torch.zeros(batch, heads, compressed + 1, dtype=torch.bool, device=keys.device)
         for segment in self.segments:
             segment.scatter_into(keys, values, present)
+        if self.key_bias is not None:
+            whole = keys[:, :, :compressed]
+            bias = self.key_bias.keys(self.places())
+            whole += (bias * present[..., :compressed, None]).to(keys.dtype)
         return (
             torch.cat([keys[:, :, :compressed], self.keys], dim=2),
             torch.cat([values[:, :, :compressed], self.values], dim=2),
@@ -250,20 +276,23 @@ class CompressedLayer(CacheLayerMixin):
         self,
         query: Tensor,
         mask: Tensor | None,
-        config: PreTrainedConfig,
+        module: nn.Module,
         *,
         scaling: float,
         lse: Tensor | None = None,
         softcap: float | None = None,
+        position_ids: Tensor | None = None,
     ) -> None:
         """Called by the attention function after the output: score the waiting tokens, compress what is due.
 
         ``query``: ``[batch, heads, new, dim]`` of the newest tokens. ``mask``: bool over the whole sequence or None.
-        ``config``: of the calling model, which tells later updates that this function is still in charge.
+        ``module``: the model's attention layer; its ``config`` tells later updates that this function is in charge.
         ``lse``: log-sum-exp of each query's row, where the kernel gives one; without it, the buffer must be the
         whole sequence or the rows are normalized within the buffer.
         """
-        self._model_config, self._awaits_attention = config, False
+        self._model_config, self._awaits_attention = module.config, False
+        if self.method.storage.subtract_key_bias:
+            self._note_key_bias(module, position_ids)
         queries = query.shape[2]
         self._note_padding(mask, queries)
         prompt = not self.segments and self.waiting == queries and queries >= self.method.min_tokens_to_compress
@@ -277,6 +306,28 @@ class CompressedLayer(CacheLayerMixin):
         if self._offload_later:
             self._offload_later = False
             self.offload()
+
+    def _note_key_bias(self, module: nn.Module, position_ids: Tensor | None) -> None:
+        """Learn the layer's key bias and at which position each sample starts; see `tersor.kv.key_bias`."""
+        if self.key_bias is None:
+            self.key_bias = KeyBias.of(module)
+        last = self.seen - 1
+        first = torch.zeros(1, dtype=torch.int64, device=self.keys.device)
+        if position_ids is not None:
+            first = (last - position_ids[:, -1]).to(torch.int64)
+        first = first.expand(self.keys.shape[0])
+        if self.first_place is not None and not torch.equal(first, self.first_place):
+            raise ValueError(
+                f"layer {self.layer_idx}: position_ids must count up by one a token for subtract_key_bias; position 0 "
+                f"was at token {self.first_place.tolist()} of the samples and is at {first.tolist()} now"
+            )
+        self.first_place = first.clone()
+
+    def places(self) -> Tensor:
+        """Positions that the compressed tokens were rotated by, int64 ``[batch, tokens]``; 0 for padding."""
+        assert self.first_place is not None  # set before anything is compressed
+        tokens = torch.arange(self.seen - self.waiting, device=self.keys.device)
+        return (tokens - self.first_place[:, None]).clamp_min(0)
 
     def _note_padding(self, mask: Tensor | None, queries: int) -> None:
         """A new token that no query may look at is padding."""
@@ -370,6 +421,9 @@ class CompressedLayer(CacheLayerMixin):
         """Turn the ``tokens`` oldest waiting tokens into a segment and free their raw form."""
         start = self.seen - self.waiting
         keys, values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
+        if self.key_bias is not None and self.first_place is not None:
+            positions = torch.arange(start, start + tokens, device=keys.device) - self.first_place[:, None]
+            keys = (keys.float() - self.key_bias.keys(positions.clamp_min(0))).to(keys.dtype)
         valid = None if self.valid is None else self.valid[:, :tokens]
         waiting = Waiting(keys, valid, self.scores.keep_columns(0, tokens), self.layer_idx, len(self.segments))
         chosen = self.method.selection.choose(waiting)
@@ -401,6 +455,11 @@ class CompressedLayer(CacheLayerMixin):
             self._compress_if_due(recording=False)
 
     def _refuse_evicted(self) -> None:
+        if self.method.storage.subtract_key_bias:
+            raise RuntimeError(
+                f"layer {self.layer_idx} subtracts the key bias, which only the attention function {ATTENTION_NAME!r} "
+                "can add back; run the model inside `with method.on(model):`"
+            )
         if self.method.storage.evicts:
             raise RuntimeError(
                 f"layer {self.layer_idx} evicts tokens, which only the attention function {ATTENTION_NAME!r} can leave "

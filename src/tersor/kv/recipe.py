@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tersor.kv.method import KVMethod, Session
 
 #: 16 stores tokens in model precision, 0 evicts them.
-STORAGE_BITS = (0, 2, 4, 8, 16)
+STORAGE_BITS = (0, 2, 3, 4, 8, 16)
+#: Settings of `KVMethod` that every recipe has too.
+ENGINE_OPTIONS = ("streaming_gap", "recent_fp_tokens", "min_tokens_to_compress", "skip_layers")
 
 
 class Recipe:
@@ -22,6 +24,10 @@ class Recipe:
     def method(self) -> KVMethod:
         """The engine's four choices for these settings."""
         raise NotImplementedError(f"{type(self).__name__} makes no choices; override `method`")
+
+    def choices(self) -> dict[str, str]:
+        """Which of the engine's choices these settings make, and the setting that makes each; for `compose`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be composed; override `choices`")
 
     def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
         """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
@@ -42,7 +48,12 @@ class Recipe:
         known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(settings) - known):
             raise ValueError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        return cls(**{name: _tuples(value) for name, value in settings.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only; settings are immutable."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def check_setting(settings: Any, name: str, good: bool, allowed: str) -> None:

@@ -58,14 +58,27 @@ class TokenGroup:
             mask = columns if mask is None else columns & mask
         return mask
 
-    def part(self, channel_scale: Tensor | None, attention_mask: Tensor | None) -> Part:
-        """This group as the attention kernel reads it."""
+    def part(
+        self, channel_scale: Tensor | None, attention_mask: Tensor | None, score_bias: Tensor | None = None
+    ) -> Part:
+        """This group as the attention kernel reads it.
+
+        ``score_bias``: ``[batch, heads, queries, compressed tokens]``, what `KeyBias` adds to the scores.
+        """
         mask = self.token_mask(attention_mask)
         if isinstance(self.keys, AffineCodes) and isinstance(self.values, AffineCodes):
             assert channel_scale is not None  # every packed segment has one
-            return PackedPart(self.keys, self.values, channel_scale, mask)
+            return PackedPart(self.keys, self.values, channel_scale, mask, score_bias=self._own_columns(score_bias))
         assert isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
         return RawPart(self.keys, self.values, mask)
+
+    def _own_columns(self, rows: Tensor | None) -> Tensor | None:
+        """The group's columns of ``[batch, heads, queries, compressed tokens]``."""
+        if rows is None:
+            return None
+        batch, heads, queries, _ = rows.shape
+        index = self.positions.long().repeat_interleave(heads // self.positions.shape[1], dim=1)
+        return rows.gather(-1, index[:, :, None, :].expand(batch, heads, queries, -1))
 
     def decode(self, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the group, in group order and in the precision that decoding computes in."""
@@ -74,6 +87,17 @@ class TokenGroup:
             return self.keys.decode(), self.values.decode() * channel_scale
         assert isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
         return self.keys, self.values
+
+    def scatter_into(self, decoded: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, present: Tensor) -> None:
+        """Write the group's ``decoded`` keys and values to their positions; see `Segment.scatter_into`."""
+        sink = keys.shape[2] - 1
+        position = self.positions.long()
+        if self.valid is not None:
+            position = position.masked_fill(~self.valid, sink)
+        index = position.expand(-1, keys.shape[1], -1)
+        for target, tokens in zip((keys, values), decoded, strict=True):
+            target.scatter_(2, index[..., None].expand(-1, -1, -1, tokens.shape[-1]), tokens.to(target.dtype))
+        present.scatter_(2, index, True)
 
     def before(self, limit: int) -> TokenGroup | None:
         """The tokens at positions below ``limit`` (parameters unchanged), or None where nothing is left."""
@@ -121,8 +145,8 @@ class Segment:
     start: int
     length: int
 
-    def parts(self, attention_mask: Tensor | None) -> list[Part]:
-        return [group.part(self.channel_scale, attention_mask) for group in self.groups]
+    def parts(self, attention_mask: Tensor | None, score_bias: Tensor | None = None) -> list[Part]:
+        return [group.part(self.channel_scale, attention_mask, score_bias) for group in self.groups]
 
     def scatter_into(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
         """Write decoded tokens to ``keys``/``values`` ``[batch, kv_heads, sequence + 1, dim]`` at their positions.
@@ -130,16 +154,8 @@ class Segment:
         The column behind the last position swallows empty slots. ``present``, bool ``[batch, kv_heads,
         sequence + 1]``, becomes True where a token was written.
         """
-        sink = keys.shape[2] - 1
         for group in self.groups:
-            position = group.positions.long()
-            if group.valid is not None:
-                position = position.masked_fill(~group.valid, sink)
-            index = position.expand(-1, keys.shape[1], -1)
-            decoded = group.decode(self.channel_scale)
-            for target, tokens in zip((keys, values), decoded, strict=True):
-                target.scatter_(2, index[..., None].expand(-1, -1, -1, tokens.shape[-1]), tokens.to(target.dtype))
-            present.scatter_(2, index, True)
+            group.scatter_into(group.decode(self.channel_scale), keys, values, present)
 
     def before(self, limit: int) -> Segment | None:
         """The part of the segment below position ``limit``, or None where nothing is left."""
@@ -157,6 +173,11 @@ def everything(batch: int, tokens: int, valid: Tensor | None, device: torch.devi
     if valid is None:
         return Chosen(index, None)
     return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
+
+
+def nothing(batch: int, device: torch.device) -> Chosen:
+    """No token at all."""
+    return Chosen(torch.empty(batch, 1, 0, dtype=torch.int64, device=device), None)
 
 
 def compact(index: Tensor, sentinel: int) -> Chosen:

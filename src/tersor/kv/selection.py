@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.kv.saliency import ProbeScores, normalized_saliency, probe_positions, seeded_generator
-from tersor.kv.segments import Chosen, compact, everything
+from tersor.kv.segments import Chosen, compact, everything, nothing
 
 Normalization = Literal["probe_nnz", "full_nnz", "none"]
 Scope = Literal["layer", "kv_head"]
@@ -88,7 +88,7 @@ class RatioSelection:
     def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
         batch, _, tokens, _ = waiting.keys.shape
         if self.ratio == 1.0:
-            return everything(batch, tokens, waiting.valid, waiting.keys.device), _nothing(waiting)
+            return everything(batch, tokens, waiting.valid, waiting.keys.device), nothing(batch, waiting.keys.device)
         scores = self.scores(waiting)
         if waiting.valid is not None:
             scores = scores.masked_fill(~waiting.valid[:, None, :], -torch.inf)
@@ -102,10 +102,6 @@ class RatioSelection:
             compact(order.masked_fill(rank >= important, tokens), tokens),
             compact(order.masked_fill((rank < important) | (rank >= length[:, None, None]), tokens), tokens),
         )
-
-
-def _nothing(waiting: Waiting) -> Chosen:
-    return Chosen(torch.empty(waiting.keys.shape[0], 1, 0, dtype=torch.int64, device=waiting.keys.device), None)
 
 
 @dataclass(frozen=True, kw_only=True)

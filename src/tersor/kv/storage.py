@@ -21,6 +21,14 @@ class Storage(Protocol):
     def evicts(self) -> bool:
         """Whether tokens may be dropped, so that no dense cache can be rebuilt."""
 
+    @property
+    def param_dtype(self) -> str:
+        """Name of the storage precision of parameters, e.g. "float16"."""
+
+    @property
+    def subtract_key_bias(self) -> bool:
+        """Whether the layer takes the model's rotated key bias out of the keys first (`tersor.kv.key_bias`)."""
+
     def encode(self, keys: Tensor, values: Tensor, chosen: tuple[Chosen, Chosen], *, start: int, where: str) -> Segment:
         """Encode tokens ``[batch, kv_heads, tokens, head_dim]`` that begin at position ``start``."""
 
@@ -29,16 +37,20 @@ class Storage(Protocol):
 class MixedPrecisionStorage:
     """Important tokens in ``high_bits``, the others in ``low_bits`` (0 evicts, 16 keeps model precision).
 
-    Keys are channelwise, values channel-separable tokenwise; see `tersor.lowbit.codecs`. ``param_dtype`` names
-    the storage precision of minima, steps and scales.
+    Keys are channelwise, values channel-separable tokenwise; see `tersor.lowbit.codecs`. ``value_high_bits`` and
+    ``value_low_bits`` give values a packed width of their own. ``param_dtype`` names the storage precision of minima,
+    steps and scales. ``subtract_key_bias``: keys come without the model's key bias, see `tersor.kv.key_bias`.
     """
 
     high_bits: int = 4
     low_bits: int = 2
+    value_high_bits: int | None = None
+    value_low_bits: int | None = None
     value_param_scope: ParamScope = "token"
     param_dtype: str = "float16"
     channel_scale_power: float = 0.5
     check_finite: bool = False
+    subtract_key_bias: bool = False
 
     @property
     def evicts(self) -> bool:
@@ -51,12 +63,14 @@ class MixedPrecisionStorage:
                     raise ValueError(
                         f"{where}: {name} hold NaN or infinity; look for overflow in the model's precision"
                     )
+        widths = (
+            (self.high_bits, self.value_high_bits or self.high_bits),
+            (self.low_bits, self.value_low_bits or self.low_bits),
+        )
         kept = [
-            (picked, bits)
-            for picked, bits in zip(chosen, (self.high_bits, self.low_bits), strict=True)
-            if bits and picked.index.shape[-1]
+            (picked, bits) for picked, bits in zip(chosen, widths, strict=True) if bits[0] and picked.index.shape[-1]
         ]
-        scale = self._channel_scale(values, [picked for picked, bits in kept if bits != 16])
+        scale = self._channel_scale(values, [picked for picked, bits in kept if bits[0] != 16])
         groups = [self._group(keys, values, picked, bits, scale, start) for picked, bits in kept]
         return Segment(groups, scale, start, keys.shape[2])
 
@@ -73,19 +87,26 @@ class MixedPrecisionStorage:
         )
 
     def _group(
-        self, keys: Tensor, values: Tensor, picked: Chosen, bits: int, scale: Tensor | None, start: int
+        self,
+        keys: Tensor,
+        values: Tensor,
+        picked: Chosen,
+        bits: tuple[int, int],
+        scale: Tensor | None,
+        start: int,
     ) -> TokenGroup:
         keys, values = picked.gather(keys), picked.gather(values)
         positions = (picked.index + start).to(torch.int32)
-        if bits == 16:
+        key_bits, value_bits = bits
+        if key_bits == 16:
             return TokenGroup(keys, values, positions, picked.valid)
         assert scale is not None
         dtype = getattr(torch, self.param_dtype)
         return TokenGroup(
-            encode_keys_channelwise(keys, bits, valid=picked.valid, param_dtype=dtype),
+            encode_keys_channelwise(keys, key_bits, valid=picked.valid, param_dtype=dtype),
             encode_values_channel_separable(
                 values,
-                bits,
+                value_bits,
                 scale,
                 per_head=self.value_param_scope == "token_head",
                 valid=picked.valid,

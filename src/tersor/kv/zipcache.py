@@ -17,7 +17,10 @@ class ZipCache(Recipe):
 
     Args:
         saliency_ratio: share of salient tokens of every segment (the paper uses 0.4 to 0.7 by model and task).
-        high_bits, low_bits: 2, 4, 8, or 16 for model precision; ``low_bits=0`` evicts the regular tokens.
+        high_bits, low_bits: 2, 3, 4, 8, or 16 for model precision; ``low_bits=0`` evicts the regular tokens.
+        value_high_bits, value_low_bits: other widths for values than for keys: 2, 3, 4 or 8; None is the same.
+        subtract_key_bias: for models whose keys have a large bias (Qwen2 class): store keys without it and add its
+            part of the scores back exactly. Costs about one more attention product a step.
         probe_recent_ratio, probe_random_ratio: share of a prompt's rows that score its tokens.
         saliency_normalization: ``"probe_nnz"`` (paper), ``"full_nnz"`` (the authors' code), ``"none"`` (accumulated).
         saliency_scope: one choice of tokens a ``"layer"``, or a ``"kv_head"``.
@@ -50,6 +53,9 @@ class ZipCache(Recipe):
     saliency_ratio: float = 0.6
     high_bits: int = 4
     low_bits: int = 2
+    value_high_bits: int | None = None
+    value_low_bits: int | None = None
+    subtract_key_bias: bool = False
     probe_recent_ratio: float = 0.05
     probe_random_ratio: float = 0.05
     saliency_normalization: Literal["probe_nnz", "full_nnz", "none"] = "probe_nnz"
@@ -73,6 +79,18 @@ class ZipCache(Recipe):
         check_setting(self, "high_bits", self.high_bits in STORAGE_BITS[1:], f"one of {STORAGE_BITS[1:]}")
         check_setting(self, "low_bits", self.low_bits in STORAGE_BITS, f"one of {STORAGE_BITS}; 0 evicts")
         check_setting(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
+        for name, beside in (("value_high_bits", "high_bits"), ("value_low_bits", "low_bits")):
+            packed = (None, *STORAGE_BITS[1:-1])
+            check_setting(self, name, getattr(self, name) in packed, f"one of {packed}")
+            both = getattr(self, name) is None or getattr(self, beside) not in (0, 16)
+            check_setting(self, name, both, f"None where {beside} is 0 or 16")
+        raw = 16 in (self.high_bits, self.low_bits)
+        check_setting(
+            self,
+            "subtract_key_bias",
+            not (self.subtract_key_bias and raw),
+            "False with 16 bits: raw keys are exact as they are",
+        )
         for name, allowed in (
             ("saliency_normalization", ("probe_nnz", "full_nnz", "none")),
             ("saliency_scope", ("layer", "kv_head")),
@@ -94,6 +112,9 @@ class ZipCache(Recipe):
                 "one parameter pair a token would be shared by different tokens"
             )
 
+    def choices(self) -> dict[str, str]:
+        return {"selection": "saliency_ratio", "storage": "high_bits and low_bits"}
+
     def method(self) -> KVMethod:
         """Selection by normalized attention, mixed-precision storage."""
         from tersor.kv.method import KVMethod
@@ -113,10 +134,13 @@ class ZipCache(Recipe):
         storage = MixedPrecisionStorage(
             high_bits=self.high_bits,
             low_bits=self.low_bits,
+            value_high_bits=self.value_high_bits,
+            value_low_bits=self.value_low_bits,
             value_param_scope=self.value_param_scope,
             param_dtype=self.param_dtype,
             channel_scale_power=self.channel_scale_power,
             check_finite=self.check_finite,
+            subtract_key_bias=self.subtract_key_bias,
         )
         return KVMethod(
             name="zipcache",
@@ -136,5 +160,7 @@ class ZipCache(Recipe):
         """
         from tersor.lowbit.bytes import nominal_compression_ratio
 
-        bits = self.saliency_ratio * self.high_bits + (1 - self.saliency_ratio) * self.low_bits
+        high = (self.high_bits + (self.value_high_bits or self.high_bits)) / 2
+        low = (self.low_bits + (self.value_low_bits or self.low_bits)) / 2
+        bits = self.saliency_ratio * high + (1 - self.saliency_ratio) * low
         return nominal_compression_ratio("mixed", bits=bits, batch=batch, tokens=tokens, width=width)

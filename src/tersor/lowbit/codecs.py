@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.lowbit.packing import check_bits, pack_half_split, unpack_half_split
+from tersor.lowbit.kernels import get_kernel
+from tersor.lowbit.packing import check_bits, unpack_half_split
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -85,14 +86,12 @@ def affine_parameters(
 def affine_encode(
     x: Tensor, bits: int, dims: tuple[int, ...], *, valid: Tensor | None, param_dtype: torch.dtype
 ) -> AffineCodes:
-    """Quantize ``x`` (compute precision) with one parameter pair per set spanning ``dims``; see `AffineCodes`."""
+    """Quantize ``x`` ``[batch, kv_heads, tokens, dim]`` with one parameter pair per set spanning ``dims``."""
     check_bits(bits)
-    minimum, step = affine_parameters(x, bits, dims, valid=valid, param_dtype=param_dtype)
-    wide_step = step.to(x.dtype)
-    # Where the step is zero every code is zero, and the minimum alone is read back.
-    scaled = (x - minimum.to(x.dtype)) / torch.where(wide_step == 0, 1.0, wide_step)
-    codes = scaled.round().clamp(0, 2**bits - 1).masked_fill(wide_step == 0, 0)
-    return AffineCodes(pack_half_split(codes.to(torch.uint8), bits), minimum, step, bits, x.shape[-1])
+    wide = x.to(compute_dtype(x.dtype))
+    minimum, step = affine_parameters(wide, bits, dims, valid=valid, param_dtype=param_dtype)
+    codes = get_kernel("quantize_pack", device=x.device.type)(x, minimum, step, bits)
+    return AffineCodes(codes, minimum, step, bits, x.shape[-1])
 
 
 def encode_keys_channelwise(
@@ -107,7 +106,6 @@ def encode_keys_channelwise(
     Returns:
         codes with ``minimum`` and ``step`` of shape ``[batch, kv_heads, 1, head_dim]``.
     """
-    keys = keys.to(compute_dtype(keys.dtype))
     mask = None if valid is None else valid[..., None]
     if keys.shape[-2] == 0:
         raise ValueError("keys hold no token; an empty group has no parameters, leave it out")
@@ -158,10 +156,12 @@ def encode_values_channel_separable(
         codes with ``minimum`` and ``step`` of shape ``[batch, 1 or kv_heads, tokens, 1]``; read back by
         ``decode() * scale``.
     """
-    values = values.to(compute_dtype(values.dtype))
-    wide = scale.to(values.dtype)
-    weighted = values / torch.where(wide == 0, 1.0, wide)
+    check_bits(bits)
     if valid is not None:
-        weighted = weighted.masked_fill(~valid[..., None], 0.0)
+        values = values.masked_fill(~valid[..., None], 0.0)
+    wide = scale.to(compute_dtype(values.dtype))
+    weighted = values.to(wide.dtype) / torch.where(wide == 0, 1.0, wide)
     dims = (-1,) if per_head else (-3, -1)
-    return affine_encode(weighted, bits, dims, valid=None, param_dtype=param_dtype)
+    minimum, step = affine_parameters(weighted, bits, dims, valid=None, param_dtype=param_dtype)
+    codes = get_kernel("quantize_pack", device=values.device.type)(values, minimum, step, bits, scale)
+    return AffineCodes(codes, minimum, step, bits, values.shape[-1])

@@ -1,18 +1,24 @@
 """One registry of kernels: operation -> back end -> where its function lives.
 
-Every operation has a ``reference`` in plain torch, which is its definition; faster back ends register here
-and are picked by device. Tests and benchmarks walk the same table.
+Every operation has a ``reference`` in plain torch, which is its definition. Faster back ends stand before it: ``cpu``,
+C that is built once on the user's machine, and ``triton`` for GPUs. The first one that runs on a tensor's device is
+picked; one that cannot run here is passed over, and `tersor env` says why. Tests and benchmarks walk the same table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-#: Operation -> back end -> "module:function", fastest back end first. Modules load on first use.
+#: Operation -> back end -> "module:function", fastest first and the reference last. Modules load on first use.
 KERNELS: dict[str, dict[str, str]] = {
-    "packed_attention": {"reference": "tersor.lowbit.kernels.packed_attention.reference:packed_attention"},
+    operation: {
+        backend: f"tersor.lowbit.kernels.{operation}.{backend}:{operation}"
+        for backend in ("cpu", "triton", "reference")
+    }
+    for operation in ("packed_attention", "quantize_pack")
 }
 
 
@@ -23,8 +29,10 @@ def backends(operation: str) -> list[str]:
     return list(KERNELS[operation])
 
 
-def get_kernel(operation: str, backend: str | None = None) -> Callable[..., Any]:
-    """The function of ``operation``; ``backend`` forces one, which tests and benchmarks do.
+def get_kernel(operation: str, backend: str | None = None, *, device: str = "cpu") -> Callable[..., Any]:
+    """The fastest function of ``operation`` that runs on tensors of ``device`` (its type: "cpu", "cuda", ...).
+
+    ``backend`` forces one, which tests and benchmarks do.
 
     Raises:
         ValueError: for an unknown operation or back end.
@@ -32,6 +40,41 @@ def get_kernel(operation: str, backend: str | None = None) -> Callable[..., Any]
     available = backends(operation)
     if backend is not None and backend not in available:
         raise ValueError(f"{operation} has no back end {backend!r}; choose one of {available}")
-    module, _, name = KERNELS[operation][backend or available[0]].partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
+    return _load(operation, backend or chosen_backend(operation, device))
+
+
+def chosen_backend(operation: str, device: str = "cpu") -> str:
+    """The back end that `get_kernel` picks on ``device``."""
+    return next(name for name in backends(operation) if why_not(operation, name, device) is None)
+
+
+@cache
+def why_not(operation: str, backend: str, device: str = "cpu") -> str | None:
+    """Why a back end does not serve tensors of ``device`` here, or None where it does."""
+    if backend == "cpu":
+        if device != "cpu":
+            return f"tensors are on {device}"
+        from tersor.lowbit.kernels._build import NoCompilerError
+
+        try:
+            _module(operation, backend).check_available()
+        except NoCompilerError as error:
+            return str(error)
+    elif backend == "triton":
+        from tersor.lowbit.kernels import triton_runtime
+
+        if device != "cuda":
+            return f"tensors are on {device}"
+        if not triton_runtime.available(device):
+            return "Triton is not installed"
+    return None
+
+
+@cache
+def _load(operation: str, backend: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(_module(operation, backend), KERNELS[operation][backend].partition(":")[2])
     return function
+
+
+def _module(operation: str, backend: str) -> Any:
+    return import_module(KERNELS[operation][backend].partition(":")[0])

@@ -16,21 +16,32 @@ class PackedPart:
     ``keys``: channelwise codes; ``values``: channel-separable tokenwise codes; ``channel_scale``:
     ``[batch, kv_heads, 1, value_dim]``. ``mask``: bool, broadcastable to ``[batch, kv_heads, queries,
     tokens]``, True where a query may look; None where every token is open to every query.
+
+    ``key_factor``, ``value_factor``: ``[batch, 1 or kv_heads, tokens]`` or None. Where several layers share one set of
+    codes, each layer's own lengths: a token's key and value are what the codes say, times its factors.
+
+    ``score_bias``: float32 ``[batch, heads, queries, tokens]`` or None, added to the scaled scores: what a query gets
+    from a part of the keys that is known without storing it (`tersor.kv.key_bias`).
     """
 
     keys: AffineCodes
     values: AffineCodes
     channel_scale: Tensor
     mask: Tensor | None = None
+    key_factor: Tensor | None = None
+    value_factor: Tensor | None = None
+    score_bias: Tensor | None = None
 
 
 @dataclass
 class RawPart:
-    """Unpacked tokens: ``keys``/``values`` ``[batch, kv_heads, tokens, head_dim]``; ``mask`` as in `PackedPart`."""
+    """Unpacked tokens: ``keys``/``values`` ``[batch, kv_heads, tokens, head_dim]``; the rest as in `PackedPart`."""
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None = None
+    key_factor: Tensor | None = None
+    value_factor: Tensor | None = None
 
 
 Part = PackedPart | RawPart

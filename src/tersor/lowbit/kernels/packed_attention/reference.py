@@ -5,7 +5,9 @@ For one group of one KV head with codes ``u`` the parameters leave the inner loo
     q . k_t = sum_c (q_c s_c) u_tc + sum_c q_c m_c          the step goes into the query, the minima are one bias
     o_c     = c_c (sum_t (p_t s_t) u_tc + sum_t p_t m_t)    the step goes into the weights, the minima are one scalar
 
-so both products are "small integer times float" and no dequantized key or value exists.
+so both products are "small integer times float" and no dequantized key or value exists. Where layers share codes,
+token ``t`` has a key factor ``a_t`` and a value factor ``b_t`` of each layer's own (MiniCache, spec section 6): the
+score is multiplied by ``a_t`` and the weight by ``b_t``.
 """
 
 from __future__ import annotations
@@ -88,8 +90,12 @@ def _packed_tiles(query: Tensor, part: PackedPart, queries: int) -> Iterator[tup
     for start in range(0, tokens, TILE_TOKENS):
         tile = slice(start, min(start + TILE_TOKENS, tokens))
         scores = stepped @ keys.unpack(tile.start, tile.stop).to(dtype).transpose(-1, -2) + bias
+        scores = _times(scores, part.key_factor, tile)
+        if part.score_bias is not None:
+            scores = scores + part.score_bias[..., tile].to(dtype).reshape(scores.shape)
 
         def weigh(weights: Tensor, tile: slice = tile) -> Tensor:
+            weights = _times(weights, part.value_factor, tile)
             codes = values.unpack(tile.start, tile.stop).to(dtype)
             product = (weights * step[:, :, None, tile]) @ codes
             minima = (weights * minimum[:, :, None, tile]).sum(-1, keepdim=True)
@@ -100,8 +106,13 @@ def _packed_tiles(query: Tensor, part: PackedPart, queries: int) -> Iterator[tup
 
 def _raw_tile(query: Tensor, part: RawPart, queries: int) -> Iterator[tuple[Tensor, _Weigh]]:
     keys, values = part.keys.to(query.dtype), part.values.to(query.dtype)
-    scores = query @ keys.transpose(-1, -2)
-    yield _masked(scores, part.mask, slice(None), queries), lambda weights: weights @ values
+    scores = _times(query @ keys.transpose(-1, -2), part.key_factor)
+    yield _masked(scores, part.mask, slice(None), queries), lambda weights: _times(weights, part.value_factor) @ values
+
+
+def _times(rows: Tensor, factor: Tensor | None, tile: slice = slice(None)) -> Tensor:
+    """Multiply ``rows`` ``[b, k, r, tokens]`` by a factor per token."""
+    return rows if factor is None else rows * factor[:, :, None, tile].to(rows.dtype)
 
 
 def _masked(scores: Tensor, mask: Tensor | None, tile: slice, queries: int) -> Tensor:

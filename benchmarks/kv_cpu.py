@@ -1,0 +1,223 @@
+"""Speed and memory of packed decoding on this CPU, paired in one run.
+
+    python benchmarks/kv_cpu.py --out benchmarks/results/kv_cpu.jsonl
+
+1. Decode attention of one layer (8 KV heads, groups of 4, head dimension 128): one query against ZipCache 60/40 at
+   4/2 bits, SDPA in float32 and bfloat16, and transformers' `QuantizedCache`, by context length.
+2. One decoding step of a whole model of Llama-3.2-1B's shape with random weights in bfloat16: full bfloat16 cache
+   against ZipCache, tokens a second and bytes of the cache.
+
+Records go to ``--out`` as JSON lines, a table to the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.cache_utils import DynamicCache, QuantoQuantizedLayer
+
+from tersor.bench.measure import Estimate, PairedTimes, machine, storage_bytes, time_paired, versions
+from tersor.bench.records import Record, write_jsonl
+from tersor.kv.layer import CompressedLayer
+from tersor.kv.zipcache import ZipCache
+from tersor.lowbit.kernels import chosen_backend, get_kernel
+
+KV_HEADS, GROUP, DIM = 8, 4, 128
+RECIPE = ZipCache(saliency_ratio=0.6, high_bits=4, low_bits=2)
+OURS = "ZipCache 4/2 r=0.6"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The whole model: sizes of Llama-3.2-1B unless the command line shrinks them."""
+
+    layers: int
+    hidden: int
+    context: int
+
+
+def filled_layer(tokens: int, dtype: torch.dtype, generator: torch.Generator) -> tuple[CompressedLayer, Any, Any]:
+    """A compressed layer holding random tokens, and the same keys and values as they were."""
+    keys, values = (torch.randn(1, KV_HEADS, tokens, DIM, generator=generator).to(dtype) for _ in range(2))
+    layer = CompressedLayer(RECIPE.method(), 0)
+    compress(layer, torch.randn(1, KV_HEADS * GROUP, tokens, DIM, generator=generator).to(dtype), keys, values)
+    return layer, keys, values
+
+
+def compress(layer: CompressedLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Hand a prompt to a layer as a model's prefill does, attention output left out."""
+    layer.update(keys, values)
+    layer.observe(query, None, SimpleNamespace(config=LlamaConfig()), scaling=keys.shape[-1] ** -0.5)
+
+
+def attention_functions(tokens: int, generator: torch.Generator) -> dict[str, Callable[[], object]]:
+    """One decode step by every alternative, over the same ``tokens``."""
+    layer, keys, values = filled_layer(tokens, torch.float32, generator)
+    query = torch.randn(1, KV_HEADS * GROUP, 1, DIM, generator=generator)
+    half = [x.bfloat16() for x in (query, keys, values)]
+    new = torch.randn(1, KV_HEADS, 1, DIM, generator=generator)
+    kernel = get_kernel("packed_attention")
+    layer.update(new, new)  # one raw token, so that the buffer is read as well
+    parts = layer.parts(None, query, scaling=DIM**-0.5)
+    quantized = QuantoQuantizedLayer(nbits=4, q_group_size=64, residual_length=128)
+    quantized.update(keys, values)
+
+    def builtin() -> torch.Tensor:
+        k, v = quantized.update(new, new)
+        return F.scaled_dot_product_attention(query, k, v, enable_gqa=True)
+
+    return {
+        OURS: lambda: kernel(query, parts, scaling=DIM**-0.5),
+        "SDPA float32": lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
+        "SDPA bfloat16": lambda: F.scaled_dot_product_attention(*half, enable_gqa=True),
+        "QuantizedCache quanto 4-bit": builtin,
+    }
+
+
+def faster_sdpa(times: PairedTimes) -> str:
+    """The precision in which SDPA is faster here."""
+    return min(("SDPA float32", "SDPA bfloat16"), key=lambda name: times.seconds(name).value)
+
+
+def attention_records(lengths: list[int], repeats: int, seed: int, common: dict[str, Any]) -> list[Record]:
+    """Milliseconds of every alternative, and our speed-up over the faster SDPA and over the built-in cache."""
+    records = []
+    for tokens in lengths:
+        functions = attention_functions(tokens, torch.Generator().manual_seed(seed))
+        times = time_paired(functions, repeats=repeats, warmup=3, seed=seed)
+        shape = f"decode attention, {tokens:,} tokens, {KV_HEADS} KV heads, group {GROUP}, dimension {DIM}"
+        for name in functions:
+            records.append(record(f"{shape}: {name}", "time", "ms", milliseconds(times.seconds(name)), repeats, common))
+        for rival in (faster_sdpa(times), "QuantizedCache quanto 4-bit"):
+            ratio = times.ratio(rival, OURS)
+            records.append(record(f"{shape}: {OURS}", f"speed-up over {rival}", "x", ratio, repeats, common))
+        del functions
+        gc.collect()
+    return records
+
+
+def whole_model_records(shape: Shape, repeats: int, seed: int, common: dict[str, Any]) -> list[Record]:
+    """Tokens a second and bytes of a full and a compressed cache in the same model."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = shape.hidden // 64
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=shape.hidden, intermediate_size=4 * shape.hidden, head_dim=64,
+        num_hidden_layers=shape.layers, num_attention_heads=heads, num_key_value_heads=heads // 4,
+        max_position_embeddings=131_072, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    full, ours = DynamicCache(config=config), RECIPE.cache(config)
+    for index in range(shape.layers):
+        size = (1, heads // 4, shape.context, 64)
+        keys, values = (torch.randn(size, generator=generator).bfloat16() for _ in range(2))
+        full.update(keys, values, index)
+        compress(
+            ours.layers[index], torch.randn(1, heads, shape.context, 64, generator=generator).bfloat16(), keys, values
+        )
+    full_bytes = storage_bytes([[layer.keys, layer.values] for layer in full.layers])
+    token = torch.tensor([[17]])
+
+    def step(cache: Any) -> None:
+        model(token, past_key_values=cache)
+        cache.crop(-1)
+
+    def step_ours() -> None:
+        with RECIPE.on(model):
+            step(ours)
+
+    with torch.inference_mode():
+        times = time_paired({"full": lambda: step(full), OURS: step_ours}, repeats=repeats, warmup=2, seed=seed)
+    speedup = times.ratio("full", OURS)
+    name = f"whole model, {shape.layers} layers, hidden {shape.hidden}, {shape.context:,} tokens of context"
+    return [
+        *(
+            record(f"{name}: {label}", "tokens a second", "1/s", inverse(times.seconds(key)), repeats, common)
+            for label, key in (("full bfloat16 cache", "full"), (OURS, OURS))
+        ),
+        record(f"{name}: {OURS}", "speed-up over the full bfloat16 cache", "x", speedup, repeats, common),
+        record(f"{name}: {OURS}", "cache bytes", "x smaller", full_bytes / ours.memory_footprint(), 1, common),
+    ]
+
+
+def milliseconds(seconds: Estimate) -> Estimate:
+    """Seconds as milliseconds."""
+    return Estimate(seconds.value * 1e3, seconds.low * 1e3, seconds.high * 1e3, seconds.interval)
+
+
+def inverse(seconds: Estimate) -> Estimate:
+    """Seconds a token as tokens a second."""
+    return Estimate(1 / seconds.value, 1 / seconds.high, 1 / seconds.low, seconds.interval)
+
+
+def record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, common: dict[str, Any]) -> Record:
+    """A record without a claim of its own."""
+    estimate = value if isinstance(value, Estimate) else None
+    return Record(
+        system="kv speed", item=item, quantity=quantity, unit=unit, n=n, claim=None, claim_source=None,
+        measured=estimate.value if estimate else float(value),  # type: ignore[arg-type]
+        low=estimate.low if estimate else None, high=estimate.high if estimate else None,
+        interval=estimate.interval if estimate else None,
+        baseline=None, peer=None, peer_name=None, verdict=None, **common,
+    )  # fmt: skip
+
+
+def show(records: list[Record]) -> None:
+    """The records as a table in the terminal."""
+    table = Table("what", "quantity", "measured", "spread")
+    for each in records:
+        spread = "" if each.low is None else f"{each.low:.3g} .. {each.high:.3g}"
+        table.add_row(each.item, each.quantity, f"{each.measured:.3g} {each.unit}", spread)
+    Console().print(table)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; leaves with code 2 on sizes that make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384, 65536])
+    parser.add_argument("--context", type=int, default=16384, help="of the whole model")
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON lines of records")
+    args = parser.parse_args(argv)
+    if min(*args.lengths, args.context) < 64 or args.layers < 1 or args.hidden % 256 or args.repeats < 2:
+        parser.error("lengths and context need at least 64 tokens, --hidden a multiple of 256, --repeats at least 2")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and write; returns the exit code."""
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    common = {
+        "seed": args.seed, "model": "Llama shapes", "shapes": "random", "versions": versions(),
+        "machine": machine() | {"kernel": chosen_backend("packed_attention")},
+        "command": " ".join(["python benchmarks/kv_cpu.py", *(argv if argv is not None else sys.argv[1:])]),
+    }  # fmt: skip
+    records = attention_records(args.lengths, args.repeats, args.seed, common)
+    shape = Shape(args.layers, args.hidden, args.context)
+    records += whole_model_records(shape, max(2, args.repeats // 3), args.seed, common)
+    show(records)
+    if args.out:
+        write_jsonl(args.out, records)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

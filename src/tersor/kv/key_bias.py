@@ -1,0 +1,145 @@
+"""A large key bias, taken out before keys are rounded and put back exactly into the scores.
+
+Qwen2-class models add a bias to their keys that is hundreds of times larger than the signal in some layers. The cached
+key of a token at position ``p`` is ``R_p (W x + b) = R_p W x + R_p b``, where ``R_p`` rotates: its second part sweeps a
+channel up and down as ``p`` goes on, which no quantizer of a channel can follow. But it depends on the position alone,
+so it need not be stored. What is left is quantized, and a query's score gets ``q . R_p b`` back, computed for all
+positions by one matrix product with the table of cosines and sines that all layers share.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+#: Positions that a table of cosines and sines grows by.
+TABLE_STEP = 4096
+#: Rotations whose angle of a position changes with the length of the text.
+CHANGING = ("dynamic", "longrope")
+
+
+class RotaryTable:
+    """Cosines and sines of positions 0, 1, ... of one rotary embedding, float32 ``[positions, rotated dims]``."""
+
+    def __init__(self, rotary: nn.Module):
+        self.rotary = rotary
+        self.cos = self.sin = torch.empty(0, 0)
+
+    def upto(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The first ``length`` positions or more, on ``device``."""
+        if self.cos.shape[0] < length or self.cos.device != device:
+            size = -(-length // TABLE_STEP) * TABLE_STEP
+            places = torch.arange(size, device=device)[None]
+            cos, sin = self.rotary(torch.empty(0, dtype=torch.float32, device=device), places)
+            self.cos, self.sin = cos[0], sin[0]
+        return self.cos, self.sin
+
+
+class KeyBias:
+    """The rotated key bias of one attention layer.
+
+    Args:
+        bias: ``[kv_heads, key_dim]``, what the layer's key projection adds.
+        table: of the model's rotary embedding; it may turn only the first channels of a head.
+    """
+
+    def __init__(self, bias: Tensor, table: RotaryTable):
+        self.bias = bias.detach().float()
+        self.table = table
+
+    @classmethod
+    def of(cls, module: nn.Module) -> KeyBias:
+        """That of a transformers attention module.
+
+        Raises:
+            ValueError: if the module adds no bias to its keys.
+            NotImplementedError: if its keys are not simply rotated by one position a token.
+        """
+        name = type(module).__name__
+        bias = getattr(getattr(module, "k_proj", None), "bias", None)
+        if bias is None:
+            raise ValueError(f"{name} adds no bias to its keys; leave subtract_key_bias off for this model")
+        if getattr(module, "k_norm", None) is not None or getattr(module, "k_layernorm", None) is not None:
+            raise NotImplementedError(f"{name} normalizes its keys after adding the bias, which mixes the two")
+        table = _table(type(module), module.config)
+        own = cls(bias.reshape(-1, module.head_dim), table)
+        own._check(module)
+        return own
+
+    def keys(self, positions: Tensor) -> Tensor:
+        """``R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, kv_heads, tokens, key_dim]``."""
+        cos, sin = self._waves(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
+        cos, sin = cos[positions][:, None], sin[positions][:, None]
+        turned, rest = self._parts(positions.device)
+        rotated = turned[:, None] * cos + _rotate_half(turned)[:, None] * sin
+        return torch.cat([rotated, rest[:, None].expand(*rotated.shape[:-1], -1)], dim=-1)
+
+    def scores(self, query: Tensor, positions: Tensor) -> Tensor:
+        """``q . R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, heads, queries, tokens]`` float32.
+
+        ``query``: ``[batch, heads, queries, key_dim]``, scaled as the scores are to be.
+        """
+        batch, heads, queries, _ = query.shape
+        length = int(positions.max()) + 1 if positions.numel() else 0
+        cos, sin = self._waves(length, query.device)
+        turned, rest = self._parts(query.device)
+        size = turned.shape[-1]
+        by_head = query.float().reshape(batch, turned.shape[0], -1, query.shape[-1])
+        front = by_head[..., :size]
+        waves = (front * turned[:, None]) @ cos[:length].T + (front * _rotate_half(turned)[:, None]) @ sin[:length].T
+        constant = (by_head[..., size:] * rest[:, None]).sum(-1, keepdim=True)
+        by_position = (waves + constant).reshape(batch, heads, queries, length)
+        if bool((positions[:, -1:] == positions.shape[1] - 1).all()):  # no padding: a token's place is its position
+            return by_position
+        return by_position.gather(-1, positions[:, None, None, :].expand(batch, heads, queries, -1))
+
+    def _waves(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.table.upto(length, device)
+
+    def _parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The channels that are rotated and those that are not, ``[kv_heads, ...]``."""
+        self.bias = self.bias.to(device)
+        size = self.table.cos.shape[-1]
+        return self.bias[:, :size], self.bias[:, size:]
+
+    def _check(self, module: nn.Module) -> None:
+        """Compare with the model's own rotation once, so that another convention is refused and not miscounted."""
+        turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+        positions = torch.arange(5, device=self.bias.device)[None]
+        mine = self.keys(positions)
+        cos, sin = (x[positions] for x in self._waves(5, self.bias.device))
+        size = cos.shape[-1]
+        raw = self.bias[None, :, None].expand(1, -1, 5, -1)
+        theirs = None if turn is None else turn(raw[..., :size], raw[..., :size], cos, sin)[1]
+        if theirs is None or not torch.allclose(mine[..., :size], theirs, rtol=1e-4, atol=1e-4):
+            raise NotImplementedError(
+                f"{type(module).__name__} rotates its keys in another way than subtract_key_bias knows; leave it off"
+            )
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+#: Rotary embedding and its settings -> its table, so that all layers of a model share one.
+_TABLES: dict[tuple[type, str], RotaryTable] = {}
+
+
+def _table(attention: type[nn.Module], config: PreTrainedConfig) -> RotaryTable:
+    """The table of a model's layers; the rotary embedding's class stands beside that of the attention."""
+    name = attention.__name__.removesuffix("Attention") + "RotaryEmbedding"
+    rotary: Any = getattr(sys.modules[attention.__module__], name, None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if rotary is None or "mrope_section" in parameters or parameters.get("rope_type", "default") in CHANGING:
+        raise NotImplementedError(
+            f"{attention.__name__} does not rotate by one fixed angle a position; leave subtract_key_bias off"
+        )
+    key = rotary, f"{config.head_dim if hasattr(config, 'head_dim') else config.hidden_size} {parameters}"
+    if key not in _TABLES:
+        _TABLES[key] = RotaryTable(rotary(config))
+    return _TABLES[key]

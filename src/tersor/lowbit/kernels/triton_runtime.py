@@ -1,0 +1,20 @@
+"""Whether the Triton back ends can run, told without importing Triton."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in Python, on CPU tensors: slow, exact and for tests only."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes")
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether Triton is installed and runs on tensors of ``device``."""
+    if find_spec("triton") is None:
+        return False
+    return interpreting() or torch.device(device).type == "cuda"

@@ -1,0 +1,80 @@
+"""Compile every variant of the Triton kernels for GPUs that need not be here: `python compile_for_gpu.py`.
+
+The interpreter accepts Python that the compiler refuses, so running kernels in it is not enough. Triton compiles for a
+target that it is told; only launching needs the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
+from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart
+from tersor.lowbit.kernels.packed_attention import triton as attention
+from tersor.lowbit.kernels.quantize_pack import triton as packing
+
+
+class AbsentDevice:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class CompileOnly:
+    """Stands in for a kernel: a launch compiles it, with each of ``choices``, and prints that it did."""
+
+    def __init__(self, kernel: Any, *choices: dict[str, int]):
+        self.kernel, self.choices = kernel, choices or ({},)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            for choice in self.choices:
+                compiled = self.kernel.warmup(*args, **kwargs, **choice, grid=grid)
+                assert compiled.asm["cubin"]
+                print(self.kernel.__name__)
+
+        return launch
+
+
+def main() -> None:
+    attention._attend = CompileOnly(attention._attend.fn, {"BLOCK_TOKENS": 64, "num_warps": 4})
+    attention._merge = CompileOnly(attention._merge)
+    packing._quantize_pack_kernel = CompileOnly(packing._quantize_pack_kernel)
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(1, 2, 20, 64, generator=generator).half() for _ in range(2))
+    mask, factor = torch.ones(1, 1, 1, 20, dtype=torch.bool), torch.ones(1, 1, 20)
+    bias = torch.zeros(1, 8, 1, 20)
+    scale = channel_scale(values)
+    plain: list[Any] = [RawPart(keys, values)]
+    full: list[Any] = [RawPart(keys.bfloat16(), values.bfloat16(), mask, factor, factor)]
+    for bits in attention.SLOTTED_BITS:
+        coded = encode_keys_channelwise(keys, bits), encode_values_channel_separable(values, bits, scale)
+        plain.append(PackedPart(*coded, scale))
+        full.append(PackedPart(*coded, scale, mask, factor, factor, bias))
+    driver.set_active(AbsentDevice(90))
+    attention.packed_attention(torch.zeros(1, 8, 1, 64, dtype=torch.float16), full, scaling=0.125)
+    attention.packed_attention(torch.zeros(1, 8, 3, 64), plain, scaling=0.125)
+    minimum, step = full[-1].keys.minimum, full[-1].keys.step
+    packing.quantize_pack(keys, minimum, step, 4)
+    for bits in (2, 3, 4, 8):
+        packing.quantize_pack(keys, minimum, step, bits, scale)
+
+
+if __name__ == "__main__":
+    assert not triton.knobs.runtime.interpret, "the interpreter compiles nothing: unset TRITON_INTERPRET"
+    main()
