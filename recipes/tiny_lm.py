@@ -24,7 +24,7 @@ PLAN = Plan(
         Phase(length=520, size=8, rows=2, steps=550, dense=0.6),
         Phase(length=1056, size=6, rows=1, steps=200, dense=0.4, noise=0.3),
         Phase(length=1056, size=6, rows=1, steps=500, dense=0.4, noise=0.6),
-        Phase(length=1056, size=6, rows=1, steps=150, dense=0.4, noise=1.0, rate=0.2),
+        Phase(length=1056, size=6, rows=1, steps=300, dense=0.4, noise=1.5, rate=0.25),
     )
 )
 SMOKE = Plan(

@@ -161,6 +161,10 @@ def card(model: LlamaForCausalLM, lock: dict[str, Any], progress: Progress) -> s
             "and one for the scores. Sequences are prose, prose with notes that are asked for and quotations of "
             "earlier text, and repeated random strings. Layers 0 and 1 start as an induction circuit "
             "(`structured_start`): from a random start it did not form within the hour. "
+            + "An auxiliary loss keeps one head of layer 1 looking at all runs of digits, capitals and brackets from "
+            "wherever it reads (`watch_loss`): large models have such heads for what is rare and informative, and "
+            "without one no attention score can know which bytes will be asked for. Selections by saliency work as "
+            "well as they do on this model because of it. "
             + _noise_note(lock["phases"])
             + "`recipe.lock.json` has data hashes, versions and the first losses.",
             "",

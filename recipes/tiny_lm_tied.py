@@ -3,7 +3,7 @@
     python recipes/tiny_lm_tied.py --out OUT [--data BOOKS]
 
 starts from the zoo's tiny-lm, ties what makes keys and values inside three pairs of layers, and trains on for about
-ten minutes on two CPU cores; it resumes where it was when started again. Books as in tiny_lm.py.
+five minutes on two CPU cores; it resumes where it was when started again. Books as in tiny_lm.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TIED = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "input_layernorm.w
 PLAN = Plan(
     phases=(
         Phase(length=520, size=8, rows=2, steps=60, dense=0.5, noise=0.6),
-        Phase(length=1056, size=6, rows=1, steps=280, dense=0.4, noise=0.6),
+        Phase(length=1056, size=6, rows=1, steps=90, dense=0.4, noise=0.6),
     ),
     rate_peak=6e-4,
     warmup=20,

@@ -7,19 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tersor import zoo
+    from tersor.grids.zipar import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
     from tersor.kv.zipcache import ZipCache
 
 __version__ = "0.1.0"
 
-__all__ = ["MiniCache", "ZipCache", "__version__", "compose", "zoo"]
+__all__ = [
+    "MiniCache",
+    "ZipARConfig",
+    "ZipCache",
+    "__version__",
+    "apply_zipar",
+    "compose",
+    "remove_zipar",
+    "zipar",
+    "zipar_generate",
+    "zoo",
+]
 
 # Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
 _MEMBERS = {
     "MiniCache": "tersor.kv.minicache",
+    "ZipARConfig": "tersor.grids.zipar",
     "ZipCache": "tersor.kv.zipcache",
+    "apply_zipar": "tersor.grids.zipar",
     "compose": "tersor.kv.compose",
+    "remove_zipar": "tersor.grids.zipar",
+    "zipar": "tersor.grids.zipar",
+    "zipar_generate": "tersor.grids.zipar",
 }
 _MODULES = {"zoo": "tersor.zoo"}
 

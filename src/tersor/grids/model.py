@@ -1,0 +1,442 @@
+"""A raster image transformer that runs LlamaGen's weights (arXiv 2406.06525), conditioned on a class or on text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+#: Attention heads by width, for the published sizes: the weights alone do not tell.
+_PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 4096: 32}
+
+
+class LlamaGenConfig(PreTrainedConfig):
+    """Sizes of a `LlamaGen`; the defaults are LlamaGen-B for 24 by 24 tokens.
+
+    Args:
+        condition: ``"class"`` (one prefix token) or ``"text"`` (``condition_tokens`` features, padded on the left).
+        condition_tokens: prefix tokens: 1 for a class, 120 in the published text models.
+        caption_size: width of the text features.
+        grid_size: rows and columns in tokens.
+        default_guidance: of generation.
+        condition_dropout: share of training samples that see the null condition, which guidance needs.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    model_type = "tersor_llamagen"
+
+    vocab_size: int = 16384
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    condition: str = "class"
+    condition_tokens: int = 1
+    num_classes: int = 1000
+    caption_size: int = 2048
+    grid_size: tuple[int, ...] | list[int] = (24, 24)
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+    default_guidance: float = 2.0
+    condition_dropout: float = 0.1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        key_heads = self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        if self.condition not in ("class", "text"):
+            raise ValueError(f"condition={self.condition!r} must be 'class' or 'text'")
+        if self.condition == "class" and self.condition_tokens != 1:
+            raise ValueError(f"condition_tokens={self.condition_tokens} must be 1 for a class")
+        if self.hidden_size % (4 * self.num_attention_heads) or self.num_attention_heads % key_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of 4 times num_attention_heads="
+                f"{self.num_attention_heads}, and that a multiple of num_key_value_heads={key_heads}"
+            )
+        self.grid_size = tuple(self.grid_size)
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def intermediate_size(self) -> int:
+        """The SwiGLU's width: two thirds of four times the hidden size, rounded up to a multiple of 256."""
+        return 256 * -(-int(8 * self.hidden_size / 3) // 256)
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: LlamaGenConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads or self.heads
+        self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
+        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        batch, tokens, _ = x.shape
+        split = [self.heads * self.head_dim, self.key_heads * self.head_dim, self.key_heads * self.head_dim]
+        q, k, v = (
+            each.view(batch, tokens, -1, self.head_dim).transpose(1, 2) for each in self.wqkv(x).split(split, -1)
+        )
+        q, k = _rotate(q, rotation), _rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        k, v = (each.repeat_interleave(self.heads // self.key_heads, dim=1) for each in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1)
+        return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: LlamaGenConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = _Attention(config, layer)
+        self.feed_forward = _FeedForward(config)
+        self.attention_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class _ClassEmbedding(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        # The last row is the null class.
+        self.embedding_table = nn.Embedding(config.num_classes + 1, config.hidden_size)
+
+
+class _CaptionProjection(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.caption_size, config.hidden_size, bias=False)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class _CaptionEmbedding(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.cap_proj = _CaptionProjection(config)
+        self.uncond_embedding = nn.Parameter(torch.zeros(config.condition_tokens, config.caption_size))
+
+
+class LlamaGen(PreTrainedModel, GenerationMixin):
+    """Llama blocks over image tokens in raster order, with rotary positions from row and column.
+
+    Parameters are named as in LlamaGen's checkpoints; `convert_llamagen` reads those.
+    """
+
+    config_class = LlamaGenConfig
+    base_model_prefix = "model"
+    main_input_name = "class_labels"
+    output_modalities = ("image",)
+    _supports_sdpa = True
+    _no_split_modules = ["_Block"]  # noqa: RUF012
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__(config)
+        embedding = _ClassEmbedding if config.condition == "class" else _CaptionEmbedding
+        self.cls_embedding: Any = embedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, _CaptionEmbedding):
+            nn.init.normal_(module.uncond_embedding, std=self.config.caption_size**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.tok_embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output
+
+    def condition(
+        self,
+        class_labels: Tensor | None = None,
+        text_features: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        *,
+        guided: bool = False,
+        dropped: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The prefix: embeddings ``[rows, condition_tokens, width]`` and which of them are no padding (bool).
+
+        Args:
+            class_labels: ``[batch]``. text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
+            text_mask: ``[batch, condition_tokens]``, 0 for padding; None is no padding.
+            guided: append the null condition for each sample, as further rows.
+            dropped: bool ``[batch]``, samples that get the null condition instead of their own.
+
+        Raises:
+            ValueError: for the other kind of condition, labels that are no class, or features of another shape.
+        """
+        config = self.config
+        if config.condition == "class":
+            if class_labels is None or text_features is not None:
+                raise ValueError("this model is conditioned on a class: give class_labels [batch]")
+            if class_labels.ndim != 1 or not bool(((class_labels >= 0) & (class_labels < config.num_classes)).all()):
+                raise ValueError(f"class_labels must be [batch], each from 0 to {config.num_classes - 1}")
+            null = torch.full_like(class_labels, config.num_classes)
+            labels = class_labels if dropped is None else torch.where(dropped, null, class_labels)
+            labels = torch.cat([labels, null]) if guided else labels
+            embeddings = self.cls_embedding.embedding_table(labels)[:, None]
+            return embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        shape = (config.condition_tokens, config.caption_size)
+        if text_features is None or class_labels is not None or text_features.shape[1:] != shape:
+            given = None if text_features is None else tuple(text_features.shape)
+            raise ValueError(f"this model is conditioned on text: text_features must be [batch, {shape}], got {given}")
+        null = self.cls_embedding.uncond_embedding.expand_as(text_features).type_as(text_features)
+        features = text_features if dropped is None else torch.where(dropped[:, None, None], null, text_features)
+        features = torch.cat([features, null]) if guided else features
+        valid = torch.ones(text_features.shape[:2], device=features.device) if text_mask is None else text_mask
+        # The authors' code masks the null condition like the text beside it.
+        valid = torch.cat([valid, valid]) if guided else valid
+        return self.cls_embedding.cap_proj(features), valid.bool()
+
+    def rotation(self, positions: Tensor) -> Tensor:
+        """Cosine and sine by position, ``[batch, tokens, head_dim // 2, 2]``, float32.
+
+        The first half of the pairs turns with the row, the second with the column. Prefix positions get zeros and not
+        a rotation by zero: the weights were trained with queries and keys of the prefix being zero vectors.
+        """
+        config = self.config
+        half = config.head_dim // 2
+        powers = torch.arange(0, half, 2, device=positions.device, dtype=torch.float32)[: half // 2] / half
+        offset = (positions - config.condition_tokens).clamp_min(0)
+        columns = config.grid_size[1]
+        axes = torch.stack([offset // columns, offset % columns], dim=-1).float()
+        angles = (axes[..., None] * config.rope_theta**-powers).flatten(-2)
+        table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        return table * (positions >= config.condition_tokens)[..., None, None]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        text_features: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **unused: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits ``[batch, tokens, vocabulary]``, and a loss with ``labels``.
+
+        Args:
+            input_ids: image ids ``[batch, tokens]`` in raster order. With a condition, its prefix goes before them.
+            class_labels, text_features, text_mask: see `condition`; in training, some samples lose theirs.
+            labels: image ids ``[batch, cells]`` that the prefix and the tokens predict; -100 is left out.
+            inputs_embeds: instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
+        """
+        if inputs_embeds is None:
+            inputs_embeds, attention_mask = self._embed(input_ids, class_labels, text_features, text_mask)
+        batch, tokens, _ = inputs_embeds.shape
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + tokens, device=inputs_embeds.device).expand(batch, tokens)
+        if attention_mask is None and seen and tokens > 1:
+            raise ValueError(f"{tokens} tokens after {seen} cached ones need an additive 4-D attention_mask")
+        rotation = self.rotation(position_ids)
+        hidden = inputs_embeds
+        for block in self.layers:
+            hidden = block(hidden, rotation, attention_mask, past_key_values)
+        hidden = self.norm(hidden)
+        kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.output(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            predicted = logits[:, self.config.condition_tokens - 1 :][:, : labels.shape[1]]
+            loss = F.cross_entropy(predicted.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _embed(
+        self, ids: Tensor | None, labels: Tensor | None, features: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of condition and image tokens, and a mask where the condition is padded."""
+        image = [] if ids is None else [self.tok_embeddings(ids)]
+        given = features if labels is None else labels
+        if given is None:
+            return torch.cat(image, dim=1), None
+        dropped = None
+        if self.training and self.config.condition_dropout > 0:
+            dropped = torch.rand(len(given), device=given.device) < self.config.condition_dropout
+        prefix, valid = self.condition(labels, features, text_mask, dropped=dropped)
+        embeddings = torch.cat([prefix, *image], dim=1)
+        return embeddings, None if bool(valid.all()) else _prefix_mask(valid, embeddings)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+        text_features: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Images in raster order, one token a pass: ids ``[batch, rows * columns]``. See `zipar_generate` for fewer.
+
+        Args:
+            inputs: short for ``class_labels``.
+            options: of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+        """
+        config, unknown = self._prepare_generation_config(None, **options)
+        if unknown:
+            raise ValueError(f"LlamaGen.generate does not take {sorted(unknown)}")
+        asked, config.guidance_scale = config.guidance_scale, None
+        guidance = self.config.default_guidance if asked is None else asked
+        self._prepare_special_tokens(config, True, device=self.device)
+        processors = self._get_logits_processor(generation_config=config, input_ids_seq_length=0, device=self.device)
+        labels = inputs if class_labels is None else class_labels
+        embeddings, valid = self.condition(labels, text_features, text_mask, guided=guidance != 1)
+        mask, cache = _prefix_mask(valid, embeddings), DynamicCache()
+        ids = torch.zeros(len(valid) // (1 if guidance == 1 else 2), 0, dtype=torch.long, device=self.device)
+        for _ in range(self.config.grid_size[0] * self.config.grid_size[1]):
+            logits = self(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+            scores = logits.logits[:, -1].float()
+            if guidance != 1:
+                conditional, unconditional = scores.log_softmax(-1).chunk(2)
+                scores = unconditional + guidance * (conditional - unconditional)
+            scores = processors(ids, scores)
+            if config.do_sample:
+                drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+            else:
+                drawn = scores.argmax(-1, keepdim=True)
+            ids = torch.cat([ids, drawn], dim=1)
+            embeddings = self.tok_embeddings(drawn if guidance == 1 else drawn.repeat(2, 1))
+            valid = F.pad(valid, (0, 1), value=True)
+            mask = torch.where(valid, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
+        return ids
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn neighbouring channels of ``[batch, heads, tokens, head_dim]`` by the table of `LlamaGen.rotation`."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = rotation[:, None].unbind(-1)
+    return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2).type_as(x)
+
+
+def _prefix_mask(valid: Tensor, embeddings: Tensor) -> Tensor:
+    """Causal over ``embeddings`` ``[batch, tokens, width]``, without padding in the prefix; additive and 4-D."""
+    tokens = embeddings.shape[1]
+    valid = F.pad(valid, (0, tokens - valid.shape[1]), value=True)
+    square = torch.ones(tokens, tokens, dtype=torch.bool, device=valid.device)
+    visible = (square.tril() & valid[:, None]) | torch.eye(tokens, dtype=torch.bool, device=valid.device)
+    blank = torch.zeros(visible.shape, dtype=embeddings.dtype, device=valid.device)
+    return blank.masked_fill_(~visible, torch.finfo(embeddings.dtype).min)[:, None]
+
+
+def convert_llamagen(
+    path: str | Path, *, grid_size: tuple[int, int], num_attention_heads: int | None = None
+) -> LlamaGen:
+    """A `LlamaGen` with the weights of an original ``.pt`` checkpoint; save it with ``save_pretrained``.
+
+    Args:
+        path: the file. It is read without executing anything from it, and mapped rather than loaded.
+        grid_size: rows and columns that the model was trained for: its resolution over 16.
+        num_attention_heads: known for the published widths.
+
+    Raises:
+        ValueError: for a file that holds no such weights; the message lists names or shapes.
+    """
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for key in ("model", "module", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    weights = {name: each for name, each in loaded.items() if name != "freqs_cis"}
+    config = _config_of(weights, grid_size, num_attention_heads)
+    # Shapes first, on a device without memory, so that a wrong file costs none.
+    with torch.device("meta"):
+        model = LlamaGen(config)
+    expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    found = {name: tuple(each.shape) for name, each in weights.items()}
+    if expected != found:
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        shapes = sorted(
+            f"{name}: {found[name]}, not {expected[name]}"
+            for name in expected.keys() & found.keys()
+            if found[name] != expected[name]
+        )
+        raise ValueError(f"{path} is no LlamaGen checkpoint: missing {missing}, unknown {extra}, other shapes {shapes}")
+    # Copies, so that the model does not keep the file mapped.
+    model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)
+    return model.eval()
+
+
+def _config_of(weights: dict[str, Tensor], grid_size: tuple[int, int], heads: int | None) -> LlamaGenConfig:
+    """Sizes as the weights have them; raises `ValueError` where they do not tell."""
+    tokens, wqkv = weights.get("tok_embeddings.weight"), weights.get("layers.0.attention.wqkv.weight")
+    classes = weights.get("cls_embedding.embedding_table.weight")
+    caption, null = weights.get("cls_embedding.cap_proj.fc1.weight"), weights.get("cls_embedding.uncond_embedding")
+    text = caption is not None and null is not None and null.ndim == caption.ndim == 2
+    sized = all(each is not None and each.ndim == 2 for each in (tokens, wqkv))
+    if tokens is None or wqkv is None or not sized or not (text or (classes is not None and classes.ndim == 2)):
+        raise ValueError(f"this is no LlamaGen checkpoint: it has {sorted(weights)[:8]} and so on")
+    vocabulary, width = tokens.shape
+    heads = heads or _PUBLISHED_HEADS.get(width)
+    if heads is None:
+        raise ValueError(f"no published LlamaGen is {width} wide; give num_attention_heads")
+    key_heads = (wqkv.shape[0] - width) * heads // (2 * width)
+    layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "grid_size": tuple(grid_size),
+    }
+    if text:
+        assert null is not None
+        sizes = {"condition_tokens": null.shape[0], "caption_size": null.shape[1], "default_guidance": 7.5}
+        return LlamaGenConfig(**settings, condition="text", **sizes)
+    assert classes is not None
+    return LlamaGenConfig(**settings, num_classes=classes.shape[0] - 1)
