@@ -14,6 +14,7 @@ import typer
 from tersor import __version__
 from tersor._lazy import MissingExtraError
 from tersor.bench.cli import bench, demo
+from tersor.grids.cli import images
 from tersor.kv.cli import generate
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.add_typer(bench, name="bench")
+app.add_typer(images, name="images")
 
 
 def _print_version(wanted: bool) -> None:

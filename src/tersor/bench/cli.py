@@ -143,6 +143,46 @@ def bench_saliency(
     _give(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
 
 
+@bench.command("merging")
+def bench_merging(
+    model: Annotated[str, typer.Option(help="Zoo name: tiny-lm-tied, or tiny-lm as the control.")] = "tiny-lm-tied",
+    samples: Annotated[int, typer.Option(help="Questions a task.")] = 50,
+    continuations: Annotated[int, typer.Option(help="Passages to continue.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of questions and passages.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+) -> None:
+    """Merge ever more pairs of layers, deepest first: by MiniCache, without retention, and by plain averaging.
+
+    The later layer of each pair caches twice as long vectors (with the same output), as layers of real models differ.
+    """
+    if samples < 1 or continuations < 1:
+        raise ValueError(f"--samples {samples} and --continuations {continuations} must be at least 1")
+    location = _checkpoints.resolve(model)
+    from tersor.bench.kv import pooled, score_continuation, score_recall
+    from tersor.bench.merging import merging_contenders, with_longer_layers
+    from tersor.bench.tasks import PLANTED, recall_samples
+
+    network, tokenizer = _checkpoints.load(location, "cpu")
+    prose = _prose(None)
+    layers = network.config.num_hidden_layers
+    network = with_longer_layers(network, range(3, layers, 2))
+    rivals = merging_contenders([(first, first + 1) for first in range(0, layers - 1, 2)])
+    results: dict[str, dict[str, Scores]] = {}
+    with _status() as status:
+        for task in PLANTED:
+            status.update(task)
+            questions = recall_samples(task, n=samples, prose=prose, seed=seed)
+            results[task] = score_recall(network, tokenizer.encode, questions, rivals)
+        status.update("continuation")
+        loss = score_continuation(network, tokenizer.encode, prose, rivals, n=continuations, seed=seed)
+    recall = pooled(results)
+    shared: dict[str, Any] = {"model": model, "seed": seed, "command": _command()}
+    records = _score_records("planted facts", recall, quantity="recall, agnostic", unit="share", **shared)
+    records += _score_records("continuation", loss, quantity="loss", unit="nats per byte", **shared)
+    _give(records, out, as_json, lambda: _print_bench({"continuation": loss}, {"planted facts": recall}))
+
+
 def _give(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
     """Write the records to ``out`` if there is one, then print them as JSON lines or as their table."""
     from tersor.bench.records import write_jsonl
