@@ -145,7 +145,7 @@ def bench_saliency(
 
 @bench.command("merging")
 def bench_merging(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or zoo name; layers must be alike in pairs.")] = "tiny-lm",
+    model: Annotated[str, typer.Option(help="Checkpoint folder or zoo name, of layers alike in pairs.")] = "tiny-lm",
     samples: Annotated[int, typer.Option(help="Questions a task.")] = 50,
     continuations: Annotated[int, typer.Option(help="Passages to continue.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of questions and passages.")] = 1,
