@@ -40,9 +40,7 @@ def spy(monkeypatch):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_full_window_is_the_models_own_decoding(case, batch, padded, guidance) -> None:
-    if padded and not case.pads:
-        pytest.skip("nothing to pad")
-    inputs = case.inputs(batch, padded)
+    inputs = case.inputs(batch, padded and case.pads)
     expected = case.raster(inputs, guidance)
     out = case.zipar(inputs, guidance, window_size=case.grid[1])
     assert torch.equal(out.sequences, expected)
@@ -345,8 +343,6 @@ def test_scores_come_in_raster_order(cases) -> None:
 
 
 def test_several_images_a_prompt(case) -> None:
-    if case.name == "llamagen_text":
-        pytest.skip("as llamagen_class")
     out = case.zipar(
         case.inputs(2, False), 3.0, window_size=2, do_sample=True, num_return_sequences=2, generator=torch.Generator()
     )
