@@ -50,7 +50,7 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], *mentions: str) -> None:
 
 
 BAD = {
-    "bits": (["--high-bits", "3", "hello"], "high_bits=3"),
+    "bits": (["--high-bits", "5", "hello"], "high_bits=5"),
     "ratio": (["--saliency-ratio", "1.5", "hello"], "saliency_ratio=1.5"),
     "low above high": (["--high-bits", "2", "--low-bits", "4", "hello"], "low_bits=4"),
     "cache": (["--cache", "magic", "hello"], "choose one of"),
@@ -126,9 +126,9 @@ def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
     assert run(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kernels"] == {"packed_attention": "reference"}
+    assert facts["kernels"] == dict.fromkeys(("packed_attention", "quantize_pack"), "cpu on cpu")
     assert run(["env"]) == 0
-    assert "packed_attention: reference" in capsys.readouterr().out
+    assert "packed_attention: cpu on cpu" in capsys.readouterr().out
 
 
 BENCH = ["bench", "kv", "--samples", "2", "--continuations", "2", "--task", "needle", "--context-bytes", "256"]
