@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor import _atomic
-from tersor.bench.plots import Line, Point, plot_lines, plot_quality_vs_bytes
+from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record, read_jsonl
 from tersor.bench.scoreboard import to_svg
 from tersor.bench.tasks import TASKS
@@ -108,94 +108,17 @@ def recall_plot(records: list[Record], families: dict[str, str]) -> str:
     )
 
 
-def merging_table(records: list[Record]) -> str:
-    """Markdown: recall and loss by number of merged pairs, one column a way of merging."""
-    by_key = {(*parts(record), record.unit): record for record in records}
-    names = list(dict.fromkeys(parts(record)[0] for record in records))
-    lines = ["| cache | times smaller | planted facts, % [95 %] | continuation, nats |", "|---|---:|---:|---:|"]
-    for name in names:
-        recall, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
-        loss = by_key[name, "continuation", "nats per byte"]
-        lines.append(f"| {name} | {ratio.measured:.2f} | {interval(recall)} | {loss.measured:.4f} |")
-    return "\n".join(lines) + "\n\n" + provenance(records)
-
-
-def merging_plot(records: list[Record]) -> str:
-    """SVG: loss of the book's continuation against the number of merged pairs."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    full = None
-    for record in records:
-        name, task = parts(record)
-        if task != "continuation" or record.unit == "x":
-            continue
-        assert record.measured is not None and record.low is not None and record.high is not None
-        point = (record.measured, record.low, record.high)
-        if name == "full cache":
-            full = point
-        else:
-            way, _, count = name.rpartition(", ")
-            curves.setdefault(way, []).append((float(count.split()[0]), *point))
-    assert full is not None
-    return plot_lines(
-        [Line(way, ((0.0, *full), *points)) for way, points in curves.items()],
-        x_label="pairs of layers merged, deepest first",
-        y_label="loss of the continuation, nats a byte",
-        description="Loss of a book's continuation against the number of merged pairs of layers",
-        whole_x=True,
-    )
-
-
-def speed_table(records: list[Record]) -> str:
-    """Markdown: what was measured, with its spread."""
-    lines = ["| what | quantity | measured | spread |", "|---|---|---:|---:|"]
-    for record in records:
-        spread = "" if record.low is None else f"{record.low:.3g} to {record.high:.3g}"
-        lines.append(f"| {record.item} | {record.quantity} | {record.measured:.3g} {record.unit} | {spread} |")
-    first = records[0]
-    return (
-        "\n".join(lines)
-        + f"\n\n`{first.command}`: random weights, seed {first.seed}, medians with quartiles (times) or "
-        f"95 % bootstrap intervals (ratios); {first.machine['cpu']}, {first.machine['threads']} threads, torch "
-        f"{first.versions['torch']}.\n"
-    )
-
-
-def speed_plot(records: list[Record]) -> str:
-    """SVG: milliseconds of one layer's decode attention against context length."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    for record in records:
-        if record.unit != "ms":
-            continue
-        shape, name = parts(record)
-        tokens = float(shape.split(", ")[1].split()[0].replace(",", ""))
-        assert record.measured is not None and record.low is not None and record.high is not None
-        curves.setdefault(name, []).append((tokens, record.measured, record.low, record.high))
-    return plot_lines(
-        [Line(name, tuple(points)) for name, points in curves.items()],
-        x_label="tokens of context",
-        y_label="decode attention of one layer, ms",
-        description="Time of one decode attention against context length, by cache",
-        logarithmic=True,
-    )
-
-
 def build() -> dict[Path, str]:
     """Every generated file of the docs with its text."""
     from tersor.bench.contenders import contenders
 
     recall = read_jsonl(RESULTS / "kv_agnostic.jsonl")
     layouts = [record for bits in (4, 2) for record in read_jsonl(RESULTS / f"quantizers_{bits}bit.jsonl")]
-    merging, speed = read_jsonl(RESULTS / "merging.jsonl"), read_jsonl(RESULTS / "kv_cpu.jsonl")
     measured = {parts(record)[0] for record in recall}
     shown = {each.name: each.family for each in contenders(with_peers=True) if each.name in measured}
     tables = recall_table(recall) + "\n![Recall against compression](assets/zipcache_recall.svg)\n"
     return {
         ROOT / "docs/tables/zipcache.md": tables,
-        ROOT / "docs/tables/minicache.md": merging_table(merging)
-        + "\n![Loss against merged pairs](assets/minicache_merging.svg)\n",
-        ROOT / "docs/assets/minicache_merging.svg": merging_plot(merging),
-        ROOT / "docs/tables/kv_cpu.md": speed_table(speed),
-        ROOT / "docs/assets/kv_cpu.svg": speed_plot(speed),
         ROOT / "docs/tables/saliency.md": saliency_table(read_jsonl(RESULTS / "saliency.jsonl")),
         ROOT / "docs/tables/quantizers.md": layout_table(layouts),
         ROOT / "docs/assets/zipcache_recall.svg": recall_plot(recall, shown),

@@ -301,7 +301,7 @@ BAD = {
     "granularity": ["layer"],
     "max_retained_fraction": [2.0],
     "max_relative_error": [0.0],
-    "bits": [3, 0],
+    "bits": [5, 0],
     "param_dtype": ["int8"],
     "streaming_gap": [0],
     "skip_layers": [(-1,)],

@@ -103,7 +103,7 @@ def test_the_check_catches_lost_segments(monkeypatch: pytest.MonkeyPatch) -> Non
     from tersor.kv.layer import CompressedLayer
 
     parts = CompressedLayer.parts
-    monkeypatch.setattr(CompressedLayer, "parts", lambda self, *args: parts(self, *args)[-1:])
+    monkeypatch.setattr(CompressedLayer, "parts", lambda self, *args, **kw: parts(self, *args, **kw)[-1:])
     with pytest.raises(AssertionError):
         check_identical("llama", "greedy", RAW["one group"])
 
