@@ -27,7 +27,7 @@ RECIPES = {
 def live_tensor_bytes() -> int:
     """Bytes of every storage that a Python tensor still holds."""
     gc.collect()
-    return storage_bytes([item for item in gc.get_objects() if isinstance(item, torch.Tensor)])
+    return storage_bytes([item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)])
 
 
 def resident_bytes() -> int:
