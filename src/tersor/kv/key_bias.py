@@ -72,7 +72,7 @@ class KeyBias:
 
     def keys(self, positions: Tensor) -> Tensor:
         """``R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, kv_heads, tokens, key_dim]``."""
-        cos, sin = self._waves(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
+        cos, sin = self.table.upto(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
         cos, sin = cos[positions][:, None], sin[positions][:, None]
         turned, rest = self._parts(positions.device)
         rotated = turned[:, None] * cos + _rotate_half(turned)[:, None] * sin
@@ -85,7 +85,7 @@ class KeyBias:
         """
         batch, heads, queries, _ = query.shape
         length = int(positions.max()) + 1 if positions.numel() else 0
-        cos, sin = self._waves(length, query.device)
+        cos, sin = self.table.upto(length, query.device)
         turned, rest = self._parts(query.device)
         size = turned.shape[-1]
         by_head = query.float().reshape(batch, turned.shape[0], -1, query.shape[-1])
@@ -96,9 +96,6 @@ class KeyBias:
         if bool((positions[:, -1:] == positions.shape[1] - 1).all()):  # no padding: a token's place is its position
             return by_position
         return by_position.gather(-1, positions[:, None, None, :].expand(batch, heads, queries, -1))
-
-    def _waves(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.table.upto(length, device)
 
     def _parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The channels that are rotated and those that are not, ``[kv_heads, ...]``."""
@@ -111,7 +108,7 @@ class KeyBias:
         turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
         positions = torch.arange(5, device=self.bias.device)[None]
         mine = self.keys(positions)
-        cos, sin = (x[positions] for x in self._waves(5, self.bias.device))
+        cos, sin = (x[positions] for x in self.table.upto(5, self.bias.device))
         size = cos.shape[-1]
         raw = self.bias[None, :, None].expand(1, -1, 5, -1)
         theirs = None if turn is None else turn(raw[..., :size], raw[..., :size], cos, sin)[1]

@@ -236,7 +236,11 @@ class CompressedLayer(CacheLayerMixin):
         ``mask``: bool ``[batch, 1 or heads of one, queries, sequence]``, or None for plain causal attention.
         """
         queries = query.shape[2]
-        bias = None if self.key_bias is None else self.key_bias.scores(query * scaling, self.places())
+        bias = (
+            None
+            if self.key_bias is None
+            else self.key_bias.scores(query * scaling, self.places(0, self.seen - self.waiting))
+        )
         parts = [part for segment in self.segments for part in segment.parts(mask, bias)]
         window: Tensor | None
         if mask is not None:
@@ -262,7 +266,7 @@ class CompressedLayer(CacheLayerMixin):
             segment.scatter_into(keys, values, present)
         if self.key_bias is not None:
             whole = keys[:, :, :compressed]
-            bias = self.key_bias.keys(self.places())
+            bias = self.key_bias.keys(self.places(0, compressed))
             whole += (bias * present[..., :compressed, None]).to(keys.dtype)
         return (
             torch.cat([keys[:, :, :compressed], self.keys], dim=2),
@@ -323,10 +327,10 @@ class CompressedLayer(CacheLayerMixin):
             )
         self.first_place = first.clone()
 
-    def places(self) -> Tensor:
-        """Positions that the compressed tokens were rotated by, int64 ``[batch, tokens]``; 0 for padding."""
+    def places(self, start: int, stop: int) -> Tensor:
+        """Positions that tokens ``start:stop`` were rotated by, int64 ``[batch, tokens]``; 0 for padding."""
         assert self.first_place is not None  # set before anything is compressed
-        tokens = torch.arange(self.seen - self.waiting, device=self.keys.device)
+        tokens = torch.arange(start, stop, device=self.keys.device)
         return (tokens - self.first_place[:, None]).clamp_min(0)
 
     def _note_padding(self, mask: Tensor | None, queries: int) -> None:
@@ -421,9 +425,8 @@ class CompressedLayer(CacheLayerMixin):
         """Turn the ``tokens`` oldest waiting tokens into a segment and free their raw form."""
         start = self.seen - self.waiting
         keys, values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
-        if self.key_bias is not None and self.first_place is not None:
-            positions = torch.arange(start, start + tokens, device=keys.device) - self.first_place[:, None]
-            keys = (keys.float() - self.key_bias.keys(positions.clamp_min(0))).to(keys.dtype)
+        if self.key_bias is not None:
+            keys = (keys.float() - self.key_bias.keys(self.places(start, start + tokens))).to(keys.dtype)
         valid = None if self.valid is None else self.valid[:, :tokens]
         waiting = Waiting(keys, valid, self.scores.keep_columns(0, tokens), self.layer_idx, len(self.segments))
         chosen = self.method.selection.choose(waiting)
