@@ -8,13 +8,10 @@ fetched from their public home and compared with the checksums that the shipped 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import torch
-from tiny_lm_data import fetch_books, read_books
-from tiny_lm_eval import bits_per_byte, recall_by_task
+from tiny_lm_cli import arguments, note_progress, open_books
 from tiny_lm_export import SAMPLES, export, write_text
 from tiny_lm_train import Phase, Plan, Trainer
 
@@ -35,24 +32,12 @@ SMOKE = Plan(
 )
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line of the recipe."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-lm.")
-    parser.add_argument("--data", type=Path, help="folder of *.txt books; fetched from their public home when absent")
-    parser.add_argument("--out", type=Path, required=True, help="where state, checkpoint and text go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
-    args = arguments(argv)
+    args = arguments("tiny-lm", argv)
     torch.set_num_threads(args.threads)
     try:
-        books = read_books(args.data if args.data is not None else fetch_books(args.out / "books"))
-        args.out.mkdir(parents=True, exist_ok=True)
+        books = open_books(args)
         trainer = Trainer(
             books,
             SMOKE if args.smoke else PLAN,
@@ -64,25 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"tiny_lm: {error}", file=sys.stderr)
         return 2
-    questions = 4 if args.smoke else 24
 
     def look(trainer: Trainer, loss: float) -> None:
         length = trainer.plan.phase_at(trainer.progress.step - 1).length
-        context = max(192, length - length % 64)
-        recall = recall_by_task(
-            trainer.model, books.validation, n=questions, seed=1000 + trainer.progress.step, context_bytes=context
+        note_progress(
+            trainer,
+            loss,
+            books,
+            questions=4 if args.smoke else 24,
+            context=max(192, length - length % 64),
+            length=min(length, 1024),
         )
-        bits = bits_per_byte(trainer.model, books.validation, length=min(length, 1024), rows=16)
-        row = {
-            "step": trainer.progress.step,
-            "minutes": round(trainer.progress.seconds / 60, 1),
-            "loss": round(loss, 4),
-            "context": context,
-            "bits_per_byte": round(bits, 3),
-            **{task: round(share, 3) for task, share in recall.items()},
-        }
-        trainer.progress.curve.append(row)
-        print(row, flush=True)
 
     trainer.run(look=look, look_every=5 if args.smoke else 100)
     lock = export(

@@ -36,14 +36,6 @@ def recall_by_task(model: LlamaForCausalLM, prose: str, *, n: int, seed: int, co
     }
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson score interval of a share."""
-    share = hits / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, prose: str, *, length: int = 1024, rows: int = 64, size: int = 8) -> float:
     """Mean bits per byte over `rows` windows of `length` bytes, spread evenly over the prose.

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from tiny_lm_data import TEST_BOOK, VALIDATION_BOOKS, Books
-from tiny_lm_eval import bits_per_byte, recall_hits, wilson
+from tiny_lm_eval import bits_per_byte, recall_hits
 from tiny_lm_train import EOS, PAD, Plan, Progress
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tersor import _atomic
-from tersor.bench.measure import machine, versions
+from tersor.bench.measure import machine, versions, wilson_interval
 from tersor.bench.tasks import PLANTED, TASKS
 
 SAMPLES = 200
@@ -64,8 +64,8 @@ def final_scores(model: LlamaForCausalLM, books: Books, *, samples: int = SAMPLE
 
 
 def _share(hits: Sequence[bool]) -> dict[str, float]:
-    low, high = wilson(sum(hits), len(hits))
-    return {"share": round(sum(hits) / len(hits), 4), "low": round(low, 4), "high": round(high, 4), "n": len(hits)}
+    share = wilson_interval(sum(hits), len(hits))
+    return {"share": round(share.value, 4), "low": round(share.low, 4), "high": round(share.high, 4), "n": len(hits)}
 
 
 def export(

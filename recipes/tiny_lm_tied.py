@@ -8,7 +8,6 @@ five minutes on two CPU cores; it resumes where it was when started again. Books
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_lm_data import Books, fetch_books, read_books
-from tiny_lm_eval import bits_per_byte, recall_by_task
+from tiny_lm_cli import arguments, note_progress, open_books
+from tiny_lm_data import Books
+from tiny_lm_eval import bits_per_byte
 from tiny_lm_export import CONTEXTS, SAMPLES, export
 from tiny_lm_train import Phase, Plan, Progress, Trainer
 from torch import Tensor
@@ -168,24 +168,12 @@ def export_tied(trainer: Trainer, books: Books, *, seed: int, out: Path, samples
     return lock
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line of the recipe."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-lm-tied.")
-    parser.add_argument("--data", type=Path, help="folder of *.txt books; fetched from their public home when absent")
-    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Tie, train, score and export; returns the exit code."""
-    args = arguments(argv)
+    args = arguments("tiny-lm-tied", argv)
     torch.set_num_threads(args.threads)
     try:
-        books = read_books(args.data if args.data is not None else fetch_books(args.out / "books"))
-        args.out.mkdir(parents=True, exist_ok=True)
+        books = open_books(args)
         trainer = TiedTrainer(
             books,
             SMOKE if args.smoke else PLAN,
@@ -200,19 +188,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def look(trainer: Trainer, loss: float) -> None:
         questions, context = (4, 192) if args.smoke else (24, 1024)
-        recall = recall_by_task(
-            trainer.model, books.validation, n=questions, seed=1000 + trainer.progress.step, context_bytes=context
-        )
-        row = {
-            "step": trainer.progress.step,
-            "minutes": round(trainer.progress.seconds / 60, 1),
-            "loss": round(loss, 4),
-            "context": context,
-            "bits_per_byte": round(bits_per_byte(trainer.model, books.validation, length=context, rows=16), 3),
-            **{task: round(share, 3) for task, share in recall.items()},
-        }
-        trainer.progress.curve.append(row)
-        print(row, flush=True)
+        note_progress(trainer, loss, books, questions=questions, context=context, length=context)
 
     trainer.run(look=look, look_every=3 if args.smoke else 50)
     lock = export_tied(

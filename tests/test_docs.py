@@ -31,7 +31,8 @@ def test_python_blocks_run(page: Path, namespace: dict[str, object]) -> None:
         exec(compile(block, str(page), "exec"), namespace)
 
 
-def test_generated_files_are_up_to_date() -> None:
+def test_generated_files_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     assert spec is not None
     assert spec.loader is not None

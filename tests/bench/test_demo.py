@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench import demo_zipcache
+from tersor.bench import demo_minicache, demo_zipcache
 from tersor.bench.demos import DEMOS, get_demo
 from tersor.bench.kv import Scores
 from tersor.bench.records import Record, read_jsonl
@@ -16,8 +16,9 @@ from tersor.cli import run
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_zipcache, "SAMPLES_PER_TASK", 2)
-    monkeypatch.setattr(demo_zipcache, "CONTINUATIONS", 2)
+    for each in (demo_zipcache, demo_minicache):
+        monkeypatch.setattr(each, "SAMPLES_PER_TASK", 2)
+        monkeypatch.setattr(each, "CONTINUATIONS", 2)
 
 
 def test_demo_writes_table_page_and_records(small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from tersor.bench.measure import (
     storage_bytes,
     time_paired,
     versions,
+    wilson_interval,
 )
 
 
@@ -298,3 +299,17 @@ def test_machine_and_versions_say_what_figures_depend_on(monkeypatch):
     assert isinstance(description["cores"], int) and description["cores"] >= 1
     assert versions()["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "tersor", "transformers", "numpy"} <= set(versions())
+
+
+def test_a_wilson_interval_is_the_score_test_turned_around() -> None:
+    """Its ends are the shares p with (share - p)^2 = z^2 p (1 - p) / n."""
+    for hits, n in ((0, 10), (3, 10), (500, 1000), (40, 40)):
+        found = wilson_interval(hits, n)
+        for end in (found.low, found.high):
+            if 0 < end < 1:
+                assert (found.value - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n)
+        assert found.low <= found.value <= found.high
+    assert wilson_interval(40, 40).low < 0.95
+    for hits, n in ((-1, 3), (4, 3), (0, 0)):
+        with pytest.raises(ValueError, match="between 0 and n"):
+            wilson_interval(hits, n)

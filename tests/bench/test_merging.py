@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from tersor import zoo
+from tersor.bench.kv import score_continuation
 from tersor.bench.merging import (
+    STACKED,
     WAYS,
     loss_by_merged_pairs,
     merging_contenders,
     recall_by_merged_pairs,
+    stacked_contenders,
     with_longer_layers,
 )
 from tersor.bench.tasks import recall_samples
@@ -35,7 +38,7 @@ def test_contenders_merge_the_deepest_pairs_first(model) -> None:
         [layer.layer_idx for layer in rival.build(model.config).layers if isinstance(layer, PairedLayer)]
         for rival in rivals[1:]
     ]
-    assert merged == [[4, 5]] * 3 + [[2, 3, 4, 5]] * 3
+    assert merged == [[4, 5]] * len(WAYS) + [[2, 3, 4, 5]] * len(WAYS)
     with pytest.raises(ValueError, match="pairs is empty"):
         merging_contenders([])
 
@@ -52,7 +55,7 @@ def test_curves_start_at_the_full_cache_and_save_more_with_every_pair(model) -> 
             assert ratios == sorted(ratios)
             assert scores[0].values == curves["mean"][0].values
     lossless = loss_by_merged_pairs(model, encode, zoo.book(), PAIRS, n=2, prefix=200, continuation=24, gamma=1.0)
-    full, *merged = lossless["slerp with retention"]
+    full, *merged = lossless["slerp, gamma 0.05"]
     for each in merged:
         assert each.values == pytest.approx(full.values, rel=1e-4)
 
@@ -65,3 +68,14 @@ def test_longer_layers_compute_the_same(model) -> None:
     assert torch.equal(one.logits, other.logits)
     keys = [out.past_key_values.layers[3].keys for out in (one, other)]
     assert torch.equal(2 * keys[0], keys[1])
+
+
+def test_stacking_goes_from_large_to_small_and_is_smaller_than_zipcache_alone(model) -> None:
+    losses = score_continuation(model, encode, zoo.book(), stacked_contenders(PAIRS), n=1, prefix=300, continuation=8)
+    families = ("ZipCache 4/2", f"{STACKED} 4/2", "MiniCache")
+    alone, both, merged = (
+        [scores.ratio for name, scores in losses.items() if name.startswith(family)] for family in families
+    )
+    for ratios in (alone, both, merged):
+        assert ratios == sorted(ratios)
+    assert all(small > large for small, large in zip(both, alone, strict=True))

@@ -7,7 +7,7 @@ import pytest
 
 from tersor._lazy import MissingExtraError
 from tersor.bench import plots
-from tersor.bench.plots import Point, plot_quality_vs_bytes
+from tersor.bench.plots import Line, Point, plot_lines, plot_quality_vs_bytes
 
 pytest.importorskip("matplotlib")
 
@@ -134,3 +134,17 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"tersor\[bench\]"):
         plot_quality_vs_bytes([point("a", 1, 1)], **LABELS)
+
+
+def test_lines_are_drawn_with_their_names_and_ticks_at_the_points() -> None:
+    line = Line("ours", ((1024.0, 1.0, 0.9, 1.1), (4096.0, 2.0, 1.5, 2.5)))
+    svg = plot_lines([line], x_label="tokens", y_label="ms", description="time", logarithmic=True)
+    assert svg == plot_lines([line], x_label="tokens", y_label="ms", description="time", logarithmic=True)
+    for text in ("ours", "1,024", "4,096", "tokens", 'aria-label="time"'):
+        assert text in svg
+    with pytest.raises(ValueError, match="no lines"):
+        plot_lines([], x_label="x", y_label="y", description="d")
+    with pytest.raises(ValueError, match="no points"):
+        Line("empty", ())
+    with pytest.raises(ValueError, match="low <= y"):
+        Line("wrong", ((1.0, 1.0, 2.0, 3.0),))

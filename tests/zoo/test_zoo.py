@@ -93,19 +93,6 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Books enough for the recipe: stretches of the held-out one under the names that it splits by."""
-    sys.path.insert(0, str(RECIPES))
-    from tiny_lm_data import TEST_BOOK, VALIDATION_BOOKS
-
-    folder = tmp_path_factory.mktemp("books")
-    text = zoo.book()
-    for index, name in enumerate((TEST_BOOK, *VALIDATION_BOOKS, "A - One", "B - Two")):
-        (folder / f"{name}.txt").write_text(text[index * 48_000 : (index + 1) * 48_000])
-    return folder
-
-
 @pytest.mark.slow
 def test_the_recipe_runs_resumes_and_repeats(library: Path, tmp_path: Path) -> None:
     runs = []

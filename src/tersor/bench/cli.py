@@ -39,7 +39,7 @@ def demo(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder for the report")
     records, sections = [], []
-    with _status() as status:
+    with spinner() as status:
         for name, run in runs.items():
             result = run(lambda doing, name=name: status.update(f"{name}: {doing}"))  # type: ignore[misc]
             records += result.records
@@ -51,7 +51,7 @@ def demo(
         print_scoreboard(records)
         typer.echo(f"report: {out / 'index.html'}")
 
-    _give(records, out / "records.jsonl", as_json, print_table)
+    give(records, out / "records.jsonl", as_json, print_table)
 
 
 @bench.command("kv")
@@ -83,13 +83,13 @@ def bench_kv(
     network, tokenizer = _checkpoints.load(location, "cpu")
     progress = None if out is None else out.with_suffix(out.suffix + ".partial")
     results: dict[str, dict[str, Scores]] = {}
-    with _status() as status:
+    with spinner() as status:
         status.update(f"{plan.tasks[0]} ...")
         for name, scores in run_plan(plan, network, tokenizer.encode, prose, rivals, progress):
             results[name] = scores
             status.update(f"{name} done")
-    records = _bench_records(plan, results, _command())
-    _give(records, out, as_json, lambda: _print_bench(results, unavailable=unavailable() if peers else {}))
+    records = _bench_records(plan, results, command_line())
+    give(records, out, as_json, lambda: _print_bench(results, unavailable=unavailable() if peers else {}))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -111,11 +111,11 @@ def bench_quantizers(
 
     prose = _prose(None)
     network, tokenizer = _checkpoints.load(_checkpoints.resolve("tiny-lm"), "cpu")
-    with _status() as status:
+    with spinner() as status:
         status.update(f"{passages} passages")
         scores = score_layouts(network, tokenizer.encode, prose, n=passages, bits=bits, seed=seed)
-    records = _layout_records(scores, bits, seed, _command())
-    _give(records, out, as_json, lambda: _print_layouts(scores))
+    records = _layout_records(scores, bits, seed, command_line())
+    give(records, out, as_json, lambda: _print_layouts(scores))
 
 
 @bench.command("saliency")
@@ -134,42 +134,49 @@ def bench_saliency(
     from tersor.bench.pairs import score_pairs
 
     rivals = pick(contender, group_size=16)
-    with _status() as status:
+    with spinner() as status:
         status.update(f"{samples} samples")
         scores = score_pairs(zoo.load_model("tiny-recall"), rivals, n=samples, seed=seed)
     records = _score_records(
-        "pair recall", scores, quantity="recall", unit="share", model="tiny-recall", seed=seed, command=_command()
+        "pair recall", scores, quantity="recall", unit="share", model="tiny-recall", seed=seed, command=command_line()
     )
-    _give(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
+    give(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
 
 
 @bench.command("merging")
 def bench_merging(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or zoo name, of layers alike in pairs.")] = "tiny-lm",
+    model: Annotated[
+        str, typer.Option(help="Checkpoint folder or zoo name, of layers alike in pairs.")
+    ] = "tiny-lm-tied",
+    compare: Annotated[str, typer.Option(help="'pairs': ways to merge; 'bytes': with and beside ZipCache.")] = "pairs",
     samples: Annotated[int, typer.Option(help="Questions a task.")] = 50,
     continuations: Annotated[int, typer.Option(help="Passages to continue.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of questions and passages.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
 ) -> None:
-    """Merge ever more pairs of layers, deepest first: by MiniCache, without retention, and by plain averaging.
+    """Merge ever more pairs of layers, deepest first, or compare merging with fewer bits at equal bytes.
 
+    'pairs' merges by MiniCache, with and without retention, and by plain averaging. 'bytes' merges all but the first.
     The later layer of each pair caches twice as long vectors (with the same output), as layers of real models differ.
     """
+    if compare not in ("pairs", "bytes"):
+        raise ValueError(f"--compare {compare!r} must be 'pairs' or 'bytes'")
     if samples < 1 or continuations < 1:
         raise ValueError(f"--samples {samples} and --continuations {continuations} must be at least 1")
     location = _checkpoints.resolve(model)
     from tersor.bench.kv import pooled, score_continuation, score_recall
-    from tersor.bench.merging import merging_contenders, with_longer_layers
+    from tersor.bench.merging import merging_contenders, stacked_contenders, with_longer_layers
     from tersor.bench.tasks import PLANTED, recall_samples
 
     network, tokenizer = _checkpoints.load(location, "cpu")
     prose = _prose(None)
     layers = network.config.num_hidden_layers
     network = with_longer_layers(network, range(3, layers, 2))
-    rivals = merging_contenders([(first, first + 1) for first in range(0, layers - 1, 2)])
+    pairs = [(first, first + 1) for first in range(0, layers - 1, 2)]
+    rivals = merging_contenders(pairs) if compare == "pairs" else stacked_contenders(pairs[1:])
     results: dict[str, dict[str, Scores]] = {}
-    with _status() as status:
+    with spinner() as status:
         for task in PLANTED:
             status.update(task)
             questions = recall_samples(task, n=samples, prose=prose, seed=seed)
@@ -177,13 +184,14 @@ def bench_merging(
         status.update("continuation")
         loss = score_continuation(network, tokenizer.encode, prose, rivals, n=continuations, seed=seed)
     recall = pooled(results)
-    shared: dict[str, Any] = {"model": model, "seed": seed, "command": _command()}
+    shared: dict[str, Any] = {"model": model, "seed": seed, "command": command_line()}
     records = _score_records("planted facts", recall, quantity="recall, agnostic", unit="share", **shared)
     records += _score_records("continuation", loss, quantity="loss", unit="nats per byte", **shared)
-    _give(records, out, as_json, lambda: _print_bench({"continuation": loss}, {"planted facts": recall}))
+    records += _added_loss_records(loss, **shared)
+    give(records, out, as_json, lambda: _print_bench({"continuation": loss}, {"planted facts": recall}))
 
 
-def _give(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
+def give(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
     """Write the records to ``out`` if there is one, then print them as JSON lines or as their table."""
     from tersor.bench.records import write_jsonl
 
@@ -196,7 +204,8 @@ def _give(records: list[Record], out: Path | None, as_json: bool, print_table: C
         print_table()
 
 
-def _command() -> str:
+def command_line() -> str:
+    """The command as it was given, for records."""
     return "tersor " + shlex.join(sys.argv[1:])
 
 
@@ -315,6 +324,26 @@ def _score_records(
     return records
 
 
+def _added_loss_records(loss: dict[str, Scores], *, model: str, seed: int, command: str) -> list[Record]:
+    """Loss that each cache adds to the full one, by difference on the same passages."""
+    from tersor.bench.contenders import FULL
+    from tersor.bench.measure import machine, versions
+    from tersor.bench.records import Record
+
+    records = []
+    for name, each in loss.items():
+        added = each.against(loss[FULL])
+        records.append(
+            Record(
+                system="kv", item=f"{name}: added loss", quantity="loss against the full cache", unit="nats per byte",
+                claim=None, claim_source=None, measured=added.value, low=added.low, high=added.high,
+                interval=added.interval, baseline=0.0, peer=None, peer_name=None, n=len(each.values), seed=seed,
+                model=model, shapes="trained", versions=versions(), machine=machine(), command=command, verdict=None,
+            )
+        )  # fmt: skip
+    return records
+
+
 def _print_bench(
     results: dict[str, dict[str, Scores]],
     overall: dict[str, dict[str, Scores]] | None = None,
@@ -356,7 +385,7 @@ def _print_bench(
         Console().print(f"{name} was not run: {reason}", markup=False, highlight=False)
 
 
-def _status() -> Any:
+def spinner() -> Any:
     """A spinner on standard error, so that standard output stays clean."""
     from rich.console import Console
 

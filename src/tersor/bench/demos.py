@@ -12,6 +12,7 @@ from tersor.bench.report import Section
 #: System -> "module:function"; the function takes a progress callback and returns a `DemoResult`.
 DEMOS: dict[str, str] = {
     "zipcache": "tersor.bench.demo_zipcache:run",
+    "minicache": "tersor.bench.demo_minicache:run",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import random
@@ -124,6 +125,19 @@ def bootstrap_interval(
     Raises `ValueError` if the samples are empty or not finite, or if ``level`` or ``n_boot`` make no sense.
     """
     return _bootstrap(_checked(samples, "samples"), np.mean, level=level, n_boot=n_boot, seed=seed)
+
+
+def wilson_interval(hits: int, n: int) -> Estimate:
+    """Share of ``hits`` out of ``n`` with its 95 % Wilson score interval, which is sound at 0 and at ``n`` too.
+
+    Raises `ValueError` unless ``0 <= hits <= n`` and ``n >= 1``.
+    """
+    if not 0 <= hits <= n or n < 1:
+        raise ValueError(f"hits={hits} must be between 0 and n={n}, and n at least 1")
+    z, share = 1.959964, hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), "95% Wilson")
 
 
 def bootstrap_difference(

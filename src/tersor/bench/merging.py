@@ -1,7 +1,9 @@
-"""What merging layers costs: recall and continuation loss against the number of merged pairs, deepest first.
+"""What merging layers costs, and whether it pays beside fewer bits.
 
-Three ways to merge the same pairs, at model precision, so that nothing but merging is measured: MiniCache, MiniCache
-without retention, and the plain average of the two layers.
+Against the number of merged pairs, deepest first: ways to merge the same pairs, at model precision, so that nothing
+but merging is measured: MiniCache with the most distant tokens retained, by its default rule, and without retention,
+and the plain average of the two layers.
+Against bytes: ZipCache, MiniCache and both together, each over its range of sizes.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from transformers import PreTrainedModel
 from tersor.bench.contenders import FULL, Contender, pick
 from tersor.bench.kv import Mode, Scores, score_continuation, score_recall
 from tersor.bench.tasks import RecallSample
+from tersor.kv.compose import compose
 from tersor.kv.depth import MergedPairs
 from tersor.kv.method import KVMethod
+from tersor.kv.minicache import MiniCache
 from tersor.kv.selection import RecentSelection
 from tersor.kv.storage import MixedPrecisionStorage
+from tersor.kv.zipcache import ZipCache
 
 Pairs = Sequence[tuple[int, int]]
 #: Settings of each way to merge, by the name that records use.
 WAYS: dict[str, dict[str, Any]] = {
-    "slerp with retention": {},
-    "slerp": {"gamma": 0.0},
+    "slerp, 10% retained": {"gamma": 0.1, "retention": "quantile"},
+    "slerp, gamma 0.05": {},
+    "slerp, none retained": {"gamma": 0.0},
     "mean": {"gamma": 0.0, "merge": "mean"},
 }
 
@@ -57,6 +63,28 @@ def merging_contenders(pairs: Pairs, *, t: float = 0.6, gamma: float = 0.05, bit
                 depth=depth,
             )
             rivals.append(Contender(_name(way, count), way, method.cache))
+    return rivals
+
+
+#: Families of `stacked_contenders`, as records and plots name them.
+ZIPCACHE, MINICACHE, STACKED = "ZipCache", "MiniCache", "ZipCache + MiniCache"
+
+
+def stacked_contenders(pairs: Pairs) -> list[Contender]:
+    """The full cache, then ZipCache and MiniCache alone and together, each from large to small.
+
+    ZipCache's size goes by its share of salient tokens (4 and 2 bits), MiniCache's by its bits.
+    """
+    merging: dict[str, Any] = {"pairs": tuple(sorted(pairs)), "max_relative_error": math.inf}
+    rivals = pick([])
+    for ratio in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0):
+        zipcache = ZipCache(saliency_ratio=ratio)
+        both = compose(zipcache, MiniCache(**merging))
+        rivals.append(Contender(f"{ZIPCACHE} 4/2 r={ratio:g}", ZIPCACHE, zipcache.cache))
+        rivals.append(Contender(f"{STACKED} 4/2 r={ratio:g}", STACKED, both.cache))
+    for bits in (8, 4, 3, 2):
+        alone = MiniCache(bits=bits, **merging)
+        rivals.append(Contender(f"{MINICACHE} {bits}-bit", MINICACHE, alone.cache))
     return rivals
 
 

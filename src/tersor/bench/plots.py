@@ -92,6 +92,64 @@ def plot_quality_vs_bytes(
         return _as_svg(figure, description)
 
 
+@dataclass(frozen=True)
+class Line:
+    """One alternative over a quantity that varies: points ``(x, y, low, high)`` in order of ``x``.
+
+    Raises `ValueError` without points, or if ``low <= y <= high`` does not hold.
+    """
+
+    name: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if not self.points:
+            raise ValueError(f"line {self.name!r} has no points")
+        for x, y, low, high in self.points:
+            Point(self.name, x, y, low, high, self.name)
+
+
+def plot_lines(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    logarithmic: bool = False,
+    whole_x: bool = False,
+) -> str:
+    """Lines with error bars as SVG text; ``description`` is what a screen reader says.
+
+    ``logarithmic``: both axes, ticks at the points. ``whole_x``: ticks at the points of a linear axis.
+    Raises `ValueError` without lines, and `MissingExtraError` without matplotlib.
+    """
+    if not lines:
+        raise ValueError("there are no lines to plot")
+    if len(lines) > len(_FAMILIES):
+        raise ValueError(f"got {len(lines)} lines; {len(_FAMILIES)} can be told apart in one plot")
+    matplotlib = require("matplotlib", "bench")
+    figures = require("matplotlib.figure", "bench")
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+        figure = figures.Figure(figsize=(7.2, 4.4), dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.15, color=_INK)
+        if logarithmic:
+            axes.set(xscale="log", yscale="log")
+        for line, (colour, marker) in zip(lines, _FAMILIES, strict=False):
+            x, y, low, high = zip(*line.points, strict=True)
+            below, above = ([abs(a - b) for a, b in zip(ends, y, strict=True)] for ends in (low, high))
+            axes.errorbar(
+                x, y, yerr=[below, above], marker=marker, color=colour, label=line.name, markersize=6, capsize=3, lw=1.6
+            )
+        if logarithmic or whole_x:
+            ticks = sorted({point[0] for line in lines for point in line.points})
+            axes.set_xticks(ticks, labels=[f"{tick:,.0f}" for tick in ticks])
+            axes.minorticks_off()
+        figure.legend(loc="outside lower center", ncols=min(len(lines), 3), frameon=False)
+        return _as_svg(figure, description)
+
+
 def place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> list[_Box]:
     """Write each point's name where it covers neither marks nor other names; return the boxes in pixels.
 

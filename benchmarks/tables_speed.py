@@ -1,0 +1,53 @@
+"""Table and picture of the time that decode attention takes on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts
+
+from tersor.bench.plots import Line, plot_lines
+from tersor.bench.records import Record, read_jsonl
+
+
+def speed_table(records: list[Record]) -> str:
+    """Markdown: what was measured, with its spread."""
+    rows = []
+    for record in records:
+        spread = "" if record.low is None else f"{record.low:.3g} to {record.high:.3g}"
+        rows.append([record.item, record.quantity, f"{record.measured:.3g} {record.unit}", spread])
+    first = records[0]
+    return (
+        markdown(["what", "quantity", "measured", "spread"], rows)
+        + f"\n`{first.command}`: random weights, seed {first.seed}, medians with quartiles (times) or "
+        f"95 % bootstrap intervals (ratios); {first.machine['cpu']}, {first.machine['threads']} threads, torch "
+        f"{first.versions['torch']}.\n"
+    )
+
+
+def speed_plot(records: list[Record]) -> str:
+    """SVG: milliseconds of one layer's decode attention against context length."""
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for record in records:
+        if record.unit != "ms":
+            continue
+        shape, name = parts(record)
+        tokens = float(shape.split(", ")[1].split()[0].replace(",", ""))
+        assert record.measured is not None and record.low is not None and record.high is not None
+        curves.setdefault(name, []).append((tokens, record.measured, record.low, record.high))
+    return plot_lines(
+        [Line(name, tuple(points)) for name, points in curves.items()],
+        x_label="tokens of context",
+        y_label="decode attention of one layer, ms",
+        description="Time of one decode attention against context length, by cache",
+        logarithmic=True,
+    )
+
+
+def build() -> dict[Path, str]:
+    """The generated files with their text."""
+    records = read_jsonl(RESULTS / "kv_cpu.jsonl")
+    return {
+        TABLES / "kv_cpu.md": speed_table(records) + "\n![Decode attention](assets/kv_cpu.svg)\n",
+        ASSETS / "kv_cpu.svg": speed_plot(records),
+    }

@@ -1,0 +1,50 @@
+"""What the recipes of tiny-lm and tiny-lm-tied share: their command line, and a row of the training curve."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tiny_lm_data import Books, fetch_books, read_books
+from tiny_lm_eval import bits_per_byte, recall_by_task
+from tiny_lm_train import Trainer
+
+
+def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line of the recipe of ``name``."""
+    parser = argparse.ArgumentParser(description=f"Rebuild {name}.")
+    parser.add_argument("--data", type=Path, help="folder of *.txt books; fetched from their public home when absent")
+    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
+    return parser.parse_args(argv)
+
+
+def open_books(args: argparse.Namespace) -> Books:
+    """The books that the command line names, and the folder for results; raises `ValueError` or `OSError`."""
+    books = read_books(args.data if args.data is not None else fetch_books(args.out / "books"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    return books
+
+
+def note_progress(trainer: Trainer, loss: float, books: Books, *, questions: int, context: int, length: int) -> None:
+    """Score the model on the validation books, add a row to its curve and print it.
+
+    ``context``: bytes of a recall question. ``length``: bytes of a window of prose.
+    """
+    progress = trainer.progress
+    recall = recall_by_task(
+        trainer.model, books.validation, n=questions, seed=1000 + progress.step, context_bytes=context
+    )
+    row: dict[str, Any] = {
+        "step": progress.step,
+        "minutes": round(progress.seconds / 60, 1),
+        "loss": round(loss, 4),
+        "context": context,
+        "bits_per_byte": round(bits_per_byte(trainer.model, books.validation, length=length, rows=16), 3),
+        **{task: round(share, 3) for task, share in recall.items()},
+    }
+    progress.curve.append(row)
+    print(row, flush=True)
