@@ -13,13 +13,14 @@ from pathlib import Path
 import tables_kv
 import tables_merging
 import tables_speed
+import tables_vlm
 from tables_shared import ASSETS, RESULTS, ROOT
 
 from tersor import _atomic
 from tersor.bench.records import read_jsonl
 from tersor.bench.scoreboard import to_svg
 
-MODULES = (tables_kv, tables_merging, tables_speed)
+MODULES = (tables_kv, tables_merging, tables_speed, tables_vlm)
 
 
 def build() -> dict[Path, str]:

@@ -1,4 +1,4 @@
-"""Table and picture of the time that decode attention takes on a CPU."""
+"""Tables and pictures of the time that attention takes on a CPU: decoding from a packed cache, and sparse prefill."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def speed_table(records: list[Record]) -> str:
     )
 
 
-def speed_plot(records: list[Record]) -> str:
-    """SVG: milliseconds of one layer's decode attention against context length."""
+def speed_plot(records: list[Record], *, what: str, description: str) -> str:
+    """SVG: milliseconds of one layer's attention against the number of tokens."""
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for record in records:
         if record.unit != "ms":
@@ -37,17 +37,23 @@ def speed_plot(records: list[Record]) -> str:
         curves.setdefault(name, []).append((tokens, record.measured, record.low, record.high))
     return plot_lines(
         [Line(name, tuple(points)) for name, points in curves.items()],
-        x_label="tokens of context",
-        y_label="decode attention of one layer, ms",
-        description="Time of one decode attention against context length, by cache",
+        x_label="tokens",
+        y_label=f"{what} of one layer, ms",
+        description=description,
         logarithmic=True,
     )
 
 
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    records = read_jsonl(RESULTS / "kv_cpu.jsonl")
+    decode, prefill = read_jsonl(RESULTS / "kv_cpu.jsonl"), read_jsonl(RESULTS / "zipvl_cpu.jsonl")
     return {
-        TABLES / "kv_cpu.md": speed_table(records) + "\n![Decode attention](assets/kv_cpu.svg)\n",
-        ASSETS / "kv_cpu.svg": speed_plot(records),
+        TABLES / "kv_cpu.md": speed_table(decode) + "\n![Decode attention](assets/kv_cpu.svg)\n",
+        ASSETS / "kv_cpu.svg": speed_plot(
+            decode, what="decode attention", description="Time of one decode attention against context length, by cache"
+        ),
+        TABLES / "zipvl_cpu.md": speed_table([record for record in prefill if record.unit != "ms"]),
+        ASSETS / "zipvl_cpu.svg": speed_plot(
+            prefill, what="prefill attention", description="Time of one prefill attention, dense and sparse, by length"
+        ),
     }

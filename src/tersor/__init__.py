@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
     from tersor.kv.zipcache import ZipCache
+    from tersor.kv.zipvl import ZipVL
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "MiniCache",
     "ZipARConfig",
     "ZipCache",
+    "ZipVL",
     "__version__",
     "apply_zipar",
     "compose",
@@ -32,6 +34,7 @@ _MEMBERS = {
     "MiniCache": "tersor.kv.minicache",
     "ZipARConfig": "tersor.grids.zipar",
     "ZipCache": "tersor.kv.zipcache",
+    "ZipVL": "tersor.kv.zipvl",
     "apply_zipar": "tersor.grids.zipar",
     "compose": "tersor.kv.compose",
     "remove_zipar": "tersor.grids.zipar",

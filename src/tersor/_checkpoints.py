@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,24 @@ def load(location: str, device: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"cannot load {location}: {error}") from error
     return model.to(target).eval(), tokenizer
+
+
+def load_processor(location: str) -> Any:
+    """The processor of a checkpoint; Qwen2.5-VL's also without torchvision, which only its videos need.
+
+    Raises:
+        ValueError: one line that says why it cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    from tersor._processors import PictureProcessor
+
+    try:
+        if AutoConfig.from_pretrained(location).model_type == "qwen2_5_vl" and find_spec("torchvision") is None:
+            return PictureProcessor.from_pretrained(location)
+        processor = AutoProcessor.from_pretrained(location)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load the processor of {location}: {error}") from error
+    if not hasattr(processor, "image_processor"):  # the library falls back to the tokenizer and says nothing
+        raise ValueError(f"{location} has no image processor that can be loaded; save the model's processor with it")
+    return processor

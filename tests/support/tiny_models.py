@@ -5,16 +5,25 @@ from __future__ import annotations
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    InternVLConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
     MistralConfig,
     PhiConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
     Qwen3Config,
+    Qwen3VLConfig,
+    SiglipVisionConfig,
 )
 
 VOCABULARY = 199
@@ -47,6 +56,7 @@ CONFIGS = {
     "phi": lambda: PhiConfig(**SHAPE),
 }
 NAMES = [*CONFIGS, "qwen2_5_vl"]
+VL_NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"]
 
 
 def build(name: str, *, dtype: torch.dtype = torch.float32, sharpness: float = 2.0) -> PreTrainedModel:
@@ -56,7 +66,10 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, sharpness: float = 2
     visible in the output.
     """
     torch.manual_seed(7)
-    model = _qwen2_5_vl() if name == "qwen2_5_vl" else AutoModelForCausalLM.from_config(CONFIGS[name]())
+    if name in CONFIGS:
+        model = AutoModelForCausalLM.from_config(CONFIGS[name]())
+    else:
+        model = AutoModelForImageTextToText.from_config(_vl_config(name))
     # Qwen2's class initializes its key biases to zero, and large ones are what sets it apart.
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -69,25 +82,70 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, sharpness: float = 2
     return model.to(dtype).eval()
 
 
-def _qwen2_5_vl() -> PreTrainedModel:
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **SHAPE,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "out_hidden_size": 32,
-        },
-        image_token_id=190,
-        video_token_id=191,
-        vision_start_token_id=192,
-        vision_end_token_id=193,
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+IMAGE, VIDEO = 190, 191
+QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 192, "vision_end_token_id": 193}
+CLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+
+
+def _vl_config(name: str) -> PreTrainedConfig:
+    """A vision-language class with a decoder of `SHAPE`."""
+    if name == "qwen2_vl":
+        vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}
+        return Qwen2VLConfig(text_config={**SHAPE, "rope_parameters": MROPE}, vision_config=vision, **QWEN)
+    if name == "qwen2_5_vl":
+        vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+        return Qwen2_5_VLConfig(text_config={**SHAPE, "rope_parameters": MROPE}, vision_config=vision, **QWEN)
+    if name == "qwen3_vl":
+        vision = {
+            "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32,
+            "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        }  # fmt: skip
+        text = {**SHAPE, "head_dim": 8, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
+        return Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN)
+    if name == "internvl":
+        vision = {**CLIP, "image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
+        return InternVLConfig(text_config=Qwen2Config(**SHAPE), vision_config=vision, image_token_id=IMAGE)
+    clip = CLIPVisionConfig(**CLIP, image_size=16, projection_dim=32)
+    if name == "llava":
+        return LlavaConfig(text_config=LlamaConfig(**SHAPE), vision_config=clip, image_token_index=IMAGE)
+    pinpoints = [[16, 32], [32, 16], [32, 32]]
+    if name == "llava_next":
+        return LlavaNextConfig(
+            text_config=MistralConfig(**SHAPE, sliding_window=None, head_dim=8), vision_config=clip,
+            image_token_index=IMAGE, image_grid_pinpoints=pinpoints,
+        )  # fmt: skip
+    return LlavaOnevisionConfig(
+        text_config=Qwen2Config(**SHAPE), vision_config=SiglipVisionConfig(**CLIP, image_size=16),
+        image_token_index=IMAGE, video_token_index=VIDEO, image_grid_pinpoints=pinpoints, vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def picture(model: PreTrainedModel, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Keywords of one random picture for a model of a vision-language class."""
+    generator = torch.Generator().manual_seed(seed)
+    name, vision = model.config.model_type, model.config.vision_config
+    if name.startswith("qwen"):
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        grid = torch.tensor([[1, 8, 12]])
+        return {"pixel_values": torch.randn(96, width, generator=generator), "image_grid_thw": grid}
+    if name in ("llava_next", "llava_onevision"):
+        pixels = torch.randn(1, 5, 3, 16, 16, generator=generator)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([[32, 32]])}
+    return {"pixel_values": torch.randn(1, 3, 16, 16, generator=generator)}
+
+
+def question(model: PreTrainedModel, seed: int = 0, words: int = 9) -> dict[str, torch.Tensor]:
+    """A picture and a prompt of one row that shows it: some words, the image tokens, ``words`` more."""
+    shown = picture(model, seed)
+    with torch.no_grad():
+        features = model.model.get_image_features(**shown, return_dict=True).pooler_output
+    count = sum(len(each.flatten(0, -2)) for each in features)
+    ids = torch.cat([prompt(1, 5, seed), torch.full((1, count), IMAGE), prompt(1, words, seed + 1)], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
+    if model.config.model_type.startswith("qwen"):
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
+    return inputs
 
 
 def prompt(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:

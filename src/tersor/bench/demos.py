@@ -13,6 +13,8 @@ from tersor.bench.report import Section
 DEMOS: dict[str, str] = {
     "zipcache": "tersor.bench.demo_zipcache:run",
     "minicache": "tersor.bench.demo_minicache:run",
+    "zipar": "tersor.bench.demo_zipar:run",
+    "zipvl": "tersor.bench.demo_zipvl:run",
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "zipcache": "tersor.kv.zipcache:ZipCache",
     "minicache": "tersor.kv.minicache:MiniCache",
+    "zipvl": "tersor.kv.zipvl:ZipVL",
 }
 
 

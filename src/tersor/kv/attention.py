@@ -7,6 +7,8 @@ queries to the layer; every other call goes to the library's own implementation 
 from __future__ import annotations
 
 import sys
+import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tersor.kv.forward import STATE, ForwardState
 from tersor.kv.layer import ATTENTION_NAME, TAG, CompressedLayer, causal_rows
 from tersor.lowbit.kernels import get_kernel
 
@@ -41,8 +44,14 @@ def tersor_attention(
         ValueError: when the mask does not cover the cached sequence.
     """
     layer: CompressedLayer | None = getattr(key, TAG, None)
+    state: ForwardState | None = kwargs.get(STATE)
+    if state is not None or (layer is not None and layer.method.sparse):
+        _without_weights(kwargs)
     if layer is None:
-        return library_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        attend = library_attention
+        if state is not None and state.covers(module, kwargs):
+            attend = partial(state.method.prefill.attend, library_attention)
+        return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     _check(module, layer, query, attention_mask)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = _boolean(attention_mask)
@@ -82,6 +91,7 @@ def library_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What the model would do without tersor: SDPA, or its own eager function where SDPA lacks a feature."""
+    kwargs.pop(STATE, None)
     if not any(_given(kwargs, name) for name in EAGER_ONLY):
         function = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return function(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
@@ -94,6 +104,14 @@ def library_attention(
         )
     mask = _additive(attention_mask, query, key.shape[2])
     return eager(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def _without_weights(kwargs: dict[str, Any]) -> None:
+    """A sparse prefill never has the whole attention matrix."""
+    if kwargs.pop("output_attentions", None):
+        warnings.warn(
+            "output_attentions: a sparse prefill computes no attention matrix, so it returns None", stacklevel=3
+        )
 
 
 def _given(kwargs: dict[str, Any], name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tersor.kv import get_method
@@ -75,11 +75,9 @@ class Composition(Recipe):
         """The engine's settings; one that is left at its default gives way."""
         options: dict[str, Any] = {}
         for name in ENGINE_OPTIONS:
-            given: dict[str, Any] = {}
-            for recipe in self.recipes:
-                default = next(field.default for field in fields(recipe) if field.name == name)  # type: ignore[arg-type]
-                if getattr(recipe, name) != default:
-                    given[type(recipe).__name__] = getattr(recipe, name)
+            given = {
+                type(recipe).__name__: own[name] for recipe in self.recipes if name in (own := recipe.engine_options())
+            }
             if len(set(given.values())) > 1:
                 told = " and ".join(f"{name}={value!r} by {who}" for who, value in given.items())
                 raise ValueError(f"the composition is given {told}; both work on the same tokens, so give one value")
@@ -91,15 +89,16 @@ class Composition(Recipe):
         return {choice: recipe.choices()[choice] for choice, recipe in self._owners().items()}
 
     def method(self) -> KVMethod:
-        """Each choice by the recipe that makes it; a choice that none makes is the first recipe's."""
+        """Each choice by the recipe that makes it, what none makes by the recipe that merges layers, or the first."""
         from tersor.kv.depth import MergedPairs
         from tersor.kv.method import KVMethod
 
         owners = self._owners()
         methods = {id(recipe): recipe.method() for recipe in self.recipes}
-        made = {choice: getattr(methods[id(owners.get(choice, self.recipes[0]))], choice) for choice in CHOICES}
+        other = owners.get("depth", self.recipes[0])
+        made = {choice: getattr(methods[id(owners.get(choice, other))], choice) for choice in CHOICES}
         # Named the same whatever the order: the recipe that stores comes first.
-        ordered = sorted(self.recipes, key=lambda recipe: recipe is not owners.get("storage"))
+        ordered = sorted(self.recipes, key=lambda recipe: recipe is not owners.get("storage", other))
         name = "+".join(methods[id(recipe)].name for recipe in ordered)
         method = KVMethod(name=name, **made, **self._options())
         if isinstance(method.depth, MergedPairs):

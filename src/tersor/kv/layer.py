@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from tersor.kv.key_bias import KeyBias
-from tersor.kv.saliency import ProbeScores, attention_rows, column_sums
-from tersor.kv.segments import Segment
+from tersor.kv.saliency import ProbeScores, attention_rows, probe_scores
+from tersor.kv.segments import Chosen, Segment
 from tersor.kv.selection import Waiting
 from tersor.kv.tree import map_tensors
 from tersor.lowbit.kernels.packed_attention import Part, RawPart
@@ -61,6 +61,8 @@ class CompressedLayer(CacheLayerMixin):
         self.seen = 0
         self.key_bias: KeyBias | None = None
         self.first_place: Tensor | None = None
+        # What a sparse prefill chose among the waiting tokens; see `decide`.
+        self.decided: list[Chosen] | None = None
         # Set by an update that must be compressed at once, e.g. a prompt.
         self._due = False
         self._awaits_attention = False
@@ -135,10 +137,15 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:
         """Whether `crop` leaves no trace: compressed tokens cannot be taken back without one."""
-        return self.record_past or not self.segments
+        return not self.method.sparse and (self.record_past or not self.segments)
 
     def activate_past_recording(self) -> None:
-        """Compress only in `crop` from now on, so that rejected draft tokens never reach a segment."""
+        """Compress only in `crop` from now on, so that rejected draft tokens never reach a segment.
+
+        Raises:
+            NotImplementedError: with a sparse prefill, see `crop`.
+        """
+        self._refuse_drafts()
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -148,8 +155,10 @@ class CompressedLayer(CacheLayerMixin):
         run that never saw them.
 
         Raises:
+            NotImplementedError: with a sparse prefill: its tokens were chosen by the prompt as it was.
             ValueError: for a positive number.
         """
+        self._refuse_drafts()
         if tokens_to_remove > 0:
             raise ValueError(
                 f"crop({tokens_to_remove}) is not supported: pass the number of tokens to remove as a negative number"
@@ -202,7 +211,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def _map_waiting(self, function: Any) -> None:
         self.keys, self.values = function(self.keys), function(self.values)
-        self.scores = map_tensors(self.scores, function)
+        self.scores, self.decided = map_tensors(self.scores, function), map_tensors(self.decided, function)
         self.valid = None if self.valid is None else function(self.valid)
         self.first_place = None if self.first_place is None else function(self.first_place)
 
@@ -276,6 +285,14 @@ class CompressedLayer(CacheLayerMixin):
 
     # -- scoring and compressing -----------------------------------------------------------------------------
 
+    def decide(self, chosen: tuple[Chosen, Chosen], sums: Tensor, counts: Tensor) -> None:
+        """Called by a sparse prefill before `observe`: store what attention used, without scoring it again.
+
+        ``chosen``: important and regular among the waiting tokens. ``sums``, ``counts``: as in `ProbeScores`.
+        """
+        self.scores.add_sums(sums, counts)
+        self.decided = list(chosen)
+
     def observe(
         self,
         query: Tensor,
@@ -300,12 +317,14 @@ class CompressedLayer(CacheLayerMixin):
         queries = query.shape[2]
         self._note_padding(mask, queries)
         prompt = not self.segments and self.waiting == queries and queries >= self.method.min_tokens_to_compress
-        self._due = self._due or prompt or queries >= self.method.streaming_gap
-        window = None if mask is None else mask[..., self.seen - self.waiting :].any(1)
-        if prompt or queries >= self.method.streaming_gap:
-            self._score_long_update(query, window, scaling, lse, softcap)
-        else:
-            self._score_steps(query, window, scaling, lse, softcap)
+        decided = self.decided is not None
+        self._due = self._due or decided or prompt or queries >= self.method.streaming_gap
+        if not decided:
+            window = None if mask is None else mask[..., self.seen - self.waiting :].any(1)
+            if prompt or queries >= self.method.streaming_gap:
+                self._score_long_update(query, window, scaling, lse, softcap)
+            else:
+                self._score_steps(query, window, scaling, lse, softcap)
         self._compress_if_due(recording=self.record_past)
         if self._offload_later:
             self._offload_later = False
@@ -350,40 +369,21 @@ class CompressedLayer(CacheLayerMixin):
     def _score_long_update(
         self, query: Tensor, window: Tensor | None, scaling: float, lse: Tensor | None, softcap: float | None
     ) -> None:
-        """Probe rows of a prompt or another long update, sample by sample where lengths differ.
-
-        Each ragged sample is cut to its own tokens first: it then runs through the same shapes, and so gets the
-        same bits, as it would alone.
-        """
-        selection, new = self.method.selection, query.shape[2]
-        batch, _, columns, _ = self.keys.shape
-        samples = [slice(0, batch)] if self.valid is None else [slice(b, b + 1) for b in range(batch)]
-        sums = counts = None
-        for sample in samples:
-            inside = torch.arange(columns, device=query.device)
-            if self.valid is not None:
-                inside = inside[self.valid[sample.start]]
-            rows_here = inside[inside >= columns - new] - (columns - new)
-            picked = selection.probe_rows(len(rows_here), layer=self.layer_idx, segment=len(self.segments))
-            if len(picked) == 0:
-                continue
-            rows = rows_here[picked.to(query.device)]
-            if window is None:
-                allowed = causal_rows(new, columns, query.device)[:, rows][..., inside]
-            else:
-                allowed = window[sample][:, rows][..., inside]
-            row_lse = None if lse is None else lse[sample][:, :, rows]
-            keys = self.keys[sample] if self.valid is None else self.keys[sample][:, :, inside]
-            total = column_sums(query[sample][:, :, rows], keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap)
-            if not selection.per_head:
-                total = total.mean(1, keepdim=True)
-            if sums is None or counts is None:
-                sums = total.new_zeros(batch, total.shape[1], columns)
-                counts = total.new_zeros(batch, columns)
-            sums[sample, :, inside] = total
-            counts[sample, inside] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
-        if sums is not None and counts is not None:
-            self.scores.add_sums(sums, counts)
+        """Probe rows of a prompt or another long update."""
+        selection = self.method.selection
+        scores = probe_scores(
+            query,
+            self.keys,
+            self.valid,
+            window,
+            lambda length: selection.probe_rows(length, layer=self.layer_idx, segment=len(self.segments)),
+            per_head=selection.per_head,
+            scaling=scaling,
+            lse=lse,
+            softcap=softcap,
+        )
+        if scores is not None:
+            self.scores.add_sums(*scores)
 
     def _score_steps(
         self, query: Tensor, window: Tensor | None, scaling: float, lse: Tensor | None, softcap: float | None
@@ -428,16 +428,20 @@ class CompressedLayer(CacheLayerMixin):
         if self.key_bias is not None:
             keys = (keys.float() - self.key_bias.keys(self.places(start, start + tokens))).to(keys.dtype)
         valid = None if self.valid is None else self.valid[:, :tokens]
-        waiting = Waiting(keys, valid, self.scores.keep_columns(0, tokens), self.layer_idx, len(self.segments))
-        chosen = self.method.selection.choose(waiting)
+        if self.decided is not None and tokens == self.waiting:
+            important, regular = self.decided
+        else:
+            waiting = Waiting(keys, valid, self.scores.keep_columns(0, tokens), self.layer_idx, len(self.segments))
+            important, regular = self.method.selection.choose(waiting)
         where = f"layer {self.layer_idx}"
-        self.segments.append(self.method.storage.encode(keys, values, chosen, start=start, where=where))
+        self.segments.append(self.method.storage.encode(keys, values, (important, regular), start=start, where=where))
         self._keep_waiting(tokens, self.waiting)
 
     def _keep_waiting(self, start: int, stop: int) -> None:
         """Keep the waiting tokens ``start:stop`` in storage of their own, with their scores."""
         self.keys, self.values = self.keys[:, :, start:stop].clone(), self.values[:, :, start:stop].clone()
         self.scores = self.scores.keep_columns(start, stop)
+        self.decided = None
         if self.valid is not None:
             self.valid = self.valid[:, start:stop].clone()
             if bool(self.valid.all()):
@@ -456,6 +460,13 @@ class CompressedLayer(CacheLayerMixin):
         if not self.record_past:
             self._due = self._due or (not self.segments and self.waiting >= self.method.min_tokens_to_compress)
             self._compress_if_due(recording=False)
+
+    def _refuse_drafts(self) -> None:
+        if self.method.sparse:
+            raise NotImplementedError(
+                f"layer {self.layer_idx} chose its tokens by the end of the prompt, so none can be taken back: "
+                "assisted decoding, prompt lookup and crop do not go with a sparse prefill; run without them"
+            )
 
     def _refuse_evicted(self) -> None:
         if self.method.storage.subtract_key_bias:

@@ -6,15 +6,19 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 import tersor.kv.attention  # noqa: F401  (registers the attention function)
 from tersor._compat import check_transformers
 from tersor.kv.cache import CompressedCache
-from tersor.kv.depth import Depth, SeparateLayers
+from tersor.kv.depth import Depth, MergedPairs, SeparateLayers
+from tersor.kv.forward import UNCACHED, ForwardHook, ForwardState, UncachedPrompt
 from tersor.kv.layer import ATTENTION_NAME
 from tersor.kv.prefill import DensePrefill, Prefill
 from tersor.kv.recipe import check_engine_options
+from tersor.kv.sparse_prefill import SparsePrefill
+from tersor.kv.sparsity import SparsityStats, sparsity_stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -45,6 +49,16 @@ class KVMethod:
 
     def __post_init__(self) -> None:
         check_engine_options(self)
+        if self.sparse and self.storage.evicts and isinstance(self.depth, MergedPairs):
+            raise ValueError(
+                "a sparse prefill that evicts does not go with merged layers: each layer keeps tokens of its own "
+                "choice, and a merged pair stores one set for both; use policy='quantize' or 'keep'"
+            )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the prefill may leave tokens out of the attention."""
+        return isinstance(self.prefill, SparsePrefill)
 
     def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
         """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
@@ -59,7 +73,8 @@ class Session:
     """A model running with a KV method; leaving restores the model as it was.
 
     Inside, ``model.generate`` builds a compressed cache whenever it is given none, and ``session.cache`` is the
-    latest one. Caches made by ``method.cache(model.config)`` work the same way.
+    latest one. Caches made by ``method.cache(model.config)`` work the same way. With a sparse prefill a forward of the
+    model does so too, takes ``completion_mask=`` (see `ZipVL`), and ``session.stats`` says what was left out.
 
     Raises:
         NotImplementedError: on entry, for models whose attention cannot be chosen or has nothing to compress.
@@ -71,7 +86,24 @@ class Session:
         self.method = method
         self.model = model
         self.cache: CompressedCache | None = None
+        #: Of the latest forward over a prompt, where the prefill is sparse.
+        self.state: ForwardState | None = None
         self._previous: str | dict[str, str] | None = None
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def stats(self) -> SparsityStats:
+        """What a sparse prefill left out of the latest prompt, and what the cache takes now.
+
+        Raises:
+            ValueError: before the first prompt, and for methods with a dense prefill.
+        """
+        if self.state is None:
+            raise ValueError(
+                "no prompt has been read by a sparse prefill in this session"
+                + ("; run the model first" if self.method.sparse else f": {self.method.name} reads prompts densely")
+            )
+        return sparsity_stats(self.state, self.cache if self.state.completion is None else None, self.model.config)
 
     def enable(self) -> Self:
         model = self.model
@@ -79,6 +111,7 @@ class Session:
             raise RuntimeError("another session is active on this model; disable() it first")
         # Built once so that an unsupported model is refused here and not in the middle of a generation.
         self.method.cache(model.config)
+        hook = ForwardHook(self) if self.method.sparse else None
         key = _text_config_key(model.config)
         self._previous = _implementations(model.config)
         model.set_attn_implementation(ATTENTION_NAME if key is None else {key: ATTENTION_NAME})
@@ -91,18 +124,27 @@ class Session:
         prepare = model._prepare_cache_for_generation
 
         def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if self.method.sparse:
+                _check_generation(generation_config)
             if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
                 self.cache = self.method.cache(model.config)
                 model_kwargs["past_key_values"] = self.cache
+            elif self.method.sparse and not generation_config.use_cache:
+                model_kwargs[UNCACHED] = UncachedPrompt()
             return prepare(generation_config, model_kwargs, *args, **kwargs)
 
         vars(model)["_prepare_cache_for_generation"] = prepare_cache
+        if hook is not None:
+            self._hook = model.register_forward_pre_hook(hook, with_kwargs=True)
         return self
 
     def disable(self) -> None:
         """Give the model its own attention function and cache back; does nothing when not enabled."""
         if self._previous is not None:
             vars(self.model).pop("_prepare_cache_for_generation", None)
+            if self._hook is not None:
+                self._hook.remove()
+                self._hook = None
             self._restore_attention()
 
     def _restore_attention(self) -> None:
@@ -116,6 +158,20 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.disable()
+
+
+def _check_generation(generation_config: Any) -> None:
+    """Refuse ways of generating that a sparse prefill cannot serve; raises `NotImplementedError`."""
+    if generation_config.prefill_chunk_size is not None:
+        raise NotImplementedError(
+            "prefill_chunk_size does not go with a sparse prefill, which chooses tokens by the end of the whole "
+            "prompt; leave it out"
+        )
+    if generation_config.cache_implementation is not None:
+        raise NotImplementedError(
+            f"cache_implementation={generation_config.cache_implementation!r} cannot hold a different number of tokens "
+            "in each layer; leave it out"
+        )
 
 
 def _text_config_key(config: PreTrainedConfig) -> str | None:

@@ -29,6 +29,11 @@ class Recipe:
         """Which of the engine's choices these settings make, and the setting that makes each; for `compose`."""
         raise NotImplementedError(f"{type(self).__name__} cannot be composed; override `choices`")
 
+    def engine_options(self) -> dict[str, Any]:
+        """The engine's settings that these settings ask for, for `compose`: those that are not at their default."""
+        defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        return {name: own for name in ENGINE_OPTIONS if (own := getattr(self, name)) != defaults[name]}
+
     def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
         """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
         return self.method().cache(config, offloading=offloading)

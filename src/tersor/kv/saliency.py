@@ -8,6 +8,7 @@ of rows that can see the column. Only probe rows are ever computed: the most rec
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +37,7 @@ def probe_positions(length: int, recent: int, random: int, generator: torch.Gene
     return torch.cat([picked.sort().values, torch.arange(earlier, length)])
 
 
+@torch.no_grad()
 def attention_rows(
     query: Tensor,
     keys: Tensor,
@@ -60,12 +62,15 @@ def attention_rows(
     kv_heads = keys.shape[1]
     dtype = compute_dtype(query.dtype)
     grouped = query.to(dtype).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    scores = (grouped @ keys.to(dtype).transpose(-1, -2) * scaling).reshape(batch, kv_heads, -1, rows, keys.shape[2])
+    # In place where possible: for a long prompt a pass over the scores costs as much as computing them.
+    scores = (
+        (grouped @ keys.to(dtype).transpose(-1, -2)).mul_(scaling).reshape(batch, kv_heads, -1, rows, keys.shape[2])
+    )
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~allowed[:, None, None], -torch.inf)
+    scores.masked_fill_(~allowed[:, None, None], -torch.inf)
     if lse is None:
-        return scores.softmax(-1).nan_to_num(0.0).mean(2)
+        return scores.softmax(-1).nan_to_num_(0.0).mean(2)
     return (scores - lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
 
 
@@ -94,6 +99,64 @@ def column_sums(
             softcap=softcap,
         ).sum(2)
     return total
+
+
+def probe_scores(
+    query: Tensor,
+    keys: Tensor,
+    valid: Tensor | None,
+    window: Tensor | None,
+    pick_rows: Callable[[int], Tensor],
+    *,
+    per_head: bool,
+    scaling: float,
+    lse: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Attention that the probe rows of an update give to every token.
+
+    Each ragged sample is cut to its own tokens first: it then runs through the same shapes, and so gets the
+    same bits, as it would alone.
+
+    Args:
+        query: ``[batch, heads, new, dim]`` of the newest tokens.
+        keys: ``[batch, kv_heads, columns, dim]``.
+        valid: bool ``[batch, columns]``, the tokens that count, None where all do.
+        window: bool ``[batch, new, columns]``, where a query may look; None for plain causal attention.
+        pick_rows: number of a sample's own new tokens -> which of them to probe, int64 and ascending.
+
+    Returns:
+        Sums ``[batch, scopes, columns]`` and the rows that can see each column ``[batch, columns]``; None where
+        nothing was probed.
+    """
+    batch, _, columns, _ = keys.shape
+    new = query.shape[2]
+    samples = [slice(0, batch)] if valid is None else [slice(b, b + 1) for b in range(batch)]
+    sums = counts = None
+    for sample in samples:
+        inside = torch.arange(columns, device=query.device)
+        if valid is not None:
+            inside = inside[valid[sample.start]]
+        rows_here = inside[inside >= columns - new] - (columns - new)
+        picked = pick_rows(len(rows_here))
+        if len(picked) == 0:
+            continue
+        rows = rows_here[picked.to(query.device)]
+        if window is None:
+            allowed = (inside <= rows[:, None] + columns - new)[None]
+        else:
+            allowed = window[sample][:, rows][..., inside]
+        row_lse = None if lse is None else lse[sample][:, :, rows]
+        own_keys = keys[sample] if valid is None else keys[sample][:, :, inside]
+        total = column_sums(query[sample][:, :, rows], own_keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap)
+        if not per_head:
+            total = total.mean(1, keepdim=True)
+        if sums is None or counts is None:
+            sums = total.new_zeros(batch, total.shape[1], columns)
+            counts = total.new_zeros(batch, columns)
+        sums[sample, :, inside] = total
+        counts[sample, inside] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
+    return None if sums is None or counts is None else (sums, counts)
 
 
 @dataclass

@@ -21,6 +21,7 @@ class Waiting:
     """The tokens about to be compressed, as a selection sees them.
 
     ``keys``: ``[batch, kv_heads, tokens, head_dim]``. ``valid``: bool ``[batch, tokens]``, None without padding.
+    ``protected``: bool ``[batch, tokens]``, tokens that the user wants kept whatever their scores, or None.
     """
 
     keys: Tensor
@@ -28,6 +29,7 @@ class Waiting:
     scores: ProbeScores
     layer: int
     segment: int
+    protected: Tensor | None = None
 
     def lengths(self) -> Tensor:
         """Valid tokens of each sample, int64 ``[batch]``."""

@@ -1,0 +1,126 @@
+"""Tables and pictures of ZipVL: accuracy against tokens kept, the speed of its attention, and real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts, percent, provenance
+
+from tersor.bench.plots import Line, plot_lines
+from tersor.bench.records import Record, read_jsonl
+from tersor.bench.tiles import KINDS
+
+ACCURACY, KEPT = "accuracy", "tokens in attention"
+
+
+def find(records: list[Record], name: str, item: str, quantity: str) -> Record:
+    """The record of one contender's ``item``."""
+    return next(r for r in records if parts(r) == (name, item) and r.quantity == quantity)
+
+
+def names(records: list[Record]) -> list[str]:
+    """The contenders, in the order of the run."""
+    return list(dict.fromkeys(parts(r)[0] for r in records if parts(r)[1] == "both kinds"))
+
+
+def accuracy_table(records: list[Record]) -> str:
+    """Markdown: one row a contender."""
+    rows = []
+    for name in names(records):
+        against = find(records, name, "both kinds", "accuracy against dense")
+        later = find(records, name, "next question", "accuracy against dense")
+        rows.append(
+            [
+                name,
+                f"{find(records, name, 'prompt', KEPT).measured:.3f}",
+                percent(find(records, name, "prompt", "attention operations saved").measured),
+                *(percent(find(records, name, kind, ACCURACY).measured) for kind in KINDS),
+                points(against),
+                points(later),
+                f"{find(records, name, 'cache', 'compression of a 16-bit cache').measured:.2f}",
+            ]
+        )
+    titles = ["prefill", "tokens kept", "operations saved, %", *(f"{kind}, %" for kind in KINDS)]
+    titles += ["against dense, points [95 %]", "next question, points [95 %]", "times smaller"]
+    return markdown(titles, rows) + "\n" + provenance(records)
+
+
+def points(record: Record) -> str:
+    """A difference of shares in points, with its interval."""
+    assert record.measured is not None and record.low is not None and record.high is not None
+    return f"{100 * record.measured:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
+
+
+def accuracy_plot(records: list[Record]) -> str:
+    """SVG: right answers against tokens kept, for ZipVL and what chooses otherwise."""
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for name in names(records):
+        if name.startswith("ZipVL quantize") or "raw" in name or name == "dense":
+            continue
+        words, _, skip = name.partition(", ")
+        family = words.rpartition(" ")[0] + (f", {skip}" if skip else "")
+        right, kept = find(records, name, "both kinds", ACCURACY), find(records, name, "prompt", KEPT)
+        assert right.measured is not None and right.low is not None and right.high is not None
+        assert kept.measured is not None
+        curves.setdefault(family, []).append(
+            (kept.measured, *(100 * x for x in (right.measured, right.low, right.high)))
+        )
+    return plot_lines(
+        [Line(family, tuple(sorted(found))) for family, found in curves.items()],
+        x_label="share of tokens in attention",
+        y_label="right answers, %",
+        description="Right answers to questions about tiles against the share of tokens that take part in attention",
+    )
+
+
+def layer_table(records: list[Record]) -> str:
+    """Markdown: tokens kept by layer, by kind of question and by number of tiles."""
+    ours = [name for name in names(records) if name.startswith("ZipVL evict") and "," not in name]
+    layers = [r for r in records if parts(r)[0] == ours[0] and parts(r)[1].startswith("layer ")]
+    rows = [
+        [
+            name.removeprefix("ZipVL evict "),
+            *(percent(find(records, name, f"layer {layer}", KEPT).measured) for layer in range(len(layers))),
+            *(percent(find(records, name, f"ratio for {kind}", KEPT).measured) for kind in KINDS),
+        ]
+        for name in ours
+    ]
+    titles = ["tau", *(f"layer {layer}, %" for layer in range(len(layers))), *(f"for {kind}, %" for kind in KINDS)]
+    tiles = [r for r in records if parts(r)[1].startswith("pictures of ")]
+    by_tiles = [
+        [parts(r)[1].split()[2], f"{100 * (r.measured or 0):.2f} [{100 * (r.low or 0):.2f}, {100 * (r.high or 0):.2f}]"]
+        for r in tiles
+    ]
+    told = parts(tiles[0])[0].removeprefix("ZipVL evict ")
+    return markdown(titles, rows) + "\n" + markdown(["tiles in the picture", f"kept at {told}, % [95 %]"], by_tiles)
+
+
+def photo_table(records: list[Record]) -> str:
+    """Markdown: one row a photograph."""
+    rows = []
+    for item in dict.fromkeys(r.item for r in records):
+        kept, saved, speed = (r for r in records if r.item == item)
+        rows.append(
+            [
+                item,
+                percent(kept.measured),
+                percent(saved.measured),
+                f"{speed.measured:.2f} [{speed.low:.2f}, {speed.high:.2f}]",
+            ]
+        )
+    titles = ["photograph", "tokens kept, %", "operations saved, %", "prefill, times faster [95 %]"]
+    first = records[0]
+    return markdown(titles, rows) + (
+        f"\n`{first.command}`: model {first.model}; {first.machine['cpu']}, {first.machine['threads']} threads.\n"
+    )
+
+
+def build() -> dict[Path, str]:
+    """The generated files with their text."""
+    accuracy = read_jsonl(RESULTS / "zipvl.jsonl")
+    return {
+        TABLES / "zipvl.md": accuracy_table(accuracy),
+        TABLES / "zipvl_layers.md": layer_table(accuracy),
+        TABLES / "zipvl_photos.md": photo_table(read_jsonl(RESULTS / "zipvl_photos.jsonl")),
+        ASSETS / "zipvl_accuracy.svg": accuracy_plot(accuracy),
+    }

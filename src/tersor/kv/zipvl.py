@@ -1,0 +1,174 @@
+"""ZipVL: prompts attend, and are stored, by as many tokens as each layer needs (arXiv 2410.08584, both versions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from tersor.kv.recipe import STORAGE_BITS, Recipe, check_setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+    from tersor.kv.method import KVMethod
+
+#: More tokens than any sequence has: what is compressed after so many never is.
+NEVER = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipVL(Recipe):
+    """The smallest set of tokens that holds ``tau`` of the attention mass takes part in a prompt's attention, layer by
+    layer; the defaults are the paper's.
+
+    Args:
+        tau: share of the attention that must be held, above 0 and at most 1; 1 is dense. 0.96 is the paper's other one.
+        policy: what becomes of the other tokens' keys and values: ``"evict"`` drops them (the paper's second version),
+            ``"quantize"`` stores them in ``low_bits`` and the important ones in ``high_bits`` (the first), ``"keep"``
+            leaves the cache as it is. Evicted tokens were judged by the question at the end of the prompt; for several
+            questions about one picture use one of the others.
+        probe: ``"sampled"`` scores tokens by ``probe_recent`` last and ``probe_random`` other rows of attention,
+            ``"all"`` by every row, which takes quadratic time.
+        select_by: rank by ``"normalized"`` attention (the paper), or ``"raw"``, which favours early tokens.
+        protect: ``"text"`` leaves out visual tokens only, ``"none"`` any.
+        protect_recent, protect_first: tokens at the end and at the start of a prompt that always stay.
+        query_mode: ``"drop"`` leaves the attention output of the other tokens at zero (the paper), ``"compute"``
+            restricts keys only, which saves less.
+        skip_layers: layers that stay dense. ``(0,)`` costs little and often saves accuracy: no later layer has seen
+            hidden states without the first layer's attention.
+        min_tokens: shorter prompts are read densely, since probing costs more than it saves.
+        high_bits, low_bits: for ``policy="quantize"``: 2, 3, 4, 8, or 16 for model precision.
+        recompress_every: for ``policy="quantize"``: new tokens that are compressed together.
+        param_dtype: for ``policy="quantize"``: of minima, steps and scales.
+        check_finite: raise on scores, keys or values that are NaN or infinite, naming the layer.
+        seed: of the random probe rows, together with the layer and the length of the prompt.
+
+    Inside ``with ZipVL().on(model):`` a forward over prompt and completion at once takes ``completion_mask=`` (bool
+    ``[batch, tokens]``, True for the completion). Tokens are chosen by the prompt alone, and the completion attends as
+    generated tokens do; with ``policy="quantize"`` as if nothing were rounded. It runs without a cache and has
+    gradients. With gradient checkpointing call ``backward`` inside of the ``with`` statement too, since it computes
+    layers again.
+
+    Example:
+        >>> import tersor
+        >>> model, tokenizer = tersor.zoo.load("tiny-lm")
+        >>> inputs = tokenizer("It was a bright cold day in April, " * 8, return_tensors="pt")
+        >>> with tersor.ZipVL(tau=0.9).on(model) as session:
+        ...     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        >>> session.stats.token_ratio < 1
+        True
+
+    Raises:
+        ValueError: for a setting outside its range.
+    """
+
+    tau: float = 0.975
+    policy: Literal["evict", "quantize", "keep"] = "evict"
+    probe: Literal["sampled", "all"] = "sampled"
+    probe_recent: int = 64
+    probe_random: int = 64
+    select_by: Literal["normalized", "raw"] = "normalized"
+    protect: Literal["none", "text"] = "none"
+    protect_recent: int = 1
+    protect_first: int = 0
+    query_mode: Literal["drop", "compute"] = "drop"
+    skip_layers: tuple[int, ...] = ()
+    min_tokens: int = 256
+    high_bits: int = 4
+    low_bits: int = 2
+    recompress_every: int = 100
+    param_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    check_finite: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.tau, (int, float)) and not isinstance(self.tau, bool)
+        check_setting(self, "tau", number and 0.0 < self.tau <= 1.0, "a share above 0 and at most 1")
+        for name, words in (
+            ("policy", ("evict", "quantize", "keep")),
+            ("probe", ("sampled", "all")),
+            ("select_by", ("normalized", "raw")),
+            ("protect", ("none", "text")),
+            ("query_mode", ("drop", "compute")),
+            ("param_dtype", ("float16", "bfloat16", "float32")),
+        ):
+            check_setting(self, name, getattr(self, name) in words, f"one of {words}")
+        for name, least in (
+            ("probe_recent", 1), ("probe_random", 0), ("protect_recent", 1), ("protect_first", 0), ("min_tokens", 0),
+            ("recompress_every", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            check_setting(self, name, whole, f"a whole number of at least {least}")
+        for name in ("high_bits", "low_bits"):
+            allowed = STORAGE_BITS[1:]
+            check_setting(self, name, getattr(self, name) in allowed, f"one of {allowed}; policy='evict' drops tokens")
+        check_setting(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
+        indices = all(isinstance(index, int) and index >= 0 for index in self.skip_layers)
+        check_setting(self, "skip_layers", indices, "layer indices, counted from 0")
+
+    @classmethod
+    def for_ratio(
+        cls, model: PreTrainedModel, samples: Sequence[Mapping[str, Any]], ratio: float, **settings: Any
+    ) -> Self:
+        """The recipe whose ``tau`` keeps about ``ratio`` of the tokens of ``samples``, on average over layers.
+
+        ``samples``: keywords of the model, e.g. what its processor returns for a few of your own prompts. ``settings``
+        are those of the recipe, without ``tau``. See `tersor.kv.target_ratio.find_tau`.
+
+        Raises:
+            ValueError: for a ratio that no ``tau`` reaches, e.g. because layers are skipped or prompts are short.
+        """
+        from tersor.kv.target_ratio import find_tau
+
+        return cls(**{**settings, "tau": find_tau(cls(**settings), model, samples, ratio)})
+
+    def choices(self) -> dict[str, str]:
+        own = {"prefill": f"tau={self.tau}"}
+        by = f"policy={self.policy!r}"
+        return own if self.policy == "keep" else {**own, "selection": by, "storage": by}
+
+    def engine_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"skip_layers": self.skip_layers} if self.skip_layers else {}
+        if self.policy == "quantize":
+            options |= {"streaming_gap": self.recompress_every, "min_tokens_to_compress": max(1, self.min_tokens)}
+        elif self.policy == "evict":
+            options |= {"streaming_gap": NEVER, "min_tokens_to_compress": NEVER}
+        return options
+
+    def method(self) -> KVMethod:
+        """Selection by attention mass, a sparse prefill, and the storage that ``policy`` names."""
+        from tersor.kv.mass import MassSelection
+        from tersor.kv.method import KVMethod
+        from tersor.kv.selection import RecentSelection
+        from tersor.kv.sparse_prefill import SparsePrefill
+        from tersor.kv.storage import MixedPrecisionStorage
+
+        selection = MassSelection(
+            tau=self.tau,
+            probe=self.probe,
+            probe_recent=self.probe_recent,
+            probe_random=self.probe_random,
+            seed=self.seed,
+            protect_recent=self.protect_recent,
+            protect_first=self.protect_first,
+            select_by=self.select_by,
+            check_finite=self.check_finite,
+        )
+        prefill = SparsePrefill(
+            selection=selection,
+            query_mode=self.query_mode,
+            min_tokens=self.min_tokens,
+            protect_text=self.protect == "text",
+        )
+        high, low = {"evict": (16, 0), "quantize": (self.high_bits, self.low_bits), "keep": (16, 16)}[self.policy]
+        storage = MixedPrecisionStorage(
+            high_bits=high, low_bits=low, param_dtype=self.param_dtype, check_finite=self.check_finite
+        )
+        options = self.engine_options()
+        if self.policy == "keep":  # no token ever leaves the buffer
+            options |= {"streaming_gap": NEVER, "min_tokens_to_compress": NEVER}
+        stored = RecentSelection(ratio=1.0) if self.policy == "keep" else selection
+        return KVMethod(name="zipvl", selection=stored, storage=storage, prefill=prefill, **options)
