@@ -32,6 +32,9 @@ WEIGHTS = {"<eos>": 0.1, "0": 0.2, "1": 0.3}
 class Plan:
     """Grids from small to large, each until its look-ups are solved, then ``final`` steps at the largest.
 
+    The rate falls to nearly nothing over those, and a second time, from a lower peak, over ``again`` more steps: large
+    counts are told apart only at low rates.
+
     ``sizes``: pictures a batch, by grid. ``solved``: share of right look-ups over the last 30 batches that moves on.
     """
 
@@ -39,6 +42,8 @@ class Plan:
     sizes: tuple[int, ...] = (64, 48, 32, 24, 16)
     most_steps: int = 600
     final: int = 1700
+    again: int = 1400
+    peak_again: float = 0.4
     solved: float = 0.96
     turns: int = 4
     lookups: float = 0.3
@@ -46,7 +51,7 @@ class Plan:
     warmup: int = 100
 
 
-SMOKE = Plan(grids=(4, 6), sizes=(4, 2), most_steps=3, final=4)
+SMOKE = Plan(grids=(4, 6), sizes=(4, 2), most_steps=3, final=2, again=2)
 
 
 @dataclass
@@ -137,13 +142,16 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.last_stage and self.progress.stage_step >= self.plan.final
+        return self.last_stage and self.progress.stage_step >= self.plan.final + self.plan.again
 
     def rate(self) -> float:
-        """Warm-up, then constant; a linear decay to 2 % over the last two thirds of the last stage."""
-        up = min(1.0, (self.progress.step + 1) / self.plan.warmup)
-        down = 1.5 * (1 - self.progress.stage_step / self.plan.final) if self.last_stage else 1.0
-        return self.plan.rate * up * max(0.02, min(1.0, down))
+        """Warm-up, then constant; in the last stage two linear decays, from the peak and from a share of it."""
+        plan, step = self.plan, self.progress.stage_step
+        if not self.last_stage:
+            return plan.rate * min(1.0, (self.progress.step + 1) / plan.warmup)
+        if step < plan.final:
+            return plan.rate * max(0.02, min(1.0, 1.5 * (1 - step / plan.final)))
+        return plan.rate * plan.peak_again * max(0.02, 1 - (step - plan.final) / plan.again)
 
     def train_step(self) -> tuple[float, float]:
         """One optimizer step; returns the loss and the share of right answers to look-ups."""
