@@ -14,13 +14,14 @@ import tables_kv
 import tables_merging
 import tables_speed
 import tables_vlm
+import tables_zipar
 from tables_shared import ASSETS, RESULTS, ROOT
 
 from tersor import _atomic
 from tersor.bench.records import read_jsonl
 from tersor.bench.scoreboard import to_svg
 
-MODULES = (tables_kv, tables_merging, tables_speed, tables_vlm)
+MODULES = (tables_kv, tables_merging, tables_speed, tables_vlm, tables_zipar)
 
 
 def build() -> dict[Path, str]:

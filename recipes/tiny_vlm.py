@@ -2,7 +2,7 @@
 
     python recipes/tiny_vlm.py --out OUT
 
-The data is generated; nothing is fetched. Takes about 20 minutes on two CPU cores and resumes where it was when
+The data is generated; nothing is fetched. Takes about half an hour on two CPU cores and resumes where it was when
 started again.
 """
 

@@ -12,6 +12,8 @@ def test_it_creates_folders_and_replaces(tmp_path):
     _atomic.write_text(path, "två")
     assert path.read_text(encoding="utf-8") == "två"
     assert os.listdir(path.parent) == ["file.txt"]
+    _atomic.write_bytes(path, b"\r\n\0")
+    assert path.read_bytes() == b"\r\n\0"
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ import typer
 from tersor import __version__
 from tersor._lazy import MissingExtraError
 from tersor.bench.cli import bench, demo
+from tersor.bench.cli_images import bench_images
+from tersor.bench.cli_vlm import bench_photos, bench_vlm
 from tersor.grids.cli import images
 from tersor.kv.cli import generate
 
@@ -29,6 +31,9 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(demo)
+bench.command("images")(bench_images)
+bench.command("vlm")(bench_vlm)
+bench.command("photos")(bench_photos)
 app.add_typer(bench, name="bench")
 app.add_typer(images, name="images")
 

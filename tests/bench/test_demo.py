@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench import demo_minicache, demo_zipcache
+from tersor.bench import demo_minicache, demo_zipar, demo_zipcache, demo_zipvl
 from tersor.bench.demos import DEMOS, get_demo
 from tersor.bench.kv import Scores
+from tersor.bench.measure import Estimate
 from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
 
@@ -19,6 +20,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (demo_zipcache, demo_minicache):
         monkeypatch.setattr(each, "SAMPLES_PER_TASK", 2)
         monkeypatch.setattr(each, "CONTINUATIONS", 2)
+    monkeypatch.setattr(demo_zipvl, "SAMPLES_PER_KIND", 2)
+    monkeypatch.setattr(demo_zipar, "SAMPLES", 10)
+    monkeypatch.setattr(demo_zipar, "ROUNDS", 1)
 
 
 def test_demo_writes_table_page_and_records(small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +61,30 @@ def test_the_verdict_follows_from_the_numbers(ours: int, peer: int, verdict: str
 
 def test_every_demo_is_importable() -> None:
     assert all(callable(get_demo(name)) for name in DEMOS)
+
+
+def test_zipar_shows_images_and_judges_them(small, tmp_path: Path) -> None:
+    assert run(["demo", "--only", "zipar", "--out", str(tmp_path), "--json"]) == 0
+    records = read_jsonl(tmp_path / "records.jsonl")
+    assert (records[0].claim, records[0].measured, records[0].baseline) == (713, 713, 8190)
+    assert [record.peer_name for record in records if record.unit == "x"] == ["if time were passes"] * 3
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    # One for each pass; the adaptive window takes as many as it needs.
+    assert page.count("<animate ") > 196 + 136 + 52
+    assert page.count("data:image/png;base64,") == 8
+
+
+@pytest.mark.parametrize(("value", "high", "verdict"), [(-1, 1, "holds"), (-3, -1, "partly"), (-9, -5, "fails")])
+def test_zipar_may_lose_two_points(value: float, high: float, verdict: str) -> None:
+    assert demo_zipar.judge_loss(Estimate(value, value - 1, high, "95% bootstrap")) == verdict
+
+
+def test_zipvl_shows_what_each_layer_keeps(small, tmp_path: Path) -> None:
+    assert run(["demo", "--only", "zipvl", "--out", str(tmp_path), "--json"]) == 0
+    records = read_jsonl(tmp_path / "records.jsonl")
+    assert records[0].claim == -0.2
+    assert records[0].peer_name == "random tokens, as many a layer"
+    kept = next(record for record in records if record.quantity == "tokens in attention")
+    assert 0 < kept.measured < 1
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("layer 0:") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +55,10 @@ class RasterAdapter:
         """Whether a call of ``generate`` with these inputs and options is for an image, for `apply_zipar`."""
         return options.get("grid_size") is not None
 
+    @cached_property
+    def _selects_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
     @property
     def max_positions(self) -> int | None:
         """Positions that the model has, None if there is no limit."""
@@ -95,7 +100,7 @@ class RasterAdapter:
             ``[batch, len(keep), vocabulary]`` over the image's ids.
         """
         # The prompt's other logits would take memory for nothing; models that cannot leave them out compute them.
-        selects = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        selects = self._selects_logits
         selection = {"logits_to_keep": torch.tensor(keep, device=embeddings.device)} if selects else {}
         logits = self.model(
             inputs_embeds=embeddings,

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from tersor.grids.model import LlamaGenConfig
     from tersor.grids.schedule import ZipARSchedule
 
+#: Images of one run, and of one batch.
+_MOST_IMAGES, _BATCH = 10_000, 100
 #: Tokens of a grid; more would be a slip of the keyboard, and a picture of it of no use.
 _MOST_CELLS = 1_000_000
 
 images = typer.Typer(help="Autoregressive image models in fewer forward passes.", no_args_is_help=True)
-
-
-@images.callback()
-def _group() -> None:
-    """Keep `schedule` a sub-command of its own while it is the only one."""
 
 
 @images.command()
@@ -42,7 +41,7 @@ def schedule(
 
     rows, columns = _parse_grid(grid)
     tokens = RasterGrid(rows, columns, end_of_row=row_start == "eol")
-    size = resolve_window(int(window) if window.lstrip("-").isdecimal() else window, columns)
+    size = resolve_window(_window(window), columns)
     order = ZipARSchedule(tokens, size, resolve_row_start(row_start, tokens))
     if out is not None and out.suffix not in (".svg", ".gif"):
         raise ValueError(f"--out {out} must end in .svg or .gif")
@@ -69,6 +68,156 @@ def schedule(
     )
     if out is not None:
         typer.echo(f"order: {out}")
+
+
+@images.command()
+def generate(
+    model: Annotated[
+        str, typer.Option(help="Zoo name, or the folder of a LlamaGen model with its image tokenizer in 'tokenizer'.")
+    ] = "tiny-raster",
+    method: Annotated[str, typer.Option(help="'zipar', or 'raster' for one token a pass.")] = "zipar",
+    window: Annotated[str, typer.Option(help="zipar: cells, or 'quality', 'balanced', 'fast'.")] = "balanced",
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="zipar: verify each row's first token.")] = False,
+    row_start: Annotated[str, typer.Option(help="zipar: 'conservative' or 'eager'.")] = "conservative",
+    count: Annotated[int, typer.Option("-n", "--count", help="Images to make.")] = 16,
+    labels: Annotated[str | None, typer.Option(help="Classes, such as 0,1,2, in turns; all if left out.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 is all.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is none; the model's own if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="The sheet of images, a .png.")] = Path("grid.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make images with a class-conditional raster model, several rows a pass or token by token.
+
+    Example: tersor images generate --window 7 -n 16 --labels 3,8 --out grid.png
+    """
+    if method not in ("zipar", "raster"):
+        raise ValueError(f"--method {method!r} must be 'zipar' or 'raster'")
+    if not 1 <= count <= _MOST_IMAGES:
+        raise ValueError(f"-n {count} must be from 1 to {_MOST_IMAGES:,}")
+    if method == "raster" and (window != "balanced" or adaptive or row_start != "conservative"):
+        raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
+    if temperature < 0 or top_k < 0:
+        raise ValueError(f"--temperature {temperature} and --top-k {top_k} must not be negative")
+    if guidance_scale is not None and guidance_scale < 0:
+        raise ValueError(f"--guidance-scale {guidance_scale} must not be negative; 1 is no guidance")
+    if out.suffix != ".png":
+        raise ValueError(f"--out {out} must end in .png")
+    folder, config = _raster_model(model)
+    rows, columns = config.grid_size
+    settings = _zipar_settings(window, adaptive, row_start, (rows, columns)) if method == "zipar" else {}
+    classes = _classes(labels, count, config.num_classes)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
+    if guidance_scale is not None:
+        sampling["guidance_scale"] = guidance_scale
+    _generate(folder, classes, settings, sampling, seed, out, as_json)
+
+
+def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
+    """Folder and configuration of a zoo model or of a folder; raises `ValueError` for what makes no images by class."""
+    from tersor import zoo
+
+    folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"--model {name}: no such folder, and not in the zoo; give one that save_pretrained wrote")
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError):
+        raise ValueError(f"--model {name}: {folder} has no readable config.json") from None
+    if architectures != ["LlamaGen"]:
+        raise ValueError(
+            f"--model {name} is of {architectures}; this command takes a LlamaGen, such as tiny-raster. "
+            "Other models: tersor.zipar_generate in Python"
+        )
+    if not (folder / "tokenizer" / "config.json").is_file():
+        raise ValueError(
+            f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
+        )
+    from tersor.grids.model import LlamaGenConfig
+
+    config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
+    if config.condition != "class":
+        raise ValueError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
+    return folder, config
+
+
+def _zipar_settings(window: str, adaptive: bool, row_start: str, grid: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of `zipar_generate`; raises `ValueError` for a window or a row start that the grid does not have."""
+    from tersor.grids.geometry import RasterGrid
+    from tersor.grids.schedule import check_row_start, resolve_window
+
+    check_row_start(row_start, RasterGrid(*grid))
+    return {"window_size": resolve_window(_window(window), grid[1]), "adaptive": adaptive, "row_start": row_start}
+
+
+def _window(text: str) -> int | str:
+    """A number of cells, or the name of a preset."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _classes(labels: str | None, count: int, num_classes: int) -> list[int]:
+    """One class an image."""
+    parts = [str(each) for each in range(num_classes)] if labels is None else labels.split(",")
+    if not all(part.strip().isdecimal() and int(part) < num_classes for part in parts):
+        raise ValueError(f"--labels {labels!r} must be classes from 0 to {num_classes - 1} with commas between them")
+    return [int(parts[index % len(parts)]) for index in range(count)]
+
+
+def _generate(
+    folder: Path,
+    classes: list[int],
+    settings: dict[str, Any],
+    sampling: dict[str, Any],
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Decode, write the sheet, and say what it took; ``settings`` are ZipAR's, none for raster."""
+    import torch
+    from transformers.utils import logging
+
+    from tersor._atomic import write_bytes
+    from tersor.grids.drawing import as_png
+    from tersor.grids.model import LlamaGen
+    from tersor.grids.tokenizer import load_tokenizer
+    from tersor.grids.zipar import zipar_generate
+
+    logging.disable_progress_bar()
+    model = LlamaGen.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    rows, columns = model.config.grid_size
+    generator = torch.Generator().manual_seed(seed)
+    ids, passes = [], []
+    started = time.perf_counter()
+    for first in range(0, len(classes), _BATCH):
+        part = torch.tensor(classes[first : first + _BATCH])
+        if settings:
+            output: Any = zipar_generate(
+                model, part, generator=generator, return_dict_in_generate=True, **settings, **sampling
+            )
+            ids.append(output.sequences)
+            passes.append(output.forward_passes)
+        else:
+            ids.append(model.generate(part, generator=generator, **sampling))
+            passes.append(rows * columns)
+    seconds = time.perf_counter() - started
+    pictures = tokenizer.decode(torch.cat(ids).view(-1, rows, columns))
+    write_bytes(out, as_png(pictures, scale=max(1, 112 // pictures.shape[-1])))
+    facts = {
+        "model": folder.name, "method": "zipar" if settings else "raster", **settings, "images": len(classes),
+        "labels": classes, "passes": passes, "raster_passes": rows * columns, "seconds": seconds, "seed": seed,
+        "out": str(out),
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(
+        f"{len(classes)} images in {seconds:.1f} s, {sum(passes) / len(passes):.0f} forward passes each instead of "
+        f"{rows * columns}: {out}"
+    )
 
 
 def _draw(order: ZipARSchedule, out: Path) -> None:

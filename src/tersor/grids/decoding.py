@@ -106,14 +106,17 @@ class Slots:
             visible = torch.nn.functional.pad(visible, (0, self.capacity - tokens))
         return _additive(visible, dtype).view(rows, 1, tokens, -1)
 
-    def append(self, offsets: list[int], dtype: torch.dtype) -> Tensor:
-        """Add slots for the tokens of a pass; returns their additive mask ``[rows, 1, queries, slots]``."""
-        self.offsets += offsets
+    def append(self, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Add slots for the tokens of a pass; returns their additive mask ``[rows, 1, queries, slots]``.
+
+        Args:
+            offsets: ``[queries]``.
+        """
+        self.offsets += offsets.tolist()
         held = self.offsets
         if self.capacity is not None:
             held = held + [_NEVER] * (self.capacity - self.valid.shape[1] - len(held))
-        device = self.valid.device
-        among = torch.tensor(held, device=device) <= torch.tensor(offsets, device=device)[:, None]
+        among = torch.tensor(held, device=offsets.device) <= offsets[:, None]
         rows, prefix, queries = *self.valid.shape, len(offsets)
         visible = torch.cat(
             [self.valid[:, None].expand(rows, queries, prefix), among.expand(rows, queries, len(held))], dim=-1
@@ -172,10 +175,11 @@ class Sampler:
         return torch.zeros_like(scores, dtype=torch.float32).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
 
     def draw(self, scores: Tensor) -> Tensor:
-        """One id a sample from ``[batch, vocabulary]``."""
+        """One id for each of ``[..., vocabulary]``."""
         if not self.do_sample:
             return scores.argmax(-1)
-        return torch.multinomial(self.probabilities(scores), 1, generator=self.generator).squeeze(-1)
+        law = self.probabilities(scores).flatten(0, -2)
+        return torch.multinomial(law, 1, generator=self.generator).view(scores.shape[:-1])
 
 
 @dataclass
@@ -257,9 +261,7 @@ class Decoder:
         batch = prefix.valid.shape[0] // self.branches
         grid = frontier.grid
         self.image = torch.full((batch, grid.length), pad_id, dtype=torch.long, device=prefix.valid.device)
-        self.eol = None
         if eol_id is not None:
-            self.eol = torch.full((batch, 1), eol_id, dtype=torch.long, device=prefix.valid.device)
             self.image[:, grid.columns :: grid.stride] = eol_id
         allowed = adapter.allowed_ids
         self.allowed = None if allowed is None else torch.tensor(allowed, device=prefix.valid.device)
@@ -291,20 +293,17 @@ class Decoder:
             last = [prefix.valid.shape[1] - 1]
             return self.adapter.logits(prefix.embeddings, prefix.positions, mask, self.cache, last)
         self.slots.drop(step.replaced)
-        offsets = [feed.offset for feed in step.feeds]
-        ids = torch.cat([self._token(feed) for feed in step.feeds], dim=1).repeat(self.branches, 1)
-        embeddings = self.adapter.embed_image(ids)
-        positions = prefix.starts[:, None] + torch.tensor(offsets, device=prefix.starts.device)
+        offsets = torch.tensor([feed.offset for feed in step.feeds], device=prefix.starts.device)
+        ids = self.image[:, [self._source(feed) for feed in step.feeds]]
+        embeddings = self.adapter.embed_image(ids if self.branches == 1 else ids.repeat(self.branches, 1))
+        positions = prefix.starts[:, None] + offsets
         mask = self.slots.append(offsets, embeddings.dtype)
         keep = [index for index, feed in enumerate(step.feeds) if feed.yields is not None]
         return self.adapter.logits(embeddings, positions, mask, self.cache, keep)
 
-    def _token(self, feed: Feed) -> Tensor:
-        if feed.source is None:
-            assert self.eol is not None
-            return self.eol
-        offset = self.frontier.grid.offset(*feed.source)
-        return self.image[:, offset : offset + 1]
+    def _source(self, feed: Feed) -> int:
+        """Where in the image the token lies that is fed; end-of-row tokens lie there from the start."""
+        return feed.offset if feed.source is None else self.frontier.grid.offset(*feed.source)
 
     def _scores(self, logits: Tensor, step: Pass) -> Tensor:
         """Guided, restricted to the image's ids, and processed: float32 ``[batch, cells, vocabulary]``."""
@@ -323,28 +322,27 @@ class Decoder:
         return torch.cat([self.prefix.ids, self.image[:, : self.frontier.grid.offset(*cell)]], dim=1)
 
     def _decide(self, step: Pass, scores: Tensor) -> bool:
-        """Draw the pass's cells, in increasing row order; returns whether its trial is accepted."""
-        accepted = False
-        for index, cell in enumerate(step.yields):
-            if cell == step.trial or (self.trial is not None and cell[1] == 0):
-                ids, accepted = self._try(scores[:, index], final=cell != step.trial)
-            else:
-                ids = self.sampler.draw(scores[:, index])
-            self.image[:, self.frontier.grid.offset(*cell)] = ids
-            if self.scores is not None:
-                self.scores[cell] = scores[:, index]
+        """Draw the pass's cells; returns whether its trial is accepted."""
+        ids, accepted = self.sampler.draw(scores), False
+        last = step.yields[-1]
+        # A row's first token is the lowest of the pass, so it comes last.
+        if last == step.trial or (self.trial is not None and last[1] == 0):
+            ids[:, -1], accepted = self._try(ids[:, -1], scores[:, -1], final=last != step.trial)
+        self.image[:, [self.frontier.grid.offset(*cell) for cell in step.yields]] = ids
+        if self.scores is not None:
+            self.scores |= {cell: scores[:, index] for index, cell in enumerate(step.yields)}
         return accepted
 
-    def _try(self, scores: Tensor, *, final: bool) -> tuple[Tensor, bool]:
-        """One step of the adaptive window: a candidate at first, a verification later.
+    def _try(self, candidate: Tensor, scores: Tensor, *, final: bool) -> tuple[Tensor, bool]:
+        """One step of the adaptive window: the candidate at first, a verification of the first one later.
 
         Args:
+            candidate: ids ``[batch]`` drawn from ``scores``.
             final: the row above is complete, so that whatever the last step holds is taken.
         """
         law = self.sampler.probabilities(scores)
         if self.trial is None:
-            ids = self.sampler.draw(scores)
-            self.trial = Trial(ids, law, torch.zeros_like(ids, dtype=torch.bool))
+            self.trial = Trial(candidate, law, torch.zeros_like(candidate, dtype=torch.bool))
         else:
             self.trial = self.trial.verify(law, self.sampler.generator)
         trial, done = self.trial, final or bool(self.trial.accepted.all())

@@ -1,22 +1,31 @@
-"""The decoding order as a moving picture: an animated SVG, written here, or a GIF."""
+"""The decoding order as a moving picture, an animated SVG written here or a GIF; and images as a PNG."""
 
 from __future__ import annotations
 
+import base64
+import math
 import os
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 from tersor._lazy import require
 from tersor.grids.schedule import ZipARSchedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 _OPEN, _DECIDED, _NEW = "#d8dce3", "#4c78a8", "#f58518"
 #: A whole animation takes this long, whatever the number of passes, and its last picture stays for a fifth of it.
 _SECONDS = 8.0
 _HOLD = 0.2
+# Of pictures side by side: the width of each, what is between two, and the line of their titles.
+_SIDE, _GAP, _HEAD = 20.0, 2.0, 2.8
 
 
 def as_svg(schedule: ZipARSchedule) -> str:
@@ -38,6 +47,115 @@ def as_svg(schedule: ZipARSchedule) -> str:
             f'keyTimes="{times}" dur="{_SECONDS:g}s" calcMode="discrete" repeatCount="indefinite"/></path>'
         )
     return "\n".join([*parts, "</svg>\n"])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of `compare_svg`.
+
+    Args:
+        title: above it.
+        starts: the pass that decides each row's first token; every later one takes one pass more.
+        columns: of the grid.
+        png: the finished image.
+    """
+
+    title: str
+    starts: Sequence[int]
+    columns: int
+    png: bytes
+
+    @property
+    def passes(self) -> int:
+        """Passes of the whole image."""
+        return self.starts[-1] + self.columns - 1
+
+
+def compare_svg(panels: Sequence[Panel], *, description: str) -> str:
+    """Images side by side, each uncovered token by token; all on one clock, so that the quicker one is done first.
+
+    Viewers without animation show the finished images. Raises `ValueError` without panels.
+    """
+    share = (1 - _HOLD) / max((panel.passes for panel in panels), default=1)
+    drawn = []
+    for panel in panels:
+        rows = len(panel.starts)
+        scale = _SIDE / max(rows, panel.columns)
+        lines = [
+            f'<g transform="scale({scale:.5g})">',
+            f'<image width="{panel.columns}" height="{rows}" {_embedded(panel.png)}/>',
+        ]
+        for number in range(1, panel.passes + 1):
+            cells = ((row, number - start) for row, start in enumerate(panel.starts))
+            squares = "".join(f"M{column} {row}h1v1h-1z" for row, column in cells if 0 <= column < panel.columns)
+            times = f"0;{(number - 1) * share:.5g};{number * share:.5g}"
+            lines.append(
+                f'<path d="{squares}" fill="none"><animate attributeName="fill" values="{_OPEN};{_NEW};none" '
+                f'keyTimes="{times}" dur="{_SECONDS:g}s" calcMode="discrete" repeatCount="indefinite"/></path>'
+            )
+        drawn.append((f"{panel.title}, {panel.passes} passes", "\n".join([*lines, "</g>"])))
+    return _side_by_side(drawn, _SIDE, description)
+
+
+def samples_svg(sheets: Sequence[tuple[str, bytes]], *, description: str) -> str:
+    """Sheets of samples side by side: title and PNG of each. Raises `ValueError` without sheets."""
+    drawn = [(title, f'<image width="{_SIDE:g}" height="{_SIDE:g}" {_embedded(png)}/>') for title, png in sheets]
+    return _side_by_side(drawn, _SIDE / 2, description)
+
+
+def _side_by_side(drawn: Sequence[tuple[str, str]], height: float, description: str) -> str:
+    """Titles with what is drawn below them, a square wide each; ``height`` of the drawings."""
+    if not drawn:
+        raise ValueError("there are no images to draw")
+    width = len(drawn) * (_SIDE + _GAP) - _GAP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height + _HEAD:g}" role="img" '
+        'font-family="system-ui, sans-serif" font-size="1.3" color="#7d7d7d">',
+        f"<title>{escape(description)}</title>",
+    ]
+    for index, (title, content) in enumerate(drawn):
+        parts.append(
+            f'<g transform="translate({index * (_SIDE + _GAP):g} 0)"><text y="1.6" fill="currentColor">{escape(title)}'
+            f'</text><g transform="translate(0 {_HEAD:g})">\n{content}\n</g></g>'
+        )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _embedded(png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    return f'preserveAspectRatio="xMinYMin" style="image-rendering:pixelated" href="data:image/png;base64,{data}"'
+
+
+def as_png(images: Tensor, *, columns: int | None = None, scale: int = 1) -> bytes:
+    """Images ``[n, 1 or 3, height, width]`` from 0 to 1 as one PNG.
+
+    Args:
+        columns: images a row; as many as make the sheet about square if left out. Between them lies one grey pixel.
+        scale: pixels a side that each pixel becomes.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images must be [n, 1 or 3, height, width]; got {tuple(images.shape)}")
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    sheet = images.new_full((channels, rows * (height + 1) - 1, columns * (width + 1) - 1), 0.5)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[:, top : top + height, left : left + width] = image
+    sheet = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    pixels = (sheet.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
+    # Filter 0, none, before every line.
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def write_gif(schedule: ZipARSchedule, path: Path) -> None:

@@ -102,8 +102,8 @@ class _Attention(nn.Module):
         q, k = _rotate(q, rotation), _rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        k, v = (each.repeat_interleave(self.heads // self.key_heads, dim=1) for each in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1)
+        causal, grouped = mask is None and tokens > 1, self.heads != self.key_heads
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 

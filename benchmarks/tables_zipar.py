@@ -1,0 +1,208 @@
+"""Tables and pictures of ZipAR: quality against passes, speed against windows, images being decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, percent
+
+from tersor import zoo
+from tersor.bench.plots import Line, plot_lines
+from tersor.bench.records import Record, read_jsonl
+from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
+
+RASTER, SAMPLES, ONE = "raster", "samples", "batch 1"
+FAMILIES = {"window": "fixed window", "adaptive": "adaptive window", "eager": "fixed, eager row starts"}
+#: Those of `zipar_samples.json` that are shown being decoded.
+MOVING = (RASTER, "window 4", "adaptive 4")
+
+Point = tuple[float, float, float, float]
+
+
+def by_key(records: list[Record]) -> dict[tuple[str, str, str], Record]:
+    """Records by way, part and quantity."""
+    return {(*parts(record), record.quantity): record for record in records}
+
+
+def estimate(record: Record) -> tuple[float, float, float]:
+    """Value and interval of a record that has one."""
+    assert record.measured is not None and record.low is not None and record.high is not None
+    return record.measured, record.low, record.high
+
+
+def quality_table(records: list[Record]) -> str:
+    """Markdown: one row a way, then the floors."""
+    known, rows = by_key(records), []
+    for name in ways(records):
+        distance, accuracy = known[name, SAMPLES, "Fréchet distance"], known[name, SAMPLES, "class accuracy"]
+        rows.append(
+            [
+                name,
+                f"{known[name, SAMPLES, 'forward passes'].measured:.4g}",
+                spread(distance),
+                interval(accuracy),
+                points(known[name, SAMPLES, "accuracy against raster"]) if name != RASTER else "0",
+            ]
+        )
+    for name in ("real images", "reconstructed images"):
+        rows.append([f"({name})", "", spread(known[name, "floor", "Fréchet distance"]), "", ""])
+    titles = [
+        "decoding",
+        "passes",
+        "Fréchet distance [95 %]",
+        "class accuracy, % [95 %]",
+        "against raster, points [95 %]",
+    ]
+    first, floor = known[RASTER, SAMPLES, "class accuracy"], known["real images", "floor", "Fréchet distance"]
+    _, reference = zoo.load_judge(first.model)
+    return (
+        markdown(titles, rows)
+        + f"\n`{first.command}`: {first.n:,} images a row, {floor.n:,} of each seed; intervals of the distance by "
+        "Student's t over the seeds, of accuracies by bootstrap. The distance is between features of a small "
+        f"classifier and those of {reference.n:,} held-out images; the last two rows are {floor.n:,} other real images, "
+        f"and what the tokenizer makes of them. {made_on(first)}\n"
+    )
+
+
+def speed_table(records: list[Record]) -> str:
+    """Markdown: passes and time at batch 1."""
+    known, rows = by_key(records), []
+    for name in ways(records):
+        passes = known[name, ONE, "forward passes"].measured
+        base = known[RASTER, ONE, "forward passes"].measured
+        assert passes is not None and base is not None
+        rows.append(
+            [
+                name,
+                f"{passes:.4g}",
+                f"{base / passes:.2f}",
+                spread(known[name, ONE, "images per second"]),
+                spread(known[name, ONE, "speed-up over raster"]),
+                percent(known[name, ONE, "share of the pass ratio"].measured),
+            ]
+        )
+    titles = [
+        "decoding",
+        "passes",
+        "times fewer",
+        "images/s [quartiles]",
+        "times raster's speed [95 %]",
+        "of the pass ratio, %",
+    ]
+    first = known[RASTER, ONE, "images per second"]
+    return markdown(titles, rows) + f"\nOne image at a time, all in turns, {first.n} rounds. {made_on(first)}\n"
+
+
+def shapes_table(records: list[Record]) -> str:
+    """Markdown: what was measured on Emu3-8B's shape, and what follows from it."""
+    rows = [
+        [record.item, record.quantity, f"{record.measured:.3g} {record.unit}", f"{record.low:.3g} to {record.high:.3g}"]
+        for record in records
+    ]
+    first = records[0]
+    return (
+        markdown(["what", "quantity", "measured", "spread"], rows)
+        + f"\n`{first.command}`: {first.shapes}; medians of {first.n} rounds with quartiles, the ratio with its 95 % "
+        f"bootstrap interval. {made_on(first)}\n"
+    )
+
+
+def ways(records: list[Record]) -> list[str]:
+    """Names in the order of the run."""
+    return list(dict.fromkeys(parts(record)[0] for record in records if parts(record)[1] == SAMPLES))
+
+
+def spread(record: Record) -> str:
+    """Value and interval with three digits."""
+    value, low, high = estimate(record)
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def points(record: Record) -> str:
+    """A difference of shares in points, with its interval."""
+    value, low, high = estimate(record)
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def made_on(record: Record) -> str:
+    """Model, machine and libraries."""
+    return (
+        f"Model {record.model}; {record.machine['cpu']}, {record.machine['threads']} threads, torch "
+        f"{record.versions['torch']}."
+    )
+
+
+def quality_plot(records: list[Record], quantity: str, label: str, factor: float = 1.0) -> str:
+    """SVG: a quantity of the samples against passes, a line a family."""
+    known = by_key(records)
+
+    def point(name: str) -> Point:
+        passes = known[name, SAMPLES, "forward passes"].measured
+        assert passes is not None
+        value, low, high = estimate(known[name, SAMPLES, quantity])
+        return passes, factor * value, factor * low, factor * high
+
+    lines = [Line("raster", (point(RASTER),))]
+    for prefix, family in FAMILIES.items():
+        found = sorted(point(name) for name in ways(records) if name.startswith(prefix))
+        lines += [Line(family, tuple(found))] if found else []
+    return plot_lines(lines, x_label="forward passes an image", y_label=label, description=f"{label} against passes")
+
+
+def speed_plot(records: list[Record]) -> str:
+    """SVG: speed-up against the window, in passes and in time."""
+    known = by_key(records)
+    passes, times = [], []
+    for name in ways(records):
+        if not name.startswith("window"):
+            continue
+        window = float(name.split()[1])
+        base, own = known[RASTER, ONE, "forward passes"].measured, known[name, ONE, "forward passes"].measured
+        assert base is not None and own is not None
+        passes.append((window, base / own, base / own, base / own))
+        times.append((window, *estimate(known[name, ONE, "speed-up over raster"])))
+    return plot_lines(
+        [Line("fewer passes", tuple(sorted(passes))), Line("images a second", tuple(sorted(times)))],
+        x_label="window, of 14 columns",
+        y_label="times raster",
+        description="How many times fewer passes, and how many times as many images a second as raster, by window",
+        whole_x=True,
+    )
+
+
+def pictures(content: dict) -> dict[Path, str]:
+    """Images being decoded, and sheets of ten, by way."""
+    tokenizer = zoo.load_image_tokenizer(content["model"])
+    columns = content["grid"][1]
+    moving, sheets = [], []
+    for each in content["drawn"]:
+        title = each["way"]
+        if title in MOVING:
+            png = as_png(tokenizer.decode(torch.tensor(each["ids"])))
+            moving.append(Panel(title, each["starts"], columns, png))
+        sheets.append((title, as_png(tokenizer.decode(torch.tensor(each["sheet"])), columns=5)))
+    return {
+        ASSETS / "zipar_decoding.svg": compare_svg(
+            moving, description="An image by raster and by ZipAR, as it is decoded"
+        ),
+        ASSETS / "zipar_samples.svg": samples_svg(sheets, description="Ten images by each way of decoding"),
+    }
+
+
+def build() -> dict[Path, str]:
+    """The generated files with their text."""
+    records = read_jsonl(RESULTS / "images.jsonl")
+    drawn = json.loads((RESULTS / "zipar_samples.json").read_text(encoding="utf-8"))
+    return {
+        TABLES / "zipar.md": quality_table(records)
+        + "\n![Fréchet distance against passes](assets/zipar_distance.svg)\n"
+        + "\n![Class accuracy against passes](assets/zipar_accuracy.svg)\n",
+        TABLES / "zipar_speed.md": speed_table(records) + "\n![Speed against the window](assets/zipar_speed.svg)\n",
+        TABLES / "zipar_shapes.md": shapes_table(read_jsonl(RESULTS / "zipar_shapes.jsonl")),
+        ASSETS / "zipar_distance.svg": quality_plot(records, "Fréchet distance", "Fréchet distance"),
+        ASSETS / "zipar_accuracy.svg": quality_plot(records, "class accuracy", "class accuracy, %", 100),
+        ASSETS / "zipar_speed.svg": speed_plot(records),
+        **pictures(drawn),
+    }

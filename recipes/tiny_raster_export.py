@@ -1,0 +1,134 @@
+"""Scores, floors, checkpoint folder, lock file and model card of tiny-raster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tiny_raster_data import Split
+from torch import Tensor
+
+from tersor import _atomic
+from tersor.bench.features import DigitClassifier, Moments, frechet_distance, save_judge
+from tersor.bench.measure import machine, versions, wilson_interval
+from tersor.grids.model import LlamaGen
+from tersor.grids.tokenizer import PatchTokenizer
+
+if TYPE_CHECKING:
+    from tiny_raster import Trainer
+
+#: Sets of training images, and of their reconstructions, that the floors of the Fréchet distance are taken from.
+FLOOR_SETS = 3
+
+
+@torch.no_grad()
+def held_out_loss(model: LlamaGen, ids: Tensor, labels: Tensor) -> float:
+    """Mean loss in nats a token of images ``[n, cells]``, each with its class."""
+    model.eval()
+    total = 0.0
+    for part, classes in zip(ids.split(50), labels.split(50), strict=True):
+        total += len(part) * model(input_ids=part[:, :-1], class_labels=classes, labels=part).loss.item()
+    return total / len(ids)
+
+
+def floors(
+    classifier: DigitClassifier, reference: Moments, tokenizer: PatchTokenizer, split: Split, *, images: int
+) -> dict[str, list[float]]:
+    """Fréchet distance to the held-out images of sets of real images that are not among them, and reconstructed."""
+    found: dict[str, list[float]] = {"real": [], "reconstructed": []}
+    for index in range(FLOOR_SETS):
+        # The training images are in random order.
+        pixels = split.train[index * images : (index + 1) * images]
+        for name, each in (("real", pixels), ("reconstructed", tokenizer.decode(tokenizer.encode(pixels)))):
+            features, _ = classifier.judge(each)
+            found[name].append(round(frechet_distance(Moments.of(features), reference), 4))
+    return found
+
+
+def export(
+    trainer: Trainer,
+    tokenizer: PatchTokenizer,
+    judge: tuple[DigitClassifier, Moments],
+    split: Split,
+    *,
+    out: Path,
+    floor_images: int,
+) -> dict[str, Any]:
+    """Write the checkpoint folder ``out`` and return the lock: bfloat16 weights, scored as they will be loaded."""
+    classifier, reference = judge
+    rounded = trainer.model.to(torch.bfloat16)
+    rounded.save_pretrained(out)
+    tokenizer.save_pretrained(out / "tokenizer")
+    save_judge(out / "classifier", classifier, reference)
+    _, guesses = classifier.judge(split.held_out)
+    accuracy = wilson_interval(int((guesses == split.held_out_labels).sum()), len(guesses))
+    restored = tokenizer.decode(tokenizer.encode(split.held_out))
+    loss = held_out_loss(rounded.float(), trainer.held_out_ids[:2000], trainer.held_out_labels[:2000])
+    lock = {
+        "recipe": "recipes/tiny_raster.py", "data": split.source, "sha256": split.sha256, "seed": trainer.seed,
+        "plan": asdict(trainer.plan), "minutes": round(trainer.progress.seconds / 60, 1),
+        "parameters": sum(p.numel() for p in rounded.parameters()),
+        "scores": {
+            "held_out_nats_per_token": round(loss, 4),
+            "reconstruction_mse": round((restored - split.held_out).square().mean().item(), 6),
+            "classifier_accuracy": {
+                "share": accuracy.value, "low": accuracy.low, "high": accuracy.high, "n": len(guesses),
+            },
+            "frechet_floors": {
+                "images": floor_images, **floors(classifier, reference, tokenizer, split, images=floor_images),
+            },
+        },
+        "curve": trainer.progress.curve, "versions": versions(), "machine": machine(),
+    }  # fmt: skip
+    _atomic.write_text(out / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
+    _atomic.write_text(out / "CARD.md", card(lock))
+    return lock
+
+
+def card(lock: dict[str, Any]) -> str:
+    """The model card as Markdown; every figure comes from the lock."""
+    scores, plan = lock["scores"], lock["plan"]
+    accuracy, floor = scores["classifier_accuracy"], scores["frechet_floors"]
+    return "\n".join(
+        [
+            "# tiny-raster",
+            "",
+            f"A `tersor.grids.model.LlamaGen` with {lock['parameters']:,} parameters ({plan['layers']} layers, width "
+            f"{plan['hidden']}, {plan['heads']} heads) that decodes grey images of 28 x 28 pixels by class, token by "
+            "token in raster order, on a grid of 14 x 14. Weights are stored in bfloat16. It was trained without the "
+            f"class for {100 * plan['dropout']:.0f} % of the samples, so it takes guidance; by default there is none.",
+            "",
+            f"`tokenizer/` is a `PatchTokenizer`: {plan['codebook']} patches of {plan['patch']} x {plan['patch']} "
+            "pixels, by k-means. `classifier/` is the `DigitClassifier` that samples are judged by, with mean and "
+            "covariance of its features over the held-out images.",
+            "",
+            "## Scores on held-out images",
+            "",
+            "| what | score |",
+            "|---|---:|",
+            f"| transformer, nats a token | {scores['held_out_nats_per_token']:.4f} |",
+            f"| tokenizer, mean squared error | {scores['reconstruction_mse']:.6f} |",
+            f"| classifier, % right [95 % Wilson] | {100 * accuracy['share']:.2f} "
+            f"[{100 * accuracy['low']:.2f}, {100 * accuracy['high']:.2f}] |",
+            f"| Fréchet distance of {floor['images']:,} other real images | {_spread(floor['real'])} |",
+            f"| and of their reconstructions | {_spread(floor['reconstructed'])} |",
+            "",
+            "## Training",
+            "",
+            f"`python recipes/tiny_raster.py --data FOLDER --out OUT`, seed {lock['seed']}: {plan['steps']:,} steps of "
+            f"{plan['batch']} images in {lock['minutes']:.0f} minutes on {lock['machine']['cores']} cores "
+            f"({lock['machine']['cpu']}). Data: {lock['data']}, shuffled; one image in seven is held out.",
+            "",
+            "| step | minutes | loss | held out |",
+            "|---:|---:|---:|---:|",
+            *(f"| {row['step']} | {row['minutes']} | {row['loss']} | {row['held_out']} |" for row in lock["curve"]),
+            "",
+        ]
+    )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -1,0 +1,105 @@
+"""What generated images are judged by: a small classifier, its features, and the Fréchet distance between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_Floats = npt.NDArray[np.float64]
+_WEIGHTS, _REFERENCE = "classifier.safetensors", "reference.safetensors"
+#: Width of the features, which is the penultimate layer's.
+FEATURES = 64
+
+
+class DigitClassifier(nn.Module):
+    """Ten classes of grey images of 28 by 28 pixels from 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.hidden = nn.Linear(32 * 7 * 7, FEATURES)
+        self.output = nn.Linear(FEATURES, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[batch, FEATURES]`` of images ``[batch, 1, 28, 28]``."""
+        x = F.max_pool2d(F.relu(self.conv1(images)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return F.relu(self.hidden(x.flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[batch, 10]``."""
+        logits: Tensor = self.output(self.features(images))
+        return logits
+
+    @torch.no_grad()
+    def judge(self, images: Tensor, *, block: int = 500) -> tuple[Tensor, Tensor]:
+        """Features ``[batch, FEATURES]`` and most likely classes ``[batch]``, ``block`` images at a time."""
+        features = torch.cat([self.features(images[i : i + block]) for i in range(0, len(images), block)])
+        return features, self.output(features).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean ``[width]`` and covariance ``[width, width]`` of ``n`` features, float64."""
+
+    mean: _Floats
+    covariance: _Floats
+    n: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Of features ``[n, width]``; raises `ValueError` for fewer than two."""
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"a covariance needs features [n, width] of at least 2 images; got {features.shape}")
+        values = features.double().numpy()
+        return cls(values.mean(0), np.cov(values, rowvar=False), len(values))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)``, the distance between the Gaussians of these moments.
+
+    It is 0 for equal moments, and grows a little when they come from fewer images.
+    """
+    root = _square_root(a.covariance)
+    # Similar to A B, so it has the same trace of the root, and symmetric, so its root is real.
+    inner = _square_root(root @ b.covariance @ root)
+    difference = a.mean - b.mean
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(inner))
+
+
+def _square_root(matrix: _Floats) -> _Floats:
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    root: _Floats = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root
+
+
+def save_judge(folder: Path, classifier: DigitClassifier, reference: Moments) -> None:
+    """Write classifier and the real images' moments into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: each.contiguous() for name, each in classifier.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS)
+    moments = {
+        "mean": torch.from_numpy(reference.mean),
+        "covariance": torch.from_numpy(reference.covariance),
+        "n": torch.tensor(reference.n),
+    }
+    save_file(moments, folder / _REFERENCE)
+
+
+def load_judge(folder: Path) -> tuple[DigitClassifier, Moments]:
+    """Read what `save_judge` wrote: classifier (eval mode) and moments; raises `ValueError` where there is none."""
+    if not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no classifier: there is no {_WEIGHTS}")
+    classifier = DigitClassifier()
+    classifier.load_state_dict(load_file(folder / _WEIGHTS))
+    stored = load_file(folder / _REFERENCE)
+    reference = Moments(stored["mean"].numpy(), stored["covariance"].numpy(), int(stored["n"]))
+    return classifier.eval(), reference

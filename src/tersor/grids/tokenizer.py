@@ -1,0 +1,262 @@
+"""Images to grids of ids and back: the interface, a codebook of patches, and diffusers' `VQModel`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from tersor._lazy import require
+
+# Distances to the codebook are computed for this many patches at once.
+_BLOCK = 65_536
+
+
+class ImageTokenizer(Protocol):
+    """What turns images into tokens. Pixels are floats from 0 to 1, ``[batch, channels, height, width]``."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of ids."""
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of ids for height and width in pixels; `ValueError` if they do not divide."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids ``[batch, rows, columns]``."""
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images of ids ``[batch, rows, columns]``."""
+
+
+class PatchTokenizerConfig(PreTrainedConfig):
+    """Sizes of a `PatchTokenizer`.
+
+    Args:
+        patch_size: side of a patch in pixels. channels: of the image.
+        codebook_size: number of patches that it knows.
+        image_size: height and width that it was fitted on.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+
+    model_type = "tersor_patch_tokenizer"
+
+    patch_size: int = 2
+    channels: int = 1
+    codebook_size: int = 128
+    image_size: tuple[int, ...] | list[int] = (28, 28)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.image_size = tuple(self.image_size)
+        for name in ("patch_size", "channels", "codebook_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        super().__post_init__(**kwargs)
+
+
+class PatchTokenizer(PreTrainedModel):
+    """A codebook of patches: the id of a patch is that of its nearest entry. `fit` makes one."""
+
+    config_class = PatchTokenizerConfig
+    main_input_name = "images"
+
+    def __init__(self, config: PatchTokenizerConfig) -> None:
+        super().__init__(config)
+        width = config.channels * config.patch_size**2
+        self.codebook = torch.nn.Parameter(torch.zeros(config.codebook_size, width), requires_grad=False)
+        self.post_init()
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        images: Tensor,
+        *,
+        patch_size: int,
+        codebook_size: int,
+        seed: int,
+        rounds: int = 40,
+        most_patches: int = 400_000,
+        say: Callable[[int, float], None] = lambda number, error: None,
+    ) -> PatchTokenizer:
+        """k-means on the patches of ``images``, ``[batch, channels, height, width]``, by Lloyd's algorithm.
+
+        Args:
+            seed: of the patches that are looked at and of the first codebook.
+            say: told the number of each round and its mean squared error a pixel.
+
+        Raises:
+            ValueError: for images that patches do not divide, or with fewer distinct patches than entries.
+        """
+        config = PatchTokenizerConfig(
+            patch_size=patch_size, channels=images.shape[1], codebook_size=codebook_size, image_size=images.shape[2:]
+        )
+        model = cls(config)
+        model.grid_size((images.shape[2], images.shape[3]))
+        generator = torch.Generator().manual_seed(seed)
+        patches = model._patches(images).flatten(0, 1)
+        patches = patches[torch.randperm(len(patches), generator=generator)[:most_patches]]
+        # Most patches of real images are alike; entries that start on the same one would stay there.
+        distinct = patches.unique(dim=0)
+        if len(distinct) < codebook_size:
+            raise ValueError(f"the images have {len(distinct)} distinct patches, codebook_size is {codebook_size}")
+        model.codebook.copy_(distinct[torch.randperm(len(distinct), generator=generator)[:codebook_size]])
+        for number in range(rounds):
+            ids, error = model._nearest(patches)
+            counts = torch.bincount(ids, minlength=codebook_size)
+            sums = torch.zeros_like(model.codebook).index_add_(0, ids, patches)
+            used = counts > 0
+            model.codebook[used] = sums[used] / counts[used, None]
+            say(number, error)
+        return model
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return _divided(image_size, self.config.patch_size)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids ``[batch, rows, columns]`` of images ``[batch, channels, height, width]``.
+
+        Raises:
+            ValueError: for another number of channels, or a size that patches do not divide.
+        """
+        _check_images(images, self.config.channels)
+        rows, columns = self.grid_size((images.shape[2], images.shape[3]))
+        ids, _ = self._nearest(self._patches(images).flatten(0, 1))
+        return ids.view(len(images), rows, columns)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images ``[batch, channels, height, width]`` of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
+        _check_ids(ids, self.codebook_size)
+        side = self.config.patch_size
+        height, width = ids.shape[1] * side, ids.shape[2] * side
+        return F.fold(self.codebook[ids].flatten(1, 2).transpose(1, 2), (height, width), side, stride=side)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """``[batch, patches, channels * side * side]``."""
+        side = self.config.patch_size
+        return F.unfold(images.to(self.codebook.dtype), side, stride=side).transpose(1, 2)
+
+    def _nearest(self, patches: Tensor) -> tuple[Tensor, float]:
+        """The nearest entry of each patch ``[n, width]``, and the mean squared error a pixel."""
+        ids, total = [], 0.0
+        half = self.codebook.square().sum(1) / 2
+        for block in patches.split(_BLOCK):
+            # |p - c|^2 / 2 without the term that is the same for every c.
+            found = (half - block @ self.codebook.T).min(1).indices
+            ids.append(found)
+            total += (block - self.codebook[found]).square().sum().item()
+        return torch.cat(ids), total / patches.numel()
+
+
+class DiffusersTokenizer:
+    """diffusers' `VQModel` as a tokenizer.
+
+    Args:
+        model: a `VQModel`, or what has its ``encode``, ``decode``, ``quantize`` and ``config``.
+
+    Example:
+        ``DiffusersTokenizer.from_pretrained("folder")``
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> DiffusersTokenizer:
+        """Load a folder that `VQModel` saved as safetensors; `MissingExtraError` without diffusers."""
+        model = require("diffusers", "images").VQModel
+        return cls(model.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval())
+
+    @property
+    def codebook_size(self) -> int:
+        return int(self.model.config.num_vq_embeddings)
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return _divided(image_size, 2 ** (len(self.model.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids ``[batch, rows, columns]``; `ValueError` for other channels or a size that does not divide."""
+        _check_images(images, self.model.config.in_channels)
+        rows, columns = self.grid_size((images.shape[2], images.shape[3]))
+        latents = self.model.encode(2 * images - 1).latents
+        ids = self.model.quantize(latents)[2][2]
+        return ids.view(len(images), rows, columns)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images in [0, 1] of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
+        _check_ids(ids, self.codebook_size)
+        width = self.model.quantize.embedding.weight.shape[1]
+        codes = self.model.quantize.get_codebook_entry(ids.flatten(), (*ids.shape, width))
+        return _to_unit(self._decode_codes(codes, ids))
+
+    def _decode_codes(self, codes: Tensor, ids: Tensor) -> Tensor:
+        # A model that looks codes up by itself wants the ids.
+        given = ids.flatten() if getattr(self.model.config, "lookup_from_codebook", False) else codes
+        shape = (len(ids), *ids.shape[1:], codes.shape[1])
+        return self.model.decode(given, force_not_quantize=True, shape=shape).sample
+
+
+def load_tokenizer(folder: str | Path) -> ImageTokenizer:
+    """The image tokenizer that is saved in ``folder``: a `PatchTokenizer`, a `VQTokenizer` or a diffusers `VQModel`.
+
+    Raises:
+        ValueError: for a folder without one.
+    """
+    from tersor.grids.vq import VQTokenizer
+
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no image tokenizer: there is no config.json")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("_class_name") == "VQModel":
+        return DiffusersTokenizer.from_pretrained(folder)
+    for each in (PatchTokenizer, VQTokenizer):
+        if config.get("model_type") == each.config_class.model_type:
+            return each.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+    raise ValueError(
+        f"{folder} holds no image tokenizer that is known here: PatchTokenizer, VQTokenizer, or diffusers' VQModel; "
+        f"its config.json says {config.get('model_type') or config.get('_class_name')!r}"
+    )
+
+
+def _divided(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
+    if any(side < factor or side % factor for side in image_size):
+        raise ValueError(f"image size {tuple(image_size)} must be a multiple of {factor} pixels on each side")
+    return image_size[0] // factor, image_size[1] // factor
+
+
+def _check_images(images: Tensor, channels: int) -> None:
+    if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floats from 0 to 1, [batch, {channels}, height, width]; got {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+
+
+def _check_ids(ids: Tensor, codebook_size: int) -> None:
+    if ids.ndim != 3 or ids.is_floating_point() or not bool(((ids >= 0) & (ids < codebook_size)).all()):
+        raise ValueError(
+            f"ids must be whole numbers from 0 to {codebook_size - 1}, [batch, rows, columns]; got {ids.dtype} "
+            f"{tuple(ids.shape)}"
+        )
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    """From [-1, 1], which the networks speak, to [0, 1]."""
+    return ((pixels + 1) / 2).clamp(0, 1)
