@@ -59,10 +59,10 @@ def quality_table(records: list[Record]) -> str:
     _, reference = zoo.load_judge(first.model)
     return (
         markdown(titles, rows)
-        + f"\n`{first.command}`: {first.n:,} images a row, {floor.n:,} of each seed; intervals of the distance by "
-        "Student's t over the seeds, of accuracies by bootstrap. The distance is between features of a small "
-        f"classifier and those of {reference.n:,} held-out images; the last two rows are {floor.n:,} other real images, "
-        f"and what the tokenizer makes of them. {made_on(first)}\n"
+        + f"\n`{first.command}`: {first.n:,} images a row, in equal parts by seed; the distance is their mean, "
+        "its interval by Student's t, that of accuracies by bootstrap. It is between features of a small classifier "
+        f"and those of {reference.n:,} held-out images; the last two rows are {floor.n:,} other real images, and what "
+        f"the tokenizer makes of them. Fewer images of a seed make a distance a little larger. {made_on(first)}\n"
     )
 
 

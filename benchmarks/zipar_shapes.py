@@ -28,6 +28,7 @@ from transformers import DynamicCache, Emu3ForCausalLM, Emu3TextConfig
 
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
+from tersor.grids.attention import grouped
 from tersor.grids.decoding import Slots
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
@@ -236,7 +237,8 @@ def main(argv: list[str] | None = None) -> list[Record]:
         for index, point in enumerate(sampled):
             ready = Pass(model, point, args.seed)
             functions |= {f"{name} {index} layers": ready.layers, f"{name} {index} head": ready.head}
-    times = time_paired(functions, repeats=args.repeats, seed=args.seed)
+    with grouped(model):  # as in the decoder
+        times = time_paired(functions, repeats=args.repeats, seed=args.seed)
     records = records_of(times, points, passes, args, "python benchmarks/zipar_shapes.py")
     table = Table("what", "quantity", "measured")
     for record in records:

@@ -21,7 +21,7 @@ from tersor.grids.schedule import raster_passes, zipar_passes
 MODEL = "tiny-raster"
 SYSTEM = "zipar"
 SAMPLES = 300
-ROUNDS = 12
+ROUNDS = 8
 SEED = 2024
 #: Two thirds of 14 columns; and an adaptive window that takes about as many passes as a fixed one of 6.
 WINDOW, LEAST, HASTY = 9, 4, 2

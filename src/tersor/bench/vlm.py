@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval, storage_bytes
 from tersor.bench.peers.sparse import fastv, fixed_share, random_share
 from tersor.bench.tiles import KINDS, Picture, Question, samples
 from tersor.kv.method import KVMethod
@@ -114,8 +114,9 @@ def run_method(
             cache: Any = DynamicCache(config=model.config)
             first, second = _two_turns(model, inputs, follow["input_ids"], cache)
             outcome.add(None, len(part), layers)
-            size = 2 * sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
-            outcome.kv_bytes, outcome.dense_bytes = outcome.kv_bytes + size, outcome.dense_bytes + size
+            held = [(layer.keys, layer.values) for layer in cache.layers]
+            outcome.kv_bytes += storage_bytes(held)
+            outcome.dense_bytes += sum(2 * (keys.numel() + values.numel()) for keys, values in held)
         else:
             method = choose(start // BATCH)
             with method.on(model) as session:

@@ -24,6 +24,7 @@ from transformers.generation import (
 from transformers.utils import ModelOutput
 
 from tersor.grids.adapters import RasterAdapter, find_adapter
+from tersor.grids.attention import grouped
 from tersor.grids.decoding import Decoder, Prefix, Sampler, slots_needed, statistics
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import (
@@ -363,7 +364,8 @@ class _Run:
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
             at_pass=self._stop_if_late if self.criteria else None,
         )
-        decoded = decoder.run()
+        with grouped(self.adapter.model):
+            decoded = decoder.run()
         trailing = decoded.ids.new_tensor(self.adapter.trailing_ids).expand(decoded.ids.shape[0], -1)
         sequences = torch.cat([prefix.ids, decoded.ids, trailing], dim=1)
         if not config.return_dict_in_generate:
