@@ -22,7 +22,7 @@ def bench_vlm(
     samples: Annotated[int, typer.Option(help="Tasks for each kind of question.")] = 200,
     tau: Annotated[list[float] | None, typer.Option(help="Shares of attention to keep; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the pictures, the questions and the random choices.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write records here; an interrupted run resumes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
 ) -> None:
     """Compare sparse prefills on questions about tiles: accuracy, tokens kept, bytes, and a second question.
@@ -42,14 +42,17 @@ def bench_vlm(
     network = network.to(torch.bfloat16)
     processor = _checkpoints.load_processor(location)
     drawn = tasks(samples, seed=seed)
+    progress = None if out is None else out.with_suffix(out.suffix + ".partial")
     with spinner() as status:
-        results = run_all(network, processor, drawn, taus=tau or TAUS, seed=seed, say=status.update)
+        results = run_all(network, processor, drawn, taus=tau or TAUS, seed=seed, say=status.update, progress=progress)
         status.update("ratio by number of tiles")
         by_tiles = ratio_by_tiles(network, processor, n=min(samples, 200), tau=(tau or [0.975])[0], seed=seed)
     shared = {"model": model, "seed": seed, "command": command_line()}
     records = [record for name, each in results.items() for record in _outcome_records(name, each, results, shared)]
     records += _tile_records(by_tiles, (tau or [0.975])[0], shared)
     give(records, out, as_json, lambda: _print_outcomes(results))
+    if progress is not None:
+        progress.unlink(missing_ok=True)
 
 
 def bench_photos(

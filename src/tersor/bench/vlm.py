@@ -6,8 +6,11 @@ the cache: a policy that evicts was not told about it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from tersor import _atomic
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval, storage_bytes
 from tersor.bench.peers.sparse import fastv, fixed_share, random_share
 from tersor.bench.tiles import KINDS, Picture, Question, samples
@@ -51,7 +55,7 @@ class Outcome:
     kinds: list[str] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     visual: list[float] = field(default_factory=list)
-    per_layer: Any = 0.0
+    per_layer: list[float] = field(default_factory=list)
     mass: float = 0.0
     flops: float = 0.0
     kv_bytes: int = 0
@@ -64,7 +68,7 @@ class Outcome:
 
     def layer_ratios(self) -> list[float]:
         """The same by layer."""
-        return [float(each) / len(self.first) for each in self.per_layer]
+        return [each / len(self.first) for each in self.per_layer]
 
     def of_kind(self, kind: str) -> list[float]:
         """First answers to questions of ``kind``."""
@@ -76,7 +80,8 @@ class Outcome:
         by_layer = (1.0,) * layers if stats is None else stats.per_layer
         self.ratios += shares
         self.visual += [1.0 if stats is None or stats.visual_ratio is None else stats.visual_ratio] * rows
-        self.per_layer = self.per_layer + rows * np.array(by_layer)
+        sums = self.per_layer or [0.0] * layers
+        self.per_layer = [held + rows * share for held, share in zip(sums, by_layer, strict=True)]
         self.mass += rows * (1.0 if stats is None else stats.captured_mass)
         self.flops += rows * (0.0 if stats is None else stats.attn_flops_reduction_exact)
 
@@ -169,18 +174,25 @@ def run_all(
     taus: Sequence[float] = TAUS,
     seed: int = 0,
     say: Callable[[str], None] = lambda name: None,
+    progress: Path | None = None,
 ) -> dict[str, Outcome]:
     """Dense, ZipVL at every ``tau``, and simpler choices at the ratios that ZipVL came to.
 
     A simpler choice at a ratio is named after the ``tau`` that led to it: a fixed share of every layer, random visual
     tokens with ZipVL's share of each layer (text stays), and FastV, which chooses once and leaves two layers dense.
-    """
-    results: dict[str, Outcome] = {}
 
-    def measure(name: str, choose: Callable[[int], KVMethod] | None) -> Outcome:
+    ``progress``: a file that keeps what is done, so that an interrupted run goes on; it holds for one list of tasks.
+    """
+    asked = hashlib.sha256(repr([(t.first, t.second, t.picture.tiles) for t in drawn]).encode()).hexdigest()
+    results = _resume(progress, asked)
+
+    def measure(name: str, choose: Callable[[int], KVMethod] | None) -> None:
         say(name)
-        results[name] = run_method(model, processor, drawn, choose)
-        return results[name]
+        if name not in results:
+            results[name] = run_method(model, processor, drawn, choose)
+        if progress is not None:
+            done = {each: asdict(outcome) for each, outcome in results.items()}
+            _atomic.write_text(progress, json.dumps({"tasks": asked, "seed": seed, "done": done}))
 
     measure(DENSE, None)
     for tau in taus:
@@ -202,6 +214,16 @@ def run_all(
     return results
 
 
+def _resume(progress: Path | None, asked: str) -> dict[str, Outcome]:
+    """What an interrupted run over the same tasks has done."""
+    if progress is None or not progress.is_file():
+        return {}
+    kept = json.loads(progress.read_text(encoding="utf-8"))
+    if kept["tasks"] != asked:
+        raise ValueError(f"{progress} belongs to a run with other tasks; remove it or give another --out")
+    return {name: Outcome(**fields) for name, fields in kept["done"].items()}
+
+
 def random_visual(shares: Sequence[float], seed: int) -> KVMethod:
     """Random tokens at given shares of each layer; the text around the picture stays."""
     before, after = 2, 3  # <bos> <|vision_start|> picture <|vision_end|> and two words
@@ -211,10 +233,10 @@ def random_visual(shares: Sequence[float], seed: int) -> KVMethod:
 def ratio_by_tiles(
     model: PreTrainedModel, processor: Any, *, n: int, tau: float, seed: int, grid: int = 16
 ) -> dict[int, list[float]]:
-    """Token ratios of ``n`` counting tasks in pictures of 1, 4, 16 and 32 tiles: more to look at, more is kept."""
+    """Token ratios of ``n`` counting tasks in pictures of 1, 4, 8 and 16 tiles: more to look at, more is kept."""
     recipe = ZipVL(tau=tau, min_tokens=0, seed=seed).method()
     found = {}
-    for tiles in (1, 4, 16, 32):
+    for tiles in (1, 4, 8, 16):
         drawn = tasks(n, seed=seed, grid=grid, tiles=tiles, kinds=("count",))
         found[tiles] = run_method(model, processor, drawn, lambda batch: recipe).ratios
     return found
