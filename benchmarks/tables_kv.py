@@ -84,7 +84,6 @@ def build() -> dict[Path, str]:
     shown = {each.name: each.family for each in contenders(with_peers=True) if each.name in measured}
     return {
         TABLES / "zipcache.md": recall_table(recall) + "\n![Recall against compression](assets/zipcache_recall.svg)\n",
-        TABLES / "kv_peers.md": recall_table(read_jsonl(RESULTS / "kv_peers.jsonl")),
         TABLES / "saliency.md": saliency_table(read_jsonl(RESULTS / "saliency.jsonl")),
         TABLES / "quantizers.md": layout_table(layouts),
         ASSETS / "zipcache_recall.svg": recall_plot(recall, shown),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tersor import zoo
+    from tersor.grids.nar import NARConfig, NARForImageGeneration
+    from tersor.grids.nar_pipeline import NARPipeline
     from tersor.grids.zipar import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
@@ -17,6 +19,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MiniCache",
+    "NARConfig",
+    "NARForImageGeneration",
+    "NARPipeline",
     "ZipARConfig",
     "ZipCache",
     "ZipVL",
@@ -32,6 +37,9 @@ __all__ = [
 # Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
 _MEMBERS = {
     "MiniCache": "tersor.kv.minicache",
+    "NARConfig": "tersor.grids.nar",
+    "NARForImageGeneration": "tersor.grids.nar",
+    "NARPipeline": "tersor.grids.nar_pipeline",
     "ZipARConfig": "tersor.grids.zipar",
     "ZipCache": "tersor.kv.zipcache",
     "ZipVL": "tersor.kv.zipvl",

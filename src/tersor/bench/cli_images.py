@@ -22,6 +22,7 @@ def bench_images(
     windows: Annotated[str, typer.Option(help="Fixed windows, in columns.")] = _WINDOWS,
     adaptive: Annotated[str, typer.Option(help="Least distances of the adaptive window; '' for none.")] = "1,2,4,7",
     eager: Annotated[str, typer.Option(help="Fixed windows with eager row starts; '' for none.")] = "7",
+    adaptive_batch: Annotated[int, typer.Option(help="Images that the adaptive window decodes at once.")] = 50,
     samples: Annotated[int, typer.Option(help="Images a way and seed.")] = 3000,
     seeds: Annotated[int, typer.Option(help="Seeds: 1, 2, and so on up to this one.")] = 3,
     repeats: Annotated[int, typer.Option(help="Rounds of the timing; 0 leaves it out.")] = 20,
@@ -29,9 +30,10 @@ def bench_images(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
 ) -> None:
     """Decode a raster model by ZipAR's windows: passes, images a second, Fréchet distance and class accuracy."""
-    if samples < 2 or seeds < 1 or repeats < 0:
+    if samples < 2 or seeds < 1 or repeats < 0 or adaptive_batch < 1:
         raise ValueError(
-            f"--samples {samples} must be at least 2, --seeds {seeds} at least 1 and --repeats {repeats} at least 0"
+            f"--samples {samples} must be at least 2, --seeds {seeds} and --adaptive-batch {adaptive_batch} at least 1 "
+            f"and --repeats {repeats} at least 0"
         )
     sizes = {
         name: _numbers(name, text) for name, text in (("windows", windows), ("adaptive", adaptive), ("eager", eager))
@@ -42,7 +44,8 @@ def bench_images(
     from tersor.bench.images import Plan, run_plan, time_ways, ways
 
     network: Any = zoo.load_model(model)
-    chosen = ways(network.config.grid_size[1], sizes["windows"], sizes["adaptive"], sizes["eager"])
+    columns = network.config.grid_size[1]
+    chosen = ways(columns, sizes["windows"], sizes["adaptive"], sizes["eager"], adaptive_batch=adaptive_batch)
     plan = Plan(model, tuple(chosen), samples, tuple(range(1, seeds + 1)))
     progress = None if out is None else out.with_suffix(out.suffix + ".partial")
     qualities: dict[str, Quality] = {}

@@ -27,7 +27,7 @@ from tersor.grids.zipar import zipar_generate
 RASTER = "raster"
 #: Sampling as it was trained: the model's own distribution, without cut or guidance.
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "guidance_scale": 1.0}
-#: Images at once. With the adaptive window the rows of a batch start together, so there it is smaller.
+#: Images at once. With the adaptive window the rows of a batch start together, so a way may have fewer.
 BATCH, ADAPTIVE_BATCH = 100, 50
 # Student's t at 97.5 % by degrees of freedom, for intervals over seeds.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -35,13 +35,14 @@ _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.36
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to decode; ``window`` None is the model's own raster decoding."""
+    """One way to decode; ``window`` None is the model's own raster decoding. ``batch``: images at once for quality."""
 
     name: str
     family: str
     window: int | None = None
     adaptive: bool = False
     row_start: str = "auto"
+    batch: int = BATCH
 
     def draw(self, model: LlamaGen, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[int]]:
         """Ids ``[batch, rows, columns]`` for classes ``[batch]``, and the pass that decides each row's first token."""
@@ -62,8 +63,17 @@ class Way:
         return out.sequences.view(-1, rows, columns), out.row_start_pass
 
 
-def ways(columns: int, windows: Sequence[int], adaptive: Sequence[int], eager: Sequence[int]) -> list[Way]:
+def ways(
+    columns: int,
+    windows: Sequence[int],
+    adaptive: Sequence[int],
+    eager: Sequence[int],
+    *,
+    adaptive_batch: int = ADAPTIVE_BATCH,
+) -> list[Way]:
     """Raster, then fixed windows from large to small, the adaptive ones, and those with eager row starts.
+
+    ``adaptive_batch``: images that the adaptive window decodes at once when quality is measured.
 
     Raises:
         ValueError: for a window that is not from 1 to ``columns``.
@@ -72,7 +82,7 @@ def ways(columns: int, windows: Sequence[int], adaptive: Sequence[int], eager: S
         raise ValueError(f"windows {bad} must be from 1 to the grid's {columns} columns")
     fixed = [Way(name=f"window {each}", family="fixed", window=each) for each in sorted(windows, reverse=True)]
     least = [
-        Way(name=f"adaptive {each}", family="adaptive", window=each, adaptive=True)
+        Way(name=f"adaptive {each}", family="adaptive", window=each, adaptive=True, batch=adaptive_batch)
         for each in sorted(adaptive, reverse=True)
     ]
     hasty = [
@@ -158,7 +168,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(samples) % model.config.num_classes
     features, right, passes = [], [], []
-    for part in labels.split(ADAPTIVE_BATCH if way.adaptive else BATCH):
+    for part in labels.split(way.batch):
         ids, starts = way.draw(model, part, generator)
         found, guesses = classifier.judge(tokenizer.decode(ids))
         features.append(found)

@@ -1,16 +1,17 @@
 """Which tokens go into each forward pass, and which cells come out of it. Pure Python.
 
 `Frontier` builds the passes one at a time, so that a decoder can delay a row (the adaptive window);
-`ZipARSchedule` is the whole order of a fixed window, for tests, docs and the command line.
+`ZipARSchedule` is the whole order of a fixed window, for tests, docs and the command line; `NARSchedule` that of NAR.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, get_args
 
-from tersor.grids.geometry import Cell, RasterGrid
+from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts
 
 RowStart = Literal["eol", "conservative", "eager"]
 ROW_STARTS: tuple[str, ...] = get_args(RowStart)
@@ -184,6 +185,58 @@ class ZipARSchedule:
             for row, column in step.yields:
                 table[row][column] = number
         return table
+
+
+@dataclass(frozen=True)
+class FrontPass:
+    """One forward pass of NAR.
+
+    Args:
+        feeds: the cells whose tokens go in; the first pass feeds the prefix, and has none.
+        yields: the cells that come out, one front of the grid.
+    """
+
+    feeds: tuple[tuple[int, ...], ...]
+    yields: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class NARSchedule:
+    """The passes of NAR, as an iterable: each takes in one front of the grid and gives the next.
+
+    Args:
+        sizes: ``(rows, columns)`` of an image, or ``(frames, rows, columns)`` of a video.
+
+    Example:
+        >>> schedule = NARSchedule((2, 3))
+        >>> schedule.passes, [step.yields for step in schedule]
+        (4, [((0, 0),), ((0, 1), (1, 0)), ((0, 2), (1, 1)), ((1, 2),)])
+        >>> schedule.production()
+        [1, 2, 3, 2, 3, 4]
+
+    Raises:
+        ValueError: for an axis that is no whole number of at least 1.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_sizes(self.sizes)
+
+    @property
+    def passes(self) -> int:
+        """Number of forward passes; the prefix's pass counts."""
+        return front_count(self.sizes)
+
+    def __iter__(self) -> Iterator[FrontPass]:
+        before: tuple[tuple[int, ...], ...] = ()
+        for front in fronts(self.sizes):
+            yield FrontPass(before, tuple(front))
+            before = tuple(front)
+
+    def production(self) -> list[int]:
+        """The pass in which each cell is decided, in raster order; the prefix's pass is 1."""
+        return [1 + sum(cell) for cell in product(*map(range, self.sizes))]
 
 
 def zipar_passes(rows: int, columns: int, window: int, row_start: RowStart) -> int:

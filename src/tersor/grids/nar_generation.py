@@ -1,0 +1,205 @@
+"""NAR's decoding: one forward for each front of the grid, and one cache that is only appended to."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import ModelOutput
+
+from tersor.grids.decoding import Sampler
+from tersor.grids.geometry import check_sizes, fronts
+
+if TYPE_CHECKING:
+    from tersor.grids.nar import MixingPlan, NARForImageGeneration
+    from tersor.grids.nar_model import NARConfig
+
+
+@dataclass
+class NAROutput(ModelOutput):
+    """What is returned with ``return_dict_in_generate=True``.
+
+    Args:
+        sequences: ids ``[samples, *grid]``.
+        logits: mixed and before guidance, float32 ``[samples, *grid, vocabulary]``, with ``output_logits=True``.
+        forward_passes: the prefix's pass counts.
+        tokens_per_pass: cells over passes.
+    """
+
+    sequences: Tensor
+    logits: Tensor | None = None
+    forward_passes: int | None = None
+    tokens_per_pass: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn; see `NARForImageGeneration.generate`.
+
+    Raises:
+        ValueError: for a setting outside its range.
+    """
+
+    guidance_scale: float
+    cfg_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale={self.guidance_scale} must be a number from 1, which is no guidance")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must not be negative; 0 takes the most likely token")
+        if not isinstance(self.top_k, int) or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_k={self.top_k!r} must be a whole number from 0, top_p={self.top_p} above 0 and up to 1"
+            )
+        if not isinstance(self.cfg_interval, int) or self.cfg_interval < -1:
+            raise ValueError(f"cfg_interval={self.cfg_interval!r} must be a number of tokens, or -1 for all")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a null condition beside each sample."""
+        return self.guidance_scale != 1
+
+    def check(self, model: NARForImageGeneration, generator: torch.Generator | None) -> None:
+        """Raise `ValueError` if the model has no null condition to guide by, or the generator is elsewhere."""
+        if self.guided and not model.config.has_null:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale}: this model was trained without a null condition "
+                "(condition_dropout=0 or condition='none'); use guidance_scale=1"
+            )
+        if generator is not None and generator.device.type != model.device.type:
+            raise ValueError(
+                f"the generator is on {generator.device}, the model on {model.device}: "
+                f"make it with torch.Generator({str(model.device)!r})"
+            )
+
+    def sampler(self, generator: torch.Generator | None) -> Sampler:
+        """Temperature first, as in the authors' code."""
+        processors: list[Any] = []
+        if self.temperature not in (0, 1):
+            processors.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            processors.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            processors.append(TopPLogitsWarper(self.top_p))
+        return Sampler(processors, self.temperature > 0, generator)
+
+
+def resolve_grid(config: NARConfig, grid_size: tuple[int, ...] | None, *, warn: bool = False) -> tuple[int, ...]:
+    """The grid of a call: the model's own, or with rotary positions another one with as many axes.
+
+    Raises:
+        ValueError: for another number of axes, an axis below 1, or another grid where positions are by place.
+    """
+    own = tuple(config.grid_size)
+    sizes = own if grid_size is None else tuple(grid_size)
+    check_sizes(sizes)
+    if len(sizes) != len(own):
+        raise ValueError(f"grid_size={sizes} must have {len(own)} axes, like the model's {own}")
+    if sizes != own and config.position_type != "rope":
+        raise ValueError(
+            f"grid_size={sizes}: this model has {config.position_type} positions for {own} only; "
+            "another grid takes rotary ones"
+        )
+    if sizes != own and warn:
+        warnings.warn(f"grid_size={sizes}: the model was trained for {own}", stacklevel=4)
+    return sizes
+
+
+def decode_fronts(
+    model: NARForImageGeneration,
+    prefix: Tensor,
+    valid: Tensor,
+    sizes: tuple[int, ...],
+    plan: MixingPlan,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    *,
+    output_logits: bool = False,
+) -> NAROutput:
+    """Decode one batch.
+
+    Args:
+        prefix: embeddings ``[rows, tokens, width]``; with guidance the null conditions are the second half of the rows.
+        valid: bool ``[rows, tokens]``, False for padding.
+        plan: of the whole grid.
+    """
+    device, tokens, branches = prefix.device, prefix.shape[1], 1 + sampling.guided
+    samples, cells, cache = len(prefix) // branches, math.prod(sizes), DynamicCache()
+    sampler, padded = sampling.sampler(generator), not bool(valid.all())
+    ids = torch.zeros(samples, cells, dtype=torch.long, device=device)
+    kept = torch.zeros(samples, cells, model.config.vocab_size, device=device) if output_logits else None
+    passes = decided = 0
+    # What the plan counts cells by: slot 0 is the prefix's last token.
+    fed_slots = torch.zeros(1, dtype=torch.long, device=device)
+    slot_of = torch.zeros(1 + cells, dtype=torch.long, device=device)
+    for front in raster_fronts(sizes, device):
+        if passes == 0:
+            states = model.model(prefix, torch.arange(tokens, device=device), sizes, _prefix_mask(valid), cache)
+            states = tuple(state[:, -1:] for state in states)
+        else:
+            fed = fed_slots - 1
+            embeddings = model.model.tok_embeddings(ids[:, fed].repeat(branches, 1))
+            # Whatever is in the cache is no farther from the first cell, so only padding is to be hidden.
+            seen = F.pad(valid, (0, decided), value=True)[:, None, None] if padded else None
+            states = model.model(embeddings, tokens + fed, sizes, seen, cache)
+        passes += 1
+        slot_of[fed_slots] = torch.arange(len(fed_slots), device=device)
+        part = plan.at(front)
+        logits = model.mixed_logits(states, type(part)(slot_of[part.sources] * (part.weights > 0), part.weights))
+        if kept is not None:
+            kept[:, front] = logits[:samples]
+        guided = sampling.guided and (sampling.cfg_interval == -1 or decided <= sampling.cfg_interval)
+        ids[:, front] = _draw(sampler, _guide(logits, samples, sampling.guidance_scale if guided else 1.0))
+        decided += len(front)
+        fed_slots = front + 1
+    return NAROutput(
+        sequences=ids.view(samples, *sizes),
+        logits=None if kept is None else kept.view(samples, *sizes, -1),
+        forward_passes=passes,
+        tokens_per_pass=cells / passes,
+    )
+
+
+def raster_fronts(sizes: tuple[int, ...], device: torch.device | None = None) -> list[Tensor]:
+    """Raster indices ``[n]`` of each front's cells."""
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return [
+        torch.tensor([sum(map(int.__mul__, cell, strides)) for cell in front], device=device) for front in fronts(sizes)
+    ]
+
+
+def _prefix_mask(valid: Tensor) -> Tensor | None:
+    """Causal within the prefix, without padding: bool ``[rows, 1, tokens, tokens]``; a single token needs none."""
+    tokens = valid.shape[1]
+    if tokens == 1:
+        return None
+    square = torch.ones(tokens, tokens, dtype=torch.bool, device=valid.device)
+    own = torch.eye(tokens, dtype=torch.bool, device=valid.device)
+    return (square.tril() & valid[:, None] | own)[:, None]
+
+
+def _guide(logits: Tensor, samples: int, scale: float) -> Tensor:
+    """u + g (c - u), on logits as in the authors' code; without guidance the conditional half."""
+    if scale == 1:
+        return logits[:samples]
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _draw(sampler: Sampler, scores: Tensor) -> Tensor:
+    """Ids ``[samples, cells]``."""
+    flat = scores.flatten(0, 1)
+    for processor in sampler.processors:
+        flat = processor(None, flat)
+    return sampler.draw(flat.view_as(scores))
