@@ -220,10 +220,10 @@ class NARPreTrainedModel(PreTrainedModel):
 
 
 class NARModel(NARPreTrainedModel):
-    """Embeddings and blocks: from a prefix and the tokens of cells to a hidden state for each head; the paper's dimension-oriented heads.
+    """Embeddings and blocks: from a prefix and the tokens of cells to a hidden state for each head.
 
-    The blocks of the heads form a cascade: the first head leaves after the backbone's last block, each further one
-    after ``head_layers`` more.
+    The blocks of the paper's dimension-oriented heads form a cascade: the first head leaves after the backbone's last
+    block, each further one after ``head_layers`` more.
     """
 
     def __init__(self, config: NARConfig) -> None:
