@@ -233,7 +233,7 @@ def random_visual(shares: Sequence[float], seed: int) -> KVMethod:
 def ratio_by_tiles(
     model: PreTrainedModel, processor: Any, *, n: int, tau: float, seed: int, grid: int = 16
 ) -> dict[int, list[float]]:
-    """Token ratios of ``n`` counting tasks in pictures of 1, 4, 8 and 16 tiles: more to look at, more is kept."""
+    """Token ratios of ``n`` counting tasks in pictures of 1, 4, 8 and 16 tiles."""
     recipe = ZipVL(tau=tau, min_tokens=0, seed=seed).method()
     found = {}
     for tiles in (1, 4, 8, 16):
