@@ -28,7 +28,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.cache_utils import DynamicCache, QuantoQuantizedLayer
 
-from tersor.bench.measure import Estimate, PairedTimes, machine, storage_bytes, time_paired, versions
+from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, storage_bytes, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.kv.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
@@ -165,13 +165,9 @@ def inverse(seconds: Estimate) -> Estimate:
 
 def record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, common: dict[str, Any]) -> Record:
     """A record without a claim of its own."""
-    estimate = value if isinstance(value, Estimate) else None
     return Record(
         system="kv speed", item=item, quantity=quantity, unit=unit, n=n, claim=None, claim_source=None,
-        measured=estimate.value if estimate else float(value),  # type: ignore[arg-type]
-        low=estimate.low if estimate else None, high=estimate.high if estimate else None,
-        interval=estimate.interval if estimate else None,
-        baseline=None, peer=None, peer_name=None, verdict=None, **common,
+        baseline=None, peer=None, peer_name=None, verdict=None, **as_fields(value), **common,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tersor.bench.measure import Estimate, PairedTimes, machine, time_paired, versions
+from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.kv.attention import library_attention
 from tersor.kv.forward import STATE, ForwardState
@@ -140,14 +140,10 @@ def record(
     item: str, quantity: str, unit: str, value: Estimate | float, n: int, common: dict[str, Any], **claim: Any
 ) -> Record:
     """A record; ``claim`` may hold the published figure, its source and the verdict."""
-    estimate = value if isinstance(value, Estimate) else None
     plain = {"claim": None, "claim_source": None, "verdict": None}
     return Record(
         system="zipvl speed", item=item, quantity=quantity, unit=unit, n=n,
-        measured=estimate.value if estimate else float(value),  # type: ignore[arg-type]
-        low=estimate.low if estimate else None, high=estimate.high if estimate else None,
-        interval=estimate.interval if estimate else None,
-        baseline=None, peer=None, peer_name=None, **(plain | claim), **common,
+        baseline=None, peer=None, peer_name=None, **(plain | claim), **as_fields(value), **common,
     )  # fmt: skip
 
 

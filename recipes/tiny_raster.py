@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from tiny_raster_data import Split, load
 from tiny_raster_export import export, held_out_loss
 from torch import Tensor
+from training_state import keep_memory, load_state, save_state
 
 from tersor.bench.features import DigitClassifier, Moments, load_judge, save_judge
 from tersor.grids.model import LlamaGen, LlamaGenConfig
@@ -135,25 +136,18 @@ class Trainer:
             )
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.05)
-        self.progress = Progress()
-        if state.exists():
-            saved = torch.load(state, weights_only=True)
-            if saved["plan"] != repr(plan) or saved["seed"] != seed:
-                raise ValueError(f"{state} belongs to another plan or seed; remove it or give another --out")
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.progress = Progress(**saved["progress"])
+        resumed = load_state(state, plan=plan, seed=seed, model=self.model, optimizer=self.optimizer)
+        self.progress = Progress(**resumed)
 
     def save(self) -> None:
-        partial = self.state.with_suffix(".partial")
-        torch.save(
-            {
-                "plan": repr(self.plan), "seed": self.seed, "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "progress": vars(self.progress),
-            },
-            partial,
-        )  # fmt: skip
-        partial.replace(self.state)
+        save_state(
+            self.state,
+            plan=self.plan,
+            seed=self.seed,
+            model=self.model,
+            optimizer=self.optimizer,
+            progress=self.progress,
+        )
 
     def rate(self) -> float:
         """Warm-up, then a cosine from the full rate to 3 % of it."""
@@ -212,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_memory()
     plan = SMOKE if args.smoke else Plan()
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ started again.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from tiny_vlm_data import IGNORED, draw_batch
 from tiny_vlm_export import export, new_processor, score
+from training_state import keep_memory, load_state, save_state
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 SAVE_EVERY_S = 60.0
@@ -91,16 +91,6 @@ def new_model(seed: int, vocabulary: int, image_token: int, video_token: int, eo
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def keep_memory() -> None:
-    """Have glibc keep freed memory: handing each large tensor back to the system and faulting it in again takes longer
-    than computing it. Does nothing with another C library.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 class Trainer:
     """Model, optimizer and progress; `run` trains to the end, and what it saves is enough to go on."""
 
@@ -116,25 +106,18 @@ class Trainer:
         for word, weight in WEIGHTS.items():
             self.weights[tokenizer.convert_tokens_to_ids(word)] = weight
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
-        self.progress = Progress()
-        if state.exists():
-            saved = torch.load(state, weights_only=True)
-            if saved["plan"] != repr(plan) or saved["seed"] != seed:
-                raise ValueError(f"{state} belongs to another plan or seed; remove it or give another --out")
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.progress = Progress(**saved["progress"])
+        resumed = load_state(state, plan=plan, seed=seed, model=self.model, optimizer=self.optimizer)
+        self.progress = Progress(**resumed)
 
     def save(self) -> None:
-        partial = self.state.with_suffix(".partial")
-        torch.save(
-            {
-                "plan": repr(self.plan), "seed": self.seed, "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "progress": vars(self.progress),
-            },
-            partial,
-        )  # fmt: skip
-        partial.replace(self.state)
+        save_state(
+            self.state,
+            plan=self.plan,
+            seed=self.seed,
+            model=self.model,
+            optimizer=self.optimizer,
+            progress=self.progress,
+        )
 
     @property
     def last_stage(self) -> bool:

@@ -85,7 +85,7 @@ def image_records(
 ) -> list[Record]:
     """Floors of the distance; then by way: passes, accuracy, distance, and at batch 1 images a second and speed-up."""
     from tersor.bench.images import RASTER, over_seeds
-    from tersor.bench.measure import machine, versions
+    from tersor.bench.measure import as_fields, machine, versions
     from tersor.bench.records import Record
 
     shared: dict[str, Any] = {
@@ -95,11 +95,8 @@ def image_records(
     }  # fmt: skip
 
     def record(item: str, quantity: str, unit: str, value: Estimate | float, baseline: float | None, n: int) -> Record:
-        low, high, kind = (None,) * 3 if isinstance(value, float) else (value.low, value.high, value.interval)
-        measured = value if isinstance(value, float) else value.value
         return Record(
-            item=item, quantity=quantity, unit=unit, measured=measured, low=low, high=high, interval=kind,
-            baseline=baseline, n=n, **shared,
+            item=item, quantity=quantity, unit=unit, baseline=baseline, n=n, **as_fields(value), **shared,
         )  # fmt: skip
 
     records = [

@@ -89,16 +89,13 @@ def bench_photos(
 
 def _record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, **more: Any) -> Record:
     """A record without a claim; ``value`` has an interval if it is an `Estimate`."""
-    from tersor.bench.measure import Estimate, machine, versions
+    from tersor.bench.measure import as_fields, machine, versions
     from tersor.bench.records import Record
 
-    estimate = value if isinstance(value, Estimate) else None
     fields: dict[str, Any] = {
         "system": "vlm", "item": item, "quantity": quantity, "unit": unit, "claim": None, "claim_source": None,
-        "measured": estimate.value if estimate else value, "low": estimate.low if estimate else None,
-        "high": estimate.high if estimate else None, "interval": estimate.interval if estimate else None,
         "baseline": None, "peer": None, "peer_name": None, "n": n, "shapes": "trained", "versions": versions(),
-        "machine": machine(), "verdict": None,
+        "machine": machine(), "verdict": None, **as_fields(value),
     }  # fmt: skip
     return Record(**{**fields, **more})
 

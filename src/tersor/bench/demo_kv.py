@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tersor.bench.contenders import FULL, Contender
 from tersor.bench.kv import RECORDER, Scores, record, replay, score_recall
-from tersor.bench.measure import Estimate, machine, versions
+from tersor.bench.measure import Estimate, as_fields, machine, versions
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample
@@ -42,14 +42,10 @@ def ask(
 
 def make_record(system: str, model: str, *, estimate: Estimate | float, **fields: Any) -> Record:
     """A record of ``tersor demo``; a plain number is exact and has no interval."""
-    interval = estimate if isinstance(estimate, Estimate) else None
     return Record(
         **{
             "system": system,
-            "measured": interval.value if interval else estimate,
-            "low": interval.low if interval else None,
-            "high": interval.high if interval else None,
-            "interval": interval.interval if interval else None,
+            **as_fields(estimate),
             "seed": SEED,
             "model": model,
             "shapes": "trained",
@@ -65,6 +61,48 @@ def make_record(system: str, model: str, *, estimate: Estimate | float, **fields
             **fields,
         }
     )
+
+
+def bytes_and_loss_records(
+    system: str,
+    model: str,
+    recall: dict[str, Scores],
+    loss: dict[str, Scores],
+    ours: str,
+    peer: str,
+    *,
+    claim: float,
+    claim_source: str,
+) -> list[Record]:
+    """What ``ours`` takes and adds to the loss of a continuation, beside ``peer``; the claim is about bytes."""
+    return [
+        make_record(
+            system,
+            model,
+            item="the same cache, every byte counted",
+            quantity="compression of a 16-bit cache",
+            unit="x",
+            claim=claim,
+            claim_source=claim_source,
+            estimate=recall[ours].ratio,
+            baseline=1.0,
+            peer=recall[peer].ratio,
+            peer_name=peer,
+            n=len(recall[ours].values),
+        ),
+        make_record(
+            system,
+            model,
+            item="continuation of the book",
+            quantity="loss against the full cache",
+            unit="nats per byte",
+            estimate=loss[ours].against(loss[FULL]),
+            baseline=0.0,
+            peer=loss[peer].against(loss[FULL]).value,
+            peer_name=peer,
+            n=len(loss[ours].values),
+        ),
+    ]
 
 
 def strongest_peer(recall: dict[str, Scores], ours: str) -> str:

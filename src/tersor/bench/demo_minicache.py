@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 from tersor import zoo
 from tersor.bench.contenders import FULL, Contender, pick
-from tersor.bench.demo_kv import SEED, ask, judge, make_record, recall_plot, scaled, show_answers, strongest_peer
+from tersor.bench.demo_kv import (
+    SEED,
+    ask,
+    bytes_and_loss_records,
+    judge,
+    make_record,
+    recall_plot,
+    scaled,
+    show_answers,
+    strongest_peer,
+)
 from tersor.bench.demos import DemoResult
 from tersor.bench.kv import Scores, pooled, score_continuation
 from tersor.bench.records import Record
@@ -78,31 +88,15 @@ def _records(recall: dict[str, Scores], loss: dict[str, Scores]) -> list[Record]
             n=len(recall[OURS].values),
             verdict=judge(difference, peer_loss),
         ),
-        make_record(
+        *bytes_and_loss_records(
             "minicache",
             MODEL,
-            item="the same cache, every byte counted",
-            quantity="compression of a 16-bit cache",
-            unit="x",
+            recall,
+            loss,
+            OURS,
+            peer,
             claim=5.02,
             claim_source="nominal: half of the layers merged, lengths and kept tokens not counted (arXiv 2405.14366)",
-            estimate=recall[OURS].ratio,
-            baseline=1.0,
-            peer=recall[peer].ratio,
-            peer_name=peer,
-            n=len(recall[OURS].values),
-        ),
-        make_record(
-            "minicache",
-            MODEL,
-            item="continuation of the book",
-            quantity="loss against the full cache",
-            unit="nats per byte",
-            estimate=loss[OURS].against(loss[FULL]),
-            baseline=0.0,
-            peer=loss[peer].against(loss[FULL]).value,
-            peer_name=peer,
-            n=len(loss[OURS].values),
         ),
         make_record(
             "minicache",

@@ -10,7 +10,17 @@ from transformers import PreTrainedModel
 
 from tersor import zoo
 from tersor.bench.contenders import FULL, Contender, pick
-from tersor.bench.demo_kv import SEED, ask, judge, make_record, recall_plot, scaled, show_answers, strongest_peer
+from tersor.bench.demo_kv import (
+    SEED,
+    ask,
+    bytes_and_loss_records,
+    judge,
+    make_record,
+    recall_plot,
+    scaled,
+    show_answers,
+    strongest_peer,
+)
 from tersor.bench.demos import DemoResult
 from tersor.bench.kv import RECORDER, Scores, pooled, record, replay, score_continuation
 from tersor.bench.measure import time_paired
@@ -75,31 +85,15 @@ def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: Any) -
             n=len(ours.values),
             verdict=judge(difference, peer_loss),
         ),
-        make_record(
+        *bytes_and_loss_records(
             "zipcache",
             MODEL,
-            item="the same cache, every byte counted",
-            quantity="compression of a 16-bit cache",
-            unit="x",
+            recall,
+            loss,
+            OURS,
+            peer,
             claim=4.98,
             claim_source="nominal, 16-bit parameters shared by the batch (arXiv 2405.14256)",
-            estimate=ours.ratio,
-            baseline=1.0,
-            peer=recall[peer].ratio,
-            peer_name=peer,
-            n=len(ours.values),
-        ),
-        make_record(
-            "zipcache",
-            MODEL,
-            item="continuation of the book",
-            quantity="loss against the full cache",
-            unit="nats per byte",
-            estimate=loss[OURS].against(loss[FULL]),
-            baseline=0.0,
-            peer=loss[peer].against(loss[FULL]).value,
-            peer_name=peer,
-            n=len(loss[OURS].values),
         ),
         make_record(
             "zipcache",

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,13 @@ class Estimate:
     low: float
     high: float
     interval: str
+
+
+def as_fields(value: Estimate | float) -> dict[str, Any]:
+    """``value`` as the fields of a record; a plain number is exact and has no interval."""
+    if isinstance(value, Estimate):
+        return {"measured": value.value, "low": value.low, "high": value.high, "interval": value.interval}
+    return {"measured": float(value), "low": None, "high": None, "interval": None}
 
 
 @dataclass(frozen=True)

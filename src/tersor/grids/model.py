@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tersor.grids.original import load_strictly, read_weights
+
 #: Attention heads by width, for the published sizes: the weights alone do not tell.
 _PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 4096: 32}
 
@@ -384,30 +386,12 @@ def convert_llamagen(
     Raises:
         ValueError: for a file that holds no such weights; the message lists names or shapes.
     """
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    for key in ("model", "module", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    weights = {name: each for name, each in loaded.items() if name != "freqs_cis"}
+    read = read_weights(path, ("model", "module", "state_dict"))
+    weights = {name: each for name, each in read.items() if name != "freqs_cis"}
     config = _config_of(weights, grid_size, num_attention_heads)
-    # Shapes first, on a device without memory, so that a wrong file costs none.
     with torch.device("meta"):
         model = LlamaGen(config)
-    expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    found = {name: tuple(each.shape) for name, each in weights.items()}
-    if expected != found:
-        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        shapes = sorted(
-            f"{name}: {found[name]}, not {expected[name]}"
-            for name in expected.keys() & found.keys()
-            if found[name] != expected[name]
-        )
-        raise ValueError(f"{path} is no LlamaGen checkpoint: missing {missing}, unknown {extra}, other shapes {shapes}")
-    # Copies, so that the model does not keep the file mapped.
-    model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)
+    load_strictly(model, weights, path, "LlamaGen checkpoint")
     return model.eval()
 
 

@@ -15,6 +15,7 @@ from tersor.grids.geometry import check_sizes
 from tersor.grids.model import _PUBLISHED_HEADS
 from tersor.grids.nar import NARForImageGeneration
 from tersor.grids.nar_model import NARConfig
+from tersor.grids.original import check_tensors
 
 # Names of each head's norm and output, from the last axis on.
 _IMAGE_HEADS = (("norm", "output"), ("medusa_norm", "medusa_output"))
@@ -81,9 +82,7 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     for key in ("model", "module", "state_dict", "sd"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    weights = {name: each for name, each in loaded.items() if name != "freqs_cis"}
+    weights = {name: each for name, each in check_tensors(loaded, path).items() if name != "freqs_cis"}
     if "abs_pe" in weights:
         weights["abs_pe"] = weights["abs_pe"].squeeze(0)
     return weights

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tersor.grids.original import load_strictly, read_weights
 from tersor.grids.tokenizer import _check_ids, _check_images, _divided, _to_unit
 
 
@@ -233,29 +234,13 @@ def convert_vq(path: str | Path, *, norm_groups: int = 32) -> VQTokenizer:
     Raises:
         ValueError: for a file that holds no such weights; the message lists names or shapes.
     """
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
+    read = read_weights(path, ("model", "state_dict"))
     # How often codes were used in training.
-    weights = {name: each for name, each in loaded.items() if name != "quantize.codebook_used"}
+    weights = {name: each for name, each in read.items() if name != "quantize.codebook_used"}
     found = {name: tuple(each.shape) for name, each in weights.items()}
     with torch.device("meta"):
         model = VQTokenizer(_config_of(found, norm_groups, path))
-    expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    if expected != found:
-        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        shapes = sorted(
-            f"{name}: {found[name]}, not {expected[name]}"
-            for name in expected.keys() & found.keys()
-            if found[name] != expected[name]
-        )
-        raise ValueError(f"{path} is no LlamaGen tokenizer: missing {missing}, unknown {extra}, other shapes {shapes}")
-    # Copies, so that the model does not keep the file mapped.
-    model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)
+    load_strictly(model, weights, path, "LlamaGen tokenizer")
     return model.eval()
 
 

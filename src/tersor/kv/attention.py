@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tersor.kv.forward import STATE, ForwardState
-from tersor.kv.layer import ATTENTION_NAME, TAG, CompressedLayer, causal_rows
+from tersor.kv.layer import ATTENTION_NAME, TAG, CompressedLayer, boolean_mask, causal_rows
 from tersor.lowbit.kernels import get_kernel
 
 #: Keywords of attention variants that only the model's own eager function implements.
@@ -54,7 +54,7 @@ def tersor_attention(
         return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     _check(module, layer, query, attention_mask)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = _boolean(attention_mask)
+    mask = None if attention_mask is None else boolean_mask(attention_mask)
     lse = weights = None
     if not layer.segments:
         output, weights = layer.method.prefill.attend(
@@ -133,13 +133,6 @@ def _check(module: nn.Module, layer: CompressedLayer, query: Tensor, mask: Tenso
 def _fusable(mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> bool:
     plain_mask = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
     return plain_mask and dropout == 0.0 and not any(_given(kwargs, name) for name in UNFUSED)
-
-
-def _boolean(mask: Tensor | None) -> Tensor | None:
-    """Where a query may look; an additive mask is open where it does not push scores to the bottom."""
-    if mask is None or mask.dtype == torch.bool:
-        return mask
-    return mask > torch.finfo(mask.dtype).min / 2
 
 
 def _additive(mask: Tensor | None, query: Tensor, columns: int) -> Tensor | None:

@@ -481,6 +481,11 @@ class CompressedLayer(CacheLayerMixin):
             )
 
 
+def boolean_mask(mask: Tensor) -> Tensor:
+    """Where a query may look; an additive mask is open where it does not push scores to the bottom."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
 def causal_rows(queries: int, columns: int, device: torch.device) -> Tensor:
     """Plain causal attention of the last ``queries`` of ``columns`` tokens: bool ``[1, queries, columns]``."""
     row = torch.arange(columns - queries, columns, device=device)[:, None]

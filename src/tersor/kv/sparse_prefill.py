@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.kv.forward import STATE, ForwardState, LayerRecord
-from tersor.kv.layer import TAG, CompressedLayer, causal_rows
+from tersor.kv.layer import TAG, CompressedLayer, boolean_mask, causal_rows
 from tersor.kv.saliency import ProbeScores, probe_scores
 from tersor.kv.segments import Chosen, everything
 from tersor.kv.selection import Selection, Waiting
@@ -172,8 +172,7 @@ def real_tokens(mask: Tensor | None) -> Tensor | None:
     """
     if mask is None:
         return None
-    own = mask[:, 0].diagonal(dim1=-2, dim2=-1)
-    real = own if mask.dtype == torch.bool else own > torch.finfo(mask.dtype).min / 2
+    real = boolean_mask(mask[:, 0].diagonal(dim1=-2, dim2=-1))
     return None if bool(real.all()) else real
 
 
@@ -181,7 +180,7 @@ def query_window(mask: Tensor | None) -> Tensor | None:
     """Where each query may look, bool ``[batch, queries, columns]``, None for plain causal attention."""
     if mask is None:
         return None
-    return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+    return boolean_mask(mask[:, 0])
 
 
 def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
@@ -242,8 +241,7 @@ def attend_to(
     if mask is None:
         allowed = index[:, None, None, :] <= torch.arange(tokens, device=index.device)[:, None]
     else:
-        allowed = torch.stack([own[..., picked] for own, picked in zip(mask, index, strict=True)])
-        allowed = allowed if mask.dtype == torch.bool else allowed > torch.finfo(mask.dtype).min / 2
+        allowed = boolean_mask(torch.stack([own[..., picked] for own, picked in zip(mask, index, strict=True)]))
     if chosen.valid is not None:
         allowed = allowed & chosen.valid[:, :, None, :]
     sees = allowed.any(-1, keepdim=True)

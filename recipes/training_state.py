@@ -1,0 +1,57 @@
+"""What recipes that train a model have in common: a state file to go on from, and memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def save_state(
+    file: Path, *, plan: Any, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Any
+) -> None:
+    """Write everything that a run needs to go on; the old file stays until the new one is whole."""
+    partial = file.with_suffix(".partial")
+    torch.save(
+        {
+            "plan": repr(plan),
+            "seed": seed,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "progress": vars(progress),
+        },
+        partial,
+    )
+    partial.replace(file)
+
+
+def load_state(
+    file: Path, *, plan: Any, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put model and optimizer where `save_state` left them; returns the fields of its progress, none without a file.
+
+    Raises:
+        ValueError: for the file of another plan or seed.
+    """
+    if not file.exists():
+        return {}
+    saved = torch.load(file, weights_only=True)
+    if saved["plan"] != repr(plan) or saved["seed"] != seed:
+        raise ValueError(f"{file} belongs to another plan or seed; remove it or give another --out")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    progress: dict[str, Any] = saved["progress"]
+    return progress
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory: handing each large tensor back to the system and faulting it in again takes longer
+    than computing it. Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
