@@ -9,7 +9,7 @@ from tersor.bench.images import RASTER, Quality, Speed, sample, time_ways, ways
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-WINDOWS, LEAST = (9, 4, 1), (1, 4)
+WINDOWS = (9, 4, 1)
 # Neither the demo nor the committed tables use these seeds.
 SEEDS = (71, 72, 73)
 
@@ -24,7 +24,7 @@ def qualities(model) -> dict[str, Quality]:
     tokenizer, judge = zoo.load_image_tokenizer("tiny-raster"), zoo.load_judge("tiny-raster")
     return {
         way.name: Quality([sample(model, tokenizer, judge, way, samples=500, seed=seed) for seed in SEEDS])
-        for way in ways(14, WINDOWS, LEAST, [])
+        for way in ways(14, WINDOWS, [], [])
     }
 
 
@@ -46,12 +46,21 @@ def test_below_it_lies_a_cliff(qualities: dict[str, Quality]) -> None:
     assert qualities["window 1"].against(qualities[RASTER]).high < -0.05
 
 
-def test_the_adaptive_window_is_better_at_equal_passes(qualities: dict[str, Quality]) -> None:
-    """The least distance of 1 takes about as many passes as a fixed window of 4 to 5, or fewer."""
-    assert qualities["adaptive 1"].passes() < qualities["window 9"].passes()
-    ours, fixed = qualities["adaptive 1"], qualities["window 4"]
-    assert ours.distance().value < fixed.distance().value
-    assert ours.against(fixed).low > 0
+def test_one_at_a_time_the_adaptive_window_has_a_smaller_distance_at_equal_passes(model) -> None:
+    """Against fixed windows of 3 and 4, by linear interpolation. Class accuracy is the same within its interval, and in
+    batches, where a row waits for the slowest sample, the two windows are about equal; see the docs.
+    """
+    tokenizer, judge = zoo.load_image_tokenizer("tiny-raster"), zoo.load_judge("tiny-raster")
+    found = {
+        way.name: Quality([sample(model, tokenizer, judge, way, samples=300, seed=seed) for seed in SEEDS])
+        for way in ways(14, [4, 3], [2], [], adaptive_batch=1)
+        if way.name != RASTER
+    }
+    ours, three, four = found["adaptive 2"], found["window 3"], found["window 4"]
+    assert three.passes() < ours.passes() < four.passes()
+    share = (ours.passes() - three.passes()) / (four.passes() - three.passes())
+    fixed = three.distance().value + share * (four.distance().value - three.distance().value)
+    assert ours.distance().value < fixed
 
 
 def test_fewer_passes_are_less_time(speed: Speed) -> None:
