@@ -8,7 +8,7 @@ from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts, percent, pro
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
-from tersor.bench.tiles import KINDS
+from tersor.bench.tiles import KINDS, MOST_COUNTED
 
 ACCURACY, KEPT = "accuracy", "tokens in attention"
 
@@ -74,18 +74,19 @@ def accuracy_plot(records: list[Record]) -> str:
 
 
 def layer_table(records: list[Record]) -> str:
-    """Markdown: tokens kept by layer, by kind of question and by number of tiles."""
-    ours = [name for name in names(records) if name.startswith("ZipVL evict") and "," not in name]
+    """Markdown: tokens kept by layer and by question, and by the number of tiles in a picture."""
+    ours = [name for name in names(records) if name.startswith("ZipVL evict") and "raw" not in name]
     layers = [r for r in records if parts(r)[0] == ours[0] and parts(r)[1].startswith("layer ")]
+    asked = [*KINDS, "a count of 0", "a count of 1", f"a count of {MOST_COUNTED}"]
     rows = [
         [
             name.removeprefix("ZipVL evict "),
             *(percent(find(records, name, f"layer {layer}", KEPT).measured) for layer in range(len(layers))),
-            *(percent(find(records, name, f"ratio for {kind}", KEPT).measured) for kind in KINDS),
+            *(percent(find(records, name, f"ratio for {question}", KEPT).measured) for question in asked),
         ]
         for name in ours
     ]
-    titles = ["tau", *(f"layer {layer}, %" for layer in range(len(layers))), *(f"for {kind}, %" for kind in KINDS)]
+    titles = ["tau", *(f"layer {layer}, %" for layer in range(len(layers))), *(f"{question}, %" for question in asked)]
     tiles = [r for r in records if parts(r)[1].startswith("pictures of ")]
     by_tiles = [
         [parts(r)[1].split()[2], f"{100 * (r.measured or 0):.2f} [{100 * (r.low or 0):.2f}, {100 * (r.high or 0):.2f}]"]

@@ -11,7 +11,7 @@ import torch
 
 from tersor import zoo
 from tersor.bench.records import read_jsonl
-from tersor.bench.vlm import DENSE, prompt, random_visual, ratio_by_tiles, run_all, run_method, tasks
+from tersor.bench.vlm import DENSE, VARIANTS, prompt, random_visual, ratio_by_tiles, run_all, run_method, tasks
 from tersor.cli import run
 from tersor.kv.zipvl import ZipVL
 
@@ -24,6 +24,11 @@ def model():
 @pytest.fixture(scope="module")
 def processor():
     return zoo.load_processor("tiny-vlm")
+
+
+@pytest.fixture(scope="module")
+def compared(model, processor):
+    return run_all(model, processor, tasks(3, seed=13), taus=(0.8,))
 
 
 def test_answers_are_those_of_generate(model, processor) -> None:
@@ -52,17 +57,26 @@ def test_at_tau_1_everything_is_dense(model, processor) -> None:
     assert same.layer_ratios() == [1.0] * model.config.text_config.num_hidden_layers
 
 
-def test_simple_choices_keep_as_much_as_zipvl(model, processor) -> None:
-    drawn = tasks(3, seed=13)
-    results = run_all(model, processor, drawn, taus=(0.8,))
-    ours = results["ZipVL evict 0.8"]
+@pytest.mark.parametrize("label", VARIANTS)
+def test_simple_choices_keep_as_much_as_zipvl(model, processor, compared, label: str) -> None:
+    ours = compared[f"ZipVL evict 0.8{label}"]
     assert 0.05 < ours.ratio < 0.95
     for name in ("fixed share 0.8", "random 0.8", "ZipVL quantize 0.8"):
-        assert results[name].ratio == pytest.approx(ours.ratio, abs=0.01), name
-    assert results["random 0.8"].layer_ratios() == pytest.approx(ours.layer_ratios(), abs=0.01)
-    assert len(set(np.round(results["fixed share 0.8"].layer_ratios(), 2))) == 1
-    assert results["ZipVL evict 0.8, layer 0 dense"].layer_ratios()[0] == 1.0
-    assert results[DENSE].kv_bytes == results[DENSE].dense_bytes * 2  # the model is in float32 here
+        assert compared[name + label].ratio == pytest.approx(ours.ratio, abs=0.01), name
+    assert compared[f"random 0.8{label}"].layer_ratios() == pytest.approx(ours.layer_ratios(), abs=0.01)
+    sparse = 1 if VARIANTS[label].get("skip_layers") else 0
+    assert ours.layer_ratios()[:sparse] == [1.0] * sparse
+    fixed = compared[f"fixed share 0.8{label}"].layer_ratios()
+    assert fixed[:sparse] == [1.0] * sparse
+    assert len(set(np.round(fixed[sparse:], 2))) == 1
+
+
+def test_ratios_are_counted_by_question(compared) -> None:
+    ours = compared["ZipVL evict 0.8"]
+    assert len(ours.ratios_of("color")) == len(ours.ratios_of("color", 1)) == 3
+    by_count = [ratio for needed in range(5) for ratio in ours.ratios_of("count", needed)]
+    assert sorted(by_count) == sorted(ours.ratios_of("count"))
+    assert compared[DENSE].kv_bytes == compared[DENSE].dense_bytes * 2  # the model is in float32 here
 
 
 def test_an_interrupted_run_goes_on_and_other_tasks_are_refused(model, processor, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class Known(RasterAdapter):
     older one counts, so that a stale proxy does harm.
     """
 
+    max_positions = None
+
     def __init__(self, grid, law) -> None:
         self.image, self.law = grid, law
 
@@ -36,7 +38,7 @@ class Known(RasterAdapter):
         rows = []
         for sample in range(embeddings.shape[0]):
             for query in keep:
-                shown = (mask[sample, 0, query] == 0).nonzero().flatten().tolist()
+                shown = (mask[sample % len(mask), 0, query] == 0).nonzero().flatten().tolist()
                 visible: dict[int, int] = {}
                 for slot in shown:
                     offset = int(where[sample, 0, slot, 0]) - PREFIX
@@ -207,6 +209,8 @@ def test_a_row_start_follows_the_exact_mixture(wrong, monkeypatch) -> None:
 
     class Batch(RasterAdapter):
         """The law of x[1, 0] by how many tokens of row 0 were visible; every sample alike."""
+
+        max_positions = None
 
         def __init__(self) -> None:
             pass

@@ -126,17 +126,26 @@ def _outcome_records(name: str, outcome: Outcome, results: dict[str, Outcome], s
             for layer, share in enumerate(outcome.layer_ratios())
         ),
         *(
-            (
-                f"ratio for {kind}", "tokens in attention", "share",
-                bootstrap_interval([r for r, own in zip(outcome.ratios, outcome.kinds, strict=True) if own == kind]), n,
-            )
-            for kind in KINDS
+            (f"ratio for {asked}", "tokens in attention", "share", bootstrap_interval(ratios), len(ratios))
+            for asked, ratios in _ratios_by_question(outcome).items()
         ),
     ]  # fmt: skip
     return [
         _record(f"{name}: {item}", quantity, unit, value, count, **shared)
         for item, quantity, unit, value, count in rows
     ]
+
+
+def _ratios_by_question(outcome: Outcome) -> dict[str, list[float]]:
+    """Token ratios by kind of question, and of counting by the number of tiles to count."""
+    from tersor.bench.tiles import KINDS, MOST_COUNTED
+
+    asked = {kind: outcome.ratios_of(kind) for kind in KINDS}
+    return asked | {
+        f"a count of {needed}": ratios
+        for needed in range(MOST_COUNTED + 1)
+        if (ratios := outcome.ratios_of("count", needed))
+    }
 
 
 def _tile_records(by_tiles: dict[int, list[float]], tau: float, shared: dict[str, Any]) -> list[Record]:

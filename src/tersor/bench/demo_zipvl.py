@@ -13,11 +13,22 @@ from tersor import zoo
 from tersor.bench.demo_kv import SEED, judge, make_record, scaled
 from tersor.bench.demos import DemoResult
 from tersor.bench.heatmap import heatmap, kept_cells
-from tersor.bench.peers.sparse import fastv, fixed_share
+from tersor.bench.peers.sparse import fastv
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.vlm import DENSE, Outcome, Task, accuracy, against, prompt, random_visual, run_method, tasks
+from tersor.bench.vlm import (
+    DENSE,
+    Outcome,
+    Task,
+    accuracy,
+    against,
+    prompt,
+    random_visual,
+    run_method,
+    same_share,
+    tasks,
+)
 from tersor.kv.method import KVMethod
 from tersor.kv.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
@@ -52,8 +63,7 @@ def run(say: Callable[[str], None]) -> DemoResult:
         measure(ours, lambda batch, recipe=recipe: recipe)  # type: ignore[misc]
         shares = results[ours].layer_ratios()
         measure(RANDOM + more, lambda batch, shares=shares: random_visual(shares, SEED + batch))  # type: ignore[misc]
-        sparse = sum(shares[1:]) / len(shares[1:])
-        fixed = fixed_share([1.0, *[sparse] * len(shares[1:])], min_tokens=0)
+        fixed = same_share(shares, skip_layers=(0,))
         measure(FIXED + more, lambda batch, fixed=fixed: fixed)  # type: ignore[misc]
     stored = ZipVL(tau=TAU, min_tokens=0, policy="quantize", skip_layers=(0,)).method()
     measure(STORED, lambda batch: stored)

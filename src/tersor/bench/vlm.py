@@ -30,8 +30,15 @@ from tersor.kv.zipvl import ZipVL
 BATCH = 32
 DENSE = "dense"
 TAUS = (0.99, 0.975, 0.96, 0.94, 0.9, 0.8, 0.6)
-#: Layer 0 dense beside the paper's choice: later layers never saw hidden states without the first layer's attention.
-SKIPS: dict[str, tuple[int, ...]] = {"": (), ", layer 0 dense": (0,)}
+#: Tokens of a prompt around the picture: <bos> <|vision_start|>, and <|vision_end|> with the two words of a question.
+TEXT_BEFORE, TEXT_AFTER = 2, 3
+#: Beside the paper's settings: a dense first layer, so that no later one meets a token that it left out; and probes in
+#: the question alone, since the paper's 64 last rows are the picture's when a question has two words.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", layer 0 dense": {"skip_layers": (0,)},
+    ", question's rows": {"probe_recent": TEXT_AFTER, "probe_random": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,14 @@ class Task:
 class Outcome:
     """One contender: right answers by task (1.0 or 0.0), and what it kept.
 
-    ``ratios``: token ratio of each task. ``per_layer``: sums over tasks, divided by ``tasks`` in `layer_ratios`.
+    ``needed``: tiles that the first question is about. ``ratios``: token ratio of each task. ``per_layer``: sums over
+    tasks, divided by their number in `layer_ratios`.
     """
 
     first: list[float] = field(default_factory=list)
     second: list[float] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    needed: list[int] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     visual: list[float] = field(default_factory=list)
     per_layer: list[float] = field(default_factory=list)
@@ -73,6 +82,11 @@ class Outcome:
     def of_kind(self, kind: str) -> list[float]:
         """First answers to questions of ``kind``."""
         return [right for right, own in zip(self.first, self.kinds, strict=True) if own == kind]
+
+    def ratios_of(self, kind: str, needed: int | None = None) -> list[float]:
+        """Token ratios of questions of ``kind``, and about ``needed`` tiles if that is given."""
+        told = zip(self.ratios, self.kinds, self.needed, strict=True)
+        return [ratio for ratio, own, tiles in told if own == kind and needed in (None, tiles)]
 
     def add(self, stats: SparsityStats | None, rows: int, layers: int) -> None:
         """Count one batch; None is a dense one."""
@@ -109,7 +123,7 @@ def run_method(
     ``choose`` gives the method for a batch of tasks by its number, so that random choices differ between batches; None
     is the dense model with the library's own cache.
     """
-    outcome = Outcome(kinds=[task.first.kind for task in drawn])
+    outcome = Outcome(kinds=[task.first.kind for task in drawn], needed=[len(task.first.relevant) for task in drawn])
     layers = model.config.get_text_config().num_hidden_layers
     for start in range(0, len(drawn), BATCH):
         part = drawn[start : start + BATCH]
@@ -178,8 +192,9 @@ def run_all(
 ) -> dict[str, Outcome]:
     """Dense, ZipVL at every ``tau``, and simpler choices at the ratios that ZipVL came to.
 
-    A simpler choice at a ratio is named after the ``tau`` that led to it: a fixed share of every layer, random visual
-    tokens with ZipVL's share of each layer (text stays), and FastV, which chooses once and leaves two layers dense.
+    A simpler choice is named after the ``tau`` and the variant whose ratio it has: a fixed share of every sparse layer,
+    random visual tokens with ZipVL's share of each layer (text stays), and FastV, which chooses once and leaves two
+    layers dense.
 
     ``progress``: a file that keeps what is done, so that an interrupted run goes on; it holds for one list of tasks.
     """
@@ -196,16 +211,14 @@ def run_all(
 
     measure(DENSE, None)
     for tau in taus:
-        settings: dict[str, Any] = {"tau": tau, "min_tokens": 0, "seed": seed}
-        for label, skip in SKIPS.items():
+        for label, variant in VARIANTS.items():
             for policy in ("evict", "quantize"):
-                recipe = ZipVL(policy=policy, skip_layers=skip, **settings).method()
+                recipe = ZipVL(tau=tau, policy=policy, min_tokens=0, seed=seed, **variant).method()
                 measure(f"ZipVL {policy} {tau:g}{label}", lambda batch, recipe=recipe: recipe)  # type: ignore[misc]
-        ours = results[f"ZipVL evict {tau:g}"]
-        fixed = fixed_share(ours.ratio, min_tokens=0)
-        measure(f"fixed share {tau:g}", lambda batch, fixed=fixed: fixed)  # type: ignore[misc]
-        shares = ours.layer_ratios()
-        measure(f"random {tau:g}", lambda batch, shares=shares: random_visual(shares, seed + batch))  # type: ignore[misc]
+            shares = results[f"ZipVL evict {tau:g}{label}"].layer_ratios()
+            fixed = same_share(shares, **variant)
+            measure(f"fixed share {tau:g}{label}", lambda batch, fixed=fixed: fixed)  # type: ignore[misc]
+            measure(f"random {tau:g}{label}", lambda batch, shares=shares: random_visual(shares, seed + batch))  # type: ignore[misc]
     raw = ZipVL(tau=0.94, min_tokens=0, select_by="raw", seed=seed).method()
     measure("ZipVL evict 0.94, raw scores", lambda batch: raw)
     for share in (0.5, 0.25, 0.1):
@@ -224,10 +237,16 @@ def _resume(progress: Path | None, asked: str) -> dict[str, Outcome]:
     return {name: Outcome(**fields) for name, fields in kept["done"].items()}
 
 
+def same_share(shares: Sequence[float], *, skip_layers: Sequence[int] = (), **probes: int) -> KVMethod:
+    """One share in every sparse layer, on average that of ``shares``; ranked by the same probes."""
+    sparse = [share for layer, share in enumerate(shares) if layer not in skip_layers]
+    mean = sum(sparse) / len(sparse)
+    return fixed_share([1.0 if layer in skip_layers else mean for layer in range(len(shares))], min_tokens=0, **probes)
+
+
 def random_visual(shares: Sequence[float], seed: int) -> KVMethod:
     """Random tokens at given shares of each layer; the text around the picture stays."""
-    before, after = 2, 3  # <bos> <|vision_start|> picture <|vision_end|> and two words
-    return random_share(shares, min_tokens=0, seed=seed, protect_first=before, protect_recent=after)
+    return random_share(shares, min_tokens=0, seed=seed, protect_first=TEXT_BEFORE, protect_recent=TEXT_AFTER)
 
 
 def ratio_by_tiles(

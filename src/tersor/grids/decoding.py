@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import StaticCache
 from transformers.generation import logits_process
@@ -72,28 +73,34 @@ class Slots:
 
     A fed token attends to the whole prefix, and to every slot whose offset is not above its own: decided tokens
     of rows above, and its own row up to itself.
+
+    Args:
+        offsets: ``[rows, slots]``, or one row for all where no prefix is padded; -1 for the prefix.
+        stale: how many of them are hidden for ever.
+        most: slots that the model can look at, or None.
     """
 
-    def __init__(self, cache: Cache, valid: Tensor) -> None:
-        self.cache, self.valid = cache, valid
-        self.offsets: list[int] = []
+    def __init__(self, cache: Cache, valid: Tensor, most: int | None = None) -> None:
+        self.cache, self.valid, self.most = cache, valid, most
+        prefix = torch.where(valid, -1, _NEVER)
+        self.offsets = prefix[:1] if bool(valid.all()) else prefix
+        self.stale = 0
         self.capacity = cache.layers[0].max_cache_len if isinstance(cache, StaticCache) else None
 
     def drop(self, offsets: tuple[int, ...]) -> None:
-        """Forget the slots that hold ``offsets``. A static cache cannot shrink: there they are hidden for ever."""
-        if not offsets:
-            return
-        if self.capacity is not None:
-            self.offsets = [_NEVER if each in offsets else each for each in self.offsets]
-            return
-        prefix = self.valid.shape[1]
-        kept = [index for index, each in enumerate(self.offsets) if each not in offsets]
-        index = torch.tensor([*range(prefix), *(prefix + each for each in kept)], device=self.valid.device)
+        """Hide the slots that hold ``offsets``."""
+        if offsets:
+            stale = torch.isin(self.offsets, torch.tensor(offsets, device=self.offsets.device))
+            self.offsets = self.offsets.masked_fill(stale, _NEVER)
+            self.stale += len(offsets)
+
+    def _remove_stale(self) -> None:
+        kept = (self.offsets != _NEVER).any(0).nonzero()[:, 0]
         for layer in self.cache.layers:
             layer.keys, layer.values = (
-                states.index_select(-2, index.to(states.device)) for states in (layer.keys, layer.values)
+                states.index_select(-2, kept.to(states.device)) for states in (layer.keys, layer.values)
             )
-        self.offsets = [self.offsets[index] for index in kept]
+        self.offsets, self.stale = self.offsets[:, kept], 0
 
     def prefix_mask(self, dtype: torch.dtype) -> Tensor:
         """Causal within the prefix, without padding: additive ``[rows, 1, tokens, slots]``."""
@@ -103,30 +110,32 @@ class Slots:
         own = torch.eye(tokens, dtype=torch.bool, device=self.valid.device)
         visible = causal & self.valid[:, None, :] | own
         if self.capacity is not None:
-            visible = torch.nn.functional.pad(visible, (0, self.capacity - tokens))
+            visible = F.pad(visible, (0, self.capacity - tokens))
         return _additive(visible, dtype).view(rows, 1, tokens, -1)
 
     def append(self, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Add slots for the tokens of a pass; returns their additive mask ``[rows, 1, queries, slots]``.
+        """Add slots for the tokens of a pass; returns their additive mask ``[rows or 1, 1, queries, slots]``.
+
+        Removing hidden slots copies the cache, so that waits until they are an eighth of it. A static one keeps them.
 
         Args:
             offsets: ``[queries]``.
         """
-        self.offsets += offsets.tolist()
-        held = self.offsets
+        held = self.offsets.shape[1]
+        full = self.most is not None and held + len(offsets) > self.most
+        if self.stale and self.capacity is None and (full or 8 * self.stale >= held):
+            self._remove_stale()
+        self.offsets = torch.cat([self.offsets, offsets.expand(len(self.offsets), -1)], dim=1)
+        visible = self.offsets[:, None] <= offsets[:, None]
         if self.capacity is not None:
-            held = held + [_NEVER] * (self.capacity - self.valid.shape[1] - len(held))
-        among = torch.tensor(held, device=offsets.device) <= offsets[:, None]
-        rows, prefix, queries = *self.valid.shape, len(offsets)
-        visible = torch.cat(
-            [self.valid[:, None].expand(rows, queries, prefix), among.expand(rows, queries, len(held))], dim=-1
-        )
+            visible = F.pad(visible, (0, self.capacity - visible.shape[-1]))
         return _additive(visible, dtype)[:, None]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Eager attention adds its mask, so a bool one would be right for sdpa only."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=visible.device)
+    return torch.where(visible, hidden.new_zeros(()), hidden)
 
 
 @dataclass
@@ -255,7 +264,7 @@ class Decoder:
         at_pass: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.adapter, self.prefix, self.frontier, self.sampler = adapter, prefix, frontier, sampler
-        self.cache, self.slots = cache, Slots(cache, prefix.valid)
+        self.cache, self.slots = cache, Slots(cache, prefix.valid, adapter.max_positions)
         self.guidance, self.at_pass = guidance, at_pass
         self.branches = 1 if guidance is None else 2
         batch = prefix.valid.shape[0] // self.branches
