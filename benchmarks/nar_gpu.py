@@ -1,19 +1,17 @@
-"""Images a second of NAR against raster decoding and a PAR-like schedule, published shapes with random weights.
+"""Images a second of NAR against raster decoding and PAR-4X, published shapes with random weights.
 
     python benchmarks/nar_gpu.py --out benchmarks/results/nar_gpu.jsonl
 
 NAR has the published size named by ``--size`` (its backbone and one further block); raster is `LlamaGen` with the
-same backbone, and "PAR-4X-like" runs that same raster model as PAR-4X (arXiv 2412.15119) would: four tokens one by one,
-then four a pass. It is there for the time of its passes, its images mean nothing. All of them guide, which doubles the
-batch, draw from the whole distribution, and take turns in one run. The paper's figures are of an A100 at the largest
-batch that fits. With ``--device cpu`` and small ``--layers``, ``--hidden``, ``--grid`` and ``--batches`` the same code
-runs without a statement about speed.
+same backbone, and PAR-4X (arXiv 2412.15119) too: four tokens one by one, then four a pass. All of them guide, which
+doubles the batch, draw from the whole distribution, and take turns in one run. The paper's figures are of an A100 at
+the largest batch that fits. With ``--device cpu`` and small ``--layers``, ``--hidden``, ``--grid`` and ``--batches``
+the same code runs without a statement about speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,16 +21,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from transformers import DynamicCache
 
 from tersor.bench.measure import Estimate, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.grids.geometry import front_count
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARConfig, NARForImageGeneration
+from tersor.grids.nar_baselines import PARForImageGeneration, par_groups
 
-NAR, PAR, RASTER = "NAR", "PAR-4X-like", "raster"
+NAR, PAR, RASTER = "NAR", "PAR-4X", "raster"
 #: The paper's images a second, of NAR, PAR-4X and LlamaGen with the same backbone (ImageNet, 256 pixels).
 CLAIMS = {
     "B": {NAR: 419.7, PAR: 174.1, RASTER: 117.9},
@@ -42,21 +39,21 @@ CLAIMS = {
 }
 CLAIM_SOURCE = "ImageNet 256x256 by class, one A100-80GB, largest batch that fits"
 GUIDANCE = 2.0
-#: Tokens of a pass of PAR-4X, and of its sequential start.
-WIDTH = 4
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def new_models(args: argparse.Namespace, grid: tuple[int, int]) -> tuple[NARForImageGeneration, LlamaGen]:
-    """NAR and the raster model with the same backbone, random weights."""
+def new_models(args: argparse.Namespace, grid: tuple[int, int]) -> dict[str, Any]:
+    """NAR, and raster and PAR with the same backbone, random weights, by name."""
     changes = {} if args.layers is None else {"num_hidden_layers": args.layers}
     if args.hidden is not None:
         changes |= {"hidden_size": args.hidden, "num_attention_heads": 4}
     nar = NARConfig.preset(args.size, grid_size=grid, **changes)
     shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     raster = LlamaGenConfig(**{name: getattr(nar, name) for name in shared}, grid_size=grid)
-    made: list[Any] = []
-    for kind, config in ((NARForImageGeneration, nar), (LlamaGen, raster)):
+    made: dict[str, Any] = {}
+    for name, kind, config in (
+        (NAR, NARForImageGeneration, nar), (PAR, PARForImageGeneration, raster), (RASTER, LlamaGen, raster)
+    ):  # fmt: skip
         with torch.device("meta"):
             model: Any = kind(config)
         model = model.to(DTYPES[args.dtype]).to_empty(device=args.device).eval()
@@ -64,52 +61,22 @@ def new_models(args: argparse.Namespace, grid: tuple[int, int]) -> tuple[NARForI
         with torch.no_grad():
             for weight in model.parameters():
                 weight.uniform_(-0.02, 0.02, generator=generator)
-        made.append(model)
-    return made[0], made[1]
+        made[name] = model
+    return made
 
 
-def par_passes(cells: int) -> int:
-    """Passes of PAR-4X: its sequential start, then ``WIDTH`` tokens each."""
-    return WIDTH + math.ceil((cells - WIDTH) / WIDTH)
-
-
-@torch.inference_mode()
-def par_like(model: LlamaGen, labels: Tensor, generator: torch.Generator) -> int:
-    """The forwards of PAR-4X; returns how many there were."""
-    rows, columns = model.config.grid_size
-    embeddings, _ = model.condition(labels, guided=True)
-    cache, batch, place = DynamicCache(), len(labels), 1
-    passes = par_passes(rows * columns)
-    for number in range(passes):
-        width, seen = embeddings.shape[1], cache.get_seq_length()
-        places = torch.arange(place - width, place, device=labels.device).expand(2 * batch, width)
-        mask = torch.zeros(1, 1, width, seen + width, dtype=model.dtype, device=labels.device)
-        logits = model(
-            inputs_embeds=embeddings, position_ids=places, attention_mask=mask, past_key_values=cache
-        ).logits.float()
-        conditional, unconditional = logits.chunk(2)
-        law = (unconditional + GUIDANCE * (conditional - unconditional)).softmax(-1)
-        drawn = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(batch, width)
-        # From the end of the start on, every pass feeds and yields a token of each part of the image.
-        fed = drawn if number < WIDTH - 1 or width == WIDTH else drawn.expand(batch, WIDTH)
-        place = min(place + fed.shape[1], rows * columns)
-        embeddings = model.tok_embeddings(fed.repeat(2, 1))
-    return passes
-
-
-def alternatives(
-    nar: NARForImageGeneration, raster: LlamaGen, batch: int, seed: int
-) -> dict[str, Callable[[], object]]:
+def alternatives(models: dict[str, Any], batch: int, seed: int) -> dict[str, Callable[[], object]]:
     """What takes turns, by name."""
-    labels = torch.arange(batch, device=nar.device) % nar.config.num_classes
+    device = models[NAR].device
+    labels = torch.arange(batch, device=device) % models[NAR].config.num_classes
 
     def generator() -> torch.Generator:
-        return torch.Generator(nar.device).manual_seed(seed)
+        return torch.Generator(device).manual_seed(seed)
 
     return {
-        NAR: lambda: nar.generate(labels, guidance_scale=GUIDANCE, generator=generator()),
-        PAR: lambda: par_like(raster, labels, generator()),
-        RASTER: lambda: raster.generate(
+        NAR: lambda: models[NAR].generate(labels, guidance_scale=GUIDANCE, generator=generator()),
+        PAR: lambda: models[PAR].generate(labels, guidance_scale=GUIDANCE, generator=generator()),
+        RASTER: lambda: models[RASTER].generate(
             labels, guidance_scale=GUIDANCE, do_sample=True, top_k=0, generator=generator()
         ),
     }
@@ -123,7 +90,7 @@ def records_of(times: Any, batch: int, args: argparse.Namespace, grid: tuple[int
         "peer": None, "peer_name": None,
     }  # fmt: skip
     cells = grid[0] * grid[1]
-    passes = {NAR: front_count(grid), PAR: par_passes(cells), RASTER: cells}
+    passes = {NAR: front_count(grid), PAR: len(par_groups(*grid)), RASTER: cells}
     # The published figures are of the published shapes on a GPU.
     judged = args.layers is None and args.hidden is None and args.device.startswith("cuda") and grid == (16, 16)
     claims = CLAIMS.get(args.size, {}) if judged else {}
@@ -166,14 +133,15 @@ def main(argv: list[str] | None = None) -> list[Record]:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     rows, _, columns = args.grid.partition("x")
-    if not (rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns) >= WIDTH):
-        parser.error(f"--grid {args.grid} must be rows x columns with at least {WIDTH} tokens, such as 16x16")
+    sides = [int(each) if each.isdecimal() else 0 for each in (rows, columns)]
+    if min(sides) < 2 or any(side % 2 for side in sides):
+        parser.error(f"--grid {args.grid} must be rows x columns, even numbers of tokens such as 16x16")
     if min(*args.batches, args.repeats) < 1 or (args.hidden or 16) % 16 or (args.layers or 1) < 1:
         parser.error("--batches, --repeats and --layers must be at least 1, and --hidden a multiple of 16")
-    grid = (int(rows), int(columns))
+    grid = (sides[0], sides[1])
     args.command = shlex.join(["python", "benchmarks/nar_gpu.py", *(sys.argv[1:] if argv is None else argv)])
-    nar, raster = new_models(args, grid)
-    config = nar.config
+    models = new_models(args, grid)
+    config = models[NAR].config
     shapes = (
         f"random weights: {config.num_hidden_layers} layers and one for the head below, width {config.hidden_size}, "
         f"{args.dtype}, {args.grid} tokens, guidance"
@@ -181,7 +149,7 @@ def main(argv: list[str] | None = None) -> list[Record]:
     console, records = Console(), []
     for batch in args.batches:
         try:
-            times = time_paired(alternatives(nar, raster, batch, args.seed), repeats=args.repeats, seed=args.seed)
+            times = time_paired(alternatives(models, batch, args.seed), repeats=args.repeats, seed=args.seed)
         except torch.OutOfMemoryError:
             console.print(f"batch {batch}: out of memory")
             continue

@@ -15,8 +15,10 @@ from tersor import __version__
 from tersor._lazy import MissingExtraError
 from tersor.bench.cli import bench, demo
 from tersor.bench.cli_images import bench_images
+from tersor.bench.cli_nar import bench_nar
 from tersor.bench.cli_vlm import bench_photos, bench_vlm
 from tersor.grids.cli import images
+from tersor.grids.train_cli import train
 from tersor.kv.cli import generate
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
@@ -32,10 +34,12 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 bench.command("images")(bench_images)
+bench.command("nar")(bench_nar)
 bench.command("vlm")(bench_vlm)
 bench.command("photos")(bench_photos)
 app.add_typer(bench, name="bench")
 app.add_typer(images, name="images")
+app.add_typer(train, name="train")
 
 
 def _print_version(wanted: bool) -> None:

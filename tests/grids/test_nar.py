@@ -8,13 +8,13 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_nar import TEXT, condition, config, model, random_ids
+from nar_models import TEXT, condition, config, model, random_ids
 from transformers import Trainer, TrainingArguments
 
 from tersor.grids import nar as nar_module
-from tersor.grids.model import LlamaGen, LlamaGenConfig
+from tersor.grids.model import LlamaGen, LlamaGenConfig, _rotate
 from tersor.grids.nar import NARConfig, NARForImageGeneration, mixing_plan, visibility
-from tersor.grids.nar_model import fit_text, rotary_widths, sincos
+from tersor.grids.nar_model import fit_text, rotary_table, rotary_widths, sincos, turn
 
 VARIANTS = {
     "image": ((3, 4), {}),
@@ -142,9 +142,7 @@ def test_transposing_the_grid_and_swapping_the_heads_transposes_the_law() -> Non
     other.load_state_dict(of.state_dict())
     other.norms, other.outputs = other.norms[::-1], other.outputs[::-1]
     for each in (of, other):
-        each.model.rotation = lambda places, sizes: torch.stack(
-            [torch.ones(1, len(places), 8), torch.zeros(1, len(places), 8)], -1
-        )
+        each.model.rotation = lambda sizes: (torch.ones(13, 1, 16), torch.zeros(13, 1, 16))
     ids = random_ids(of)
     straight = logits_of(of, ids).view(2, 3, 4, 20)
     torch.testing.assert_close(logits_of(other, ids.mT.contiguous()).view(2, 4, 3, 20), straight.transpose(1, 2))
@@ -292,8 +290,12 @@ def test_two_axes_turn_like_llamagen_and_three_turn_each() -> None:
         ),
     )
     places = torch.arange(7 + 12)
-    torch.testing.assert_close(of.model.rotation(places, (3, 4)), raster.rotation(places[None]))
-    table = model((2, 3, 4)).model.rotation(torch.arange(1 + 24), (2, 3, 4))[0]
+    theirs = raster.rotation(places[None])
+    torch.testing.assert_close(rotary_table(places, (3, 4), 16, 7, 10000.0), theirs)
+    x = torch.randn(2, len(places), 4, 16, generator=torch.Generator().manual_seed(0))
+    turned = _rotate(x.transpose(1, 2), theirs).transpose(1, 2)
+    torch.testing.assert_close(turn(x, of.model.rotation((3, 4))), turned)
+    table = rotary_table(torch.arange(1 + 24), (2, 3, 4), 16, 1, 10000.0)[0]
     # Head of 16: 2, 3 and 3 pairs. The cell (1, 2, 3) is place 1 + 12 + 8 + 3.
     angle = torch.tensor(
         [1.0, 1e-2, *(2 * 10000.0 ** -(torch.arange(3) / 3)), *(3 * 10000.0 ** -(torch.arange(3) / 3))]

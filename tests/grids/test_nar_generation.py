@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from tiny_nar import TEXT, condition, model
+from nar_models import TEXT, condition, model
 
 from tersor.grids import nar
 from tersor.grids.geometry import front_count, fronts

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from nar_models import TEXT, model
 from PIL import Image
-from tiny_nar import TEXT, model
 from transformers import BatchEncoding, T5Config, T5EncoderModel
 
 from tersor.grids import nar_convert, vq
-from tersor.grids.nar_pipeline import FrameTokenizer, NARPipeline, T5Features
+from tersor.grids.nar_pipeline import FrameTokenizer, NARPipeline, T5Features, TubeletTokenizer, WordFeatures
 from tersor.grids.tokenizer import PatchTokenizer, PatchTokenizerConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -138,3 +138,28 @@ def test_only_pictures_need_pillow(monkeypatch) -> None:
     assert pipeline(1, output_type="np").images.shape == (1, 4, 4, 3)
     with pytest.raises(ImportError, match=r"tersor\[images\]"):
         pipeline(1)
+
+
+def test_a_tubelet_is_some_frames_of_a_patch() -> None:
+    codes = TubeletTokenizer(tokenizer(channels=2), 2)
+    ids = torch.randint(0, 20, (3, 2, 4, 5), generator=torch.Generator().manual_seed(0))
+    clips = codes.decode(ids)
+    assert clips.shape == (3, 4, 1, 8, 10) and codes.codebook_size == 20
+    entry = codes.tokenizer.codebook[ids[1, 1, 2, 3]].view(2, 2, 2)
+    assert torch.equal(clips[1, 2:4, 0, 4:6, 6:8], entry), "frames 2 and 3 of the second token"
+    assert torch.equal(codes.encode(clips), ids)
+    with pytest.raises(ValueError, match="not a multiple of depth=2"):
+        codes.encode(clips[:, :3])
+    assert FrameTokenizer(tokenizer()).codebook_size == 20
+
+
+def test_words_are_channels_and_padding_is_on_the_left() -> None:
+    encoder = WordFeatures(("a", "thin", "one"), 4)
+    features, mask = encoder(["A thin, one", ""])
+    assert mask.tolist() == [[0, 1, 1, 1], [0, 0, 0, 0]]
+    assert features[0].argmax(-1).tolist()[1:] == [0, 1, 2] and not features[1].any()
+    torch.testing.assert_close(features[0, 1:].square().mean(-1), torch.ones(3))
+    with pytest.raises(ValueError, match="does not know \\['two'\\]"):
+        encoder(["a two"])
+    with pytest.raises(ValueError, match="has 5 words"):
+        encoder(["a a a a a"])

@@ -14,6 +14,7 @@ DEMOS: dict[str, str] = {
     "zipcache": "tersor.bench.demo_zipcache:run",
     "minicache": "tersor.bench.demo_minicache:run",
     "zipar": "tersor.bench.demo_zipar:run",
+    "nar": "tersor.bench.demo_nar:run",
     "zipvl": "tersor.bench.demo_zipvl:run",
 }
 

@@ -46,6 +46,28 @@ class DigitClassifier(nn.Module):
         return features, self.output(features).argmax(-1)
 
 
+class ClipClassifier(DigitClassifier):
+    """Digit and direction of grey clips of 8 frames of 28 by 28 pixels from 0 to 1; its features serve both."""
+
+    FRAMES = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What moves is a difference of frames, so they go side by side into the first layer.
+        self.conv1 = nn.Conv2d(self.FRAMES, 32, 5, padding=2)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
+        self.hidden = nn.Linear(64 * 3 * 3, FEATURES)
+        self.direction = nn.Linear(FEATURES, 4)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[batch, FEATURES]`` of clips ``[batch, 8, 1, 28, 28]``."""
+        x = images.flatten(1, 2)
+        for layer in (self.conv1, self.conv2, self.conv3):
+            x = F.max_pool2d(F.relu(layer(x)), 2)
+        return F.relu(self.hidden(x.flatten(1)))
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean ``[width]`` and covariance ``[width, width]`` of ``n`` features, float64."""
@@ -98,8 +120,9 @@ def load_judge(folder: Path) -> tuple[DigitClassifier, Moments]:
     """Read what `save_judge` wrote: classifier (eval mode) and moments; raises `ValueError` where there is none."""
     if not (folder / _WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no classifier: there is no {_WEIGHTS}")
-    classifier = DigitClassifier()
-    classifier.load_state_dict(load_file(folder / _WEIGHTS))
+    weights = load_file(folder / _WEIGHTS)
+    classifier = ClipClassifier() if "direction.weight" in weights else DigitClassifier()
+    classifier.load_state_dict(weights)
     stored = load_file(folder / _REFERENCE)
     reference = Moments(stored["mean"].numpy(), stored["covariance"].numpy(), int(stored["n"]))
     return classifier.eval(), reference

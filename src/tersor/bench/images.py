@@ -190,17 +190,18 @@ def run_plan(
     Raises:
         ValueError: if ``progress`` belongs to another plan.
     """
-    done = _read_progress(progress, plan)
+    done = read_progress(progress, plan)
     for way in plan.ways:
         for seed in plan.seeds:
             key = f"{way.name}/{seed}"
             if key not in done:
                 done[key] = sample(model, tokenizer, judge, way, samples=plan.samples, seed=seed)
-                _write_progress(progress, plan, done)
+                write_progress(progress, plan, done)
         yield way.name, Quality([done[f"{way.name}/{seed}"] for seed in plan.seeds])
 
 
-def _read_progress(file: Path | None, plan: Plan) -> dict[str, Samples]:
+def read_progress(file: Path | None, plan: Any) -> dict[str, Samples]:
+    """What a run of the same ``plan``, a dataclass, has left in its resume file; `ValueError` for another plan's."""
     if file is None or not file.is_file():
         return {}
     state = json.loads(file.read_text(encoding="utf-8"))
@@ -209,7 +210,8 @@ def _read_progress(file: Path | None, plan: Plan) -> dict[str, Samples]:
     return {key: Samples(**each) for key, each in state["done"].items()}
 
 
-def _write_progress(file: Path | None, plan: Plan, done: dict[str, Samples]) -> None:
+def write_progress(file: Path | None, plan: Any, done: dict[str, Samples]) -> None:
+    """Keep what is done so far, if there is a ``file`` for it."""
     if file is not None:
         results = {key: asdict(each) for key, each in done.items()}
         _atomic.write_text(file, json.dumps({"plan": asdict(plan), "done": results}))

@@ -73,37 +73,56 @@ def schedule(
 @images.command()
 def generate(
     model: Annotated[
-        str, typer.Option(help="Zoo name, or the folder of a LlamaGen model with its image tokenizer in 'tokenizer'.")
+        str,
+        typer.Option(help="Zoo name, or the folder of a LlamaGen or NAR model with its tokenizer in 'tokenizer'."),
     ] = "tiny-raster",
-    method: Annotated[str, typer.Option(help="'zipar', or 'raster' for one token a pass.")] = "zipar",
+    method: Annotated[
+        str | None, typer.Option(help="Raster models: 'zipar', or 'raster' for one token a pass. NAR models: 'nar'.")
+    ] = None,
     window: Annotated[str, typer.Option(help="zipar: cells, or 'quality', 'balanced', 'fast'.")] = "balanced",
     adaptive: Annotated[bool, typer.Option("--adaptive", help="zipar: verify each row's first token.")] = False,
     row_start: Annotated[str, typer.Option(help="zipar: 'conservative' or 'eager'.")] = "conservative",
     count: Annotated[int, typer.Option("-n", "--count", help="Images to make.")] = 16,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 0,1,2, in turns; all if left out.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="tiny-nar-text: such as 'a thick seven slanted left'.")] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 is all.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is none; the model's own if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    out: Annotated[Path, typer.Option(help="The sheet of images, a .png.")] = Path("grid.png"),
+    out: Annotated[Path, typer.Option(help="The sheet of images, a .png; of clips a .gif.")] = Path("grid.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make images with a class-conditional raster model, several rows a pass or token by token.
+    """Make images with a raster model, several rows a pass or token by token, or images and clips with a NAR model.
 
     Example: tersor images generate --window 7 -n 16 --labels 3,8 --out grid.png
+
+    Example: tersor images generate --model tiny-nar-video -n 9 --out clip.gif
     """
-    if method not in ("zipar", "raster"):
-        raise ValueError(f"--method {method!r} must be 'zipar' or 'raster'")
+    if method not in (None, "zipar", "raster", "nar"):
+        raise ValueError(f"--method {method!r} must be 'zipar' or 'raster', or of a NAR model 'nar'")
     if not 1 <= count <= _MOST_IMAGES:
         raise ValueError(f"-n {count} must be from 1 to {_MOST_IMAGES:,}")
-    if method == "raster" and (window != "balanced" or adaptive or row_start != "conservative"):
+    if method in ("raster", "nar") and (window != "balanced" or adaptive or row_start != "conservative"):
         raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
     if temperature < 0 or top_k < 0:
         raise ValueError(f"--temperature {temperature} and --top-k {top_k} must not be negative")
     if guidance_scale is not None and guidance_scale < 0:
         raise ValueError(f"--guidance-scale {guidance_scale} must not be negative; 1 is no guidance")
+    if (nar := _nar_folder(model, method)) is not None:
+        if window != "balanced" or adaptive or row_start != "conservative":
+            raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
+        from tersor.grids.nar_cli import check_nar, generate_nar, told
+
+        law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
+        shape = check_nar(nar, prompt, labels, law, out)
+        conditions = [prompt] * count if prompt is not None else _classes(labels, count, max(1, shape.num_classes))
+        typer.echo(told(generate_nar(nar, shape, conditions, law, seed, out), as_json))
+        return
+    if prompt is not None:
+        raise ValueError("--prompt is for models that read text, such as tiny-nar-text")
     if out.suffix != ".png":
         raise ValueError(f"--out {out} must end in .png")
+    method = method or "zipar"
     folder, config = _raster_model(model)
     rows, columns = config.grid_size
     settings = _zipar_settings(window, adaptive, row_start, (rows, columns)) if method == "zipar" else {}
@@ -114,6 +133,21 @@ def generate(
     if guidance_scale is not None:
         sampling["guidance_scale"] = guidance_scale
     _generate(folder, classes, settings, sampling, seed, out, as_json)
+
+
+def _nar_folder(name: str, method: str | None) -> Path | None:
+    """Folder of a NAR model; None for another one. Raises `ValueError` for a method that the model does not have."""
+    from tersor import zoo
+
+    folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError):
+        architectures = None
+    is_nar = architectures == ["NARForImageGeneration"]
+    if method is not None and (method == "nar") != is_nar:
+        raise ValueError(f"--method {method} does not go with --model {name}, which is of {architectures}")
+    return folder if is_nar else None
 
 
 def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:

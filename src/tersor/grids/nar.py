@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from tersor.grids.model import LlamaGen, _RMSNorm
-from tersor.grids.nar_generation import NAROutput, Sampling, decode_fronts, resolve_grid
-from tersor.grids.nar_model import NARConfig, NARModel, NARPreTrainedModel, Output
+from tersor.grids.model import LlamaGen
+from tersor.grids.nar_generation import NAROutput, Sampling, decode_fronts, raster_fronts, resolve_grid
+from tersor.grids.nar_model import NARConfig, NARModel, NARPreTrainedModel, Norm, Output
 
 __all__ = ["NARConfig", "NARForImageGeneration", "NARImageOutput", "NARModel", "NAROutput", "mixing_plan", "visibility"]
 
@@ -71,6 +72,26 @@ def mixing_plan(sizes: tuple[int, ...], mixing: str = "mean", device: torch.devi
     return MixingPlan(found, taken / taken.sum(0, keepdim=True))
 
 
+@lru_cache(maxsize=16)
+def front_plans(
+    sizes: tuple[int, ...], mixing: str = "mean", device: torch.device | None = None
+) -> tuple[tuple[Tensor, MixingPlan], ...]:
+    """Of each pass, the raster indices ``[n]`` of the cells that it decides, and how their logits are mixed.
+
+    The plans' sources count within the front before, whose hidden states are what a pass has.
+    """
+    with torch.inference_mode(False):
+        plan, slots = mixing_plan(sizes, mixing, device), torch.zeros(1 + math.prod(sizes), dtype=torch.long)
+        slots, found = slots.to(device), []
+        for front in raster_fronts(sizes, device):
+            part = plan.at(front)
+            # Where a head does not take part its source is not in the front before; any will do.
+            sources = slots[part.sources] * (part.weights > 0)
+            found.append((front, MixingPlan(sources, part.weights)))
+            slots[front + 1] = torch.arange(len(front), device=device)
+        return tuple(found)
+
+
 def visibility(sizes: tuple[int, ...], prefix: int, device: torch.device | None = None) -> Tensor:
     """The paper's proximity-aware mask, bool ``[prefix + cells, prefix + cells]``: who sees whom.
 
@@ -96,7 +117,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         super().__init__(config)
         self.model = NARModel(config)
         heads = range(len(config.exits))
-        self.norms = nn.ModuleList(_RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in heads)
+        self.norms = nn.ModuleList(Norm(config.hidden_size, config.rms_norm_eps) for _ in heads)
         self.outputs = nn.ModuleList(Output(config.hidden_size, config.vocab_size, bias=False) for _ in heads)
         self.post_init()
 
@@ -310,6 +331,6 @@ class NARForImageGeneration(NARPreTrainedModel):
             for each in (class_labels, text_features, text_mask)
         ]
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
-        plan = mixing_plan(sizes, config.mixing, self.device)
-        out = decode_fronts(self, prefix, valid, sizes, plan, sampling, generator, output_logits=output_logits)
+        plans = front_plans(sizes, config.mixing, self.device)
+        out = decode_fronts(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
         return out if return_dict_in_generate else out.sequences

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
@@ -37,6 +36,37 @@ class NAROutput(ModelOutput):
     logits: Tensor | None = None
     forward_passes: int | None = None
     tokens_per_pass: float | None = None
+
+
+class FrontCache:
+    """Keys and values of one decoding in the order in which they are fed, in memory that is taken once.
+
+    A cache that grows would be copied in every pass, which in large batches takes as long as the products.
+
+    Args:
+        slots: tokens that there will be, prefix and cells.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.used: dict[int, int] = {}
+
+    def get_seq_length(self) -> int:
+        """Tokens that are there."""
+        return self.used.get(0, 0)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append ``[rows, heads, tokens, head_dim]`` and return all that there is, as the library's caches do."""
+        if layer not in self.layers:
+            rows, heads, _, width = keys.shape
+            shape = (rows, heads, self.slots, width)
+            self.layers[layer], self.used[layer] = (keys.new_empty(shape), values.new_empty(shape)), 0
+        first, last = self.used[layer], self.used[layer] + keys.shape[2]
+        self.used[layer] = last
+        kept_keys, kept_values = self.layers[layer]
+        kept_keys[:, :, first:last], kept_values[:, :, first:last] = keys, values
+        return kept_keys[:, :, :last], kept_values[:, :, :last]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +151,7 @@ def decode_fronts(
     prefix: Tensor,
     valid: Tensor,
     sizes: tuple[int, ...],
-    plan: MixingPlan,
+    plans: tuple[tuple[Tensor, MixingPlan], ...],
     sampling: Sampling,
     generator: torch.Generator | None = None,
     *,
@@ -132,42 +162,33 @@ def decode_fronts(
     Args:
         prefix: embeddings ``[rows, tokens, width]``; with guidance the null conditions are the second half of the rows.
         valid: bool ``[rows, tokens]``, False for padding.
-        plan: of the whole grid.
+        plans: see `front_plans`.
     """
     device, tokens, branches = prefix.device, prefix.shape[1], 1 + sampling.guided
-    samples, cells, cache = len(prefix) // branches, math.prod(sizes), DynamicCache()
+    samples, cells, cache = len(prefix) // branches, math.prod(sizes), FrontCache(tokens + math.prod(sizes))
     sampler, padded = sampling.sampler(generator), not bool(valid.all())
     ids = torch.zeros(samples, cells, dtype=torch.long, device=device)
     kept = torch.zeros(samples, cells, model.config.vocab_size, device=device) if output_logits else None
-    passes = decided = 0
-    # What the plan counts cells by: slot 0 is the prefix's last token.
-    fed_slots = torch.zeros(1, dtype=torch.long, device=device)
-    slot_of = torch.zeros(1 + cells, dtype=torch.long, device=device)
-    for front in raster_fronts(sizes, device):
-        if passes == 0:
-            states = model.model(prefix, torch.arange(tokens, device=device), sizes, _prefix_mask(valid), cache)
+    places, embeddings, seen, decided = torch.arange(tokens, device=device), prefix, _prefix_mask(valid), 0
+    for number, (front, plan) in enumerate(plans):
+        states = model.model(embeddings, places, sizes, seen, cache)
+        if number == 0:
             states = tuple(state[:, -1:] for state in states)
-        else:
-            fed = fed_slots - 1
-            embeddings = model.model.tok_embeddings(ids[:, fed].repeat(branches, 1))
-            # Whatever is in the cache is no farther from the first cell, so only padding is to be hidden.
-            seen = F.pad(valid, (0, decided), value=True)[:, None, None] if padded else None
-            states = model.model(embeddings, tokens + fed, sizes, seen, cache)
-        passes += 1
-        slot_of[fed_slots] = torch.arange(len(fed_slots), device=device)
-        part = plan.at(front)
-        logits = model.mixed_logits(states, type(part)(slot_of[part.sources] * (part.weights > 0), part.weights))
+        logits = model.mixed_logits(states, plan)
         if kept is not None:
             kept[:, front] = logits[:samples]
         guided = sampling.guided and (sampling.cfg_interval == -1 or decided <= sampling.cfg_interval)
-        ids[:, front] = _draw(sampler, _guide(logits, samples, sampling.guidance_scale if guided else 1.0))
-        decided += len(front)
-        fed_slots = front + 1
+        drawn = draw(sampler, guide(logits, samples, sampling.guidance_scale if guided else 1.0))
+        ids[:, front] = drawn
+        # Whatever is in the cache is no farther from the first cell, so only padding is to be hidden.
+        seen = F.pad(valid, (0, decided + len(front)), value=True)[:, None, None] if padded else None
+        embeddings = model.model.tok_embeddings(drawn if branches == 1 else drawn.repeat(branches, 1))
+        places, decided = tokens + front, decided + len(front)
     return NAROutput(
         sequences=ids.view(samples, *sizes),
         logits=None if kept is None else kept.view(samples, *sizes, -1),
-        forward_passes=passes,
-        tokens_per_pass=cells / passes,
+        forward_passes=len(plans),
+        tokens_per_pass=cells / len(plans),
     )
 
 
@@ -189,7 +210,7 @@ def _prefix_mask(valid: Tensor) -> Tensor | None:
     return (square.tril() & valid[:, None] | own)[:, None]
 
 
-def _guide(logits: Tensor, samples: int, scale: float) -> Tensor:
+def guide(logits: Tensor, samples: int, scale: float) -> Tensor:
     """u + g (c - u), on logits as in the authors' code; without guidance the conditional half."""
     if scale == 1:
         return logits[:samples]
@@ -197,7 +218,7 @@ def _guide(logits: Tensor, samples: int, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def _draw(sampler: Sampler, scores: Tensor) -> Tensor:
+def draw(sampler: Sampler, scores: Tensor) -> Tensor:
     """Ids ``[samples, cells]``."""
     flat = scores.flatten(0, 1)
     for processor in sampler.processors:

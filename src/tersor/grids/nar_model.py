@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,10 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tersor.grids.geometry import check_sizes
-from tersor.grids.model import _CaptionEmbedding, _ClassEmbedding, _FeedForward, _RMSNorm, _rotate
+from tersor.grids.model import _CaptionEmbedding, _ClassEmbedding, _FeedForward, _RMSNorm
+
+if TYPE_CHECKING:
+    from tersor.grids.nar_generation import FrontCache
 
 #: The models of the paper; ``head_layers`` add one block, or two for videos.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -163,19 +167,28 @@ class _Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
         batch, tokens, _ = x.shape
-        split = [self.heads * self.head_dim, self.key_heads * self.head_dim, self.key_heads * self.head_dim]
-        q, k, v = (
-            each.view(batch, tokens, -1, self.head_dim).transpose(1, 2) for each in self.wqkv(x).split(split, -1)
-        )
+        both = self.heads + self.key_heads
+        mixed = self.wqkv(x).view(batch, tokens, both + self.key_heads, self.head_dim)
+        qk, v = mixed[:, :, :both], mixed[:, :, both:].transpose(1, 2)
         if rotation is not None:
-            q, k = _rotate(q, rotation), _rotate(k, rotation)
+            qk = turn(qk, rotation)
+        q, k = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         # Unlike in a raster model no mask means that a token sees all that there is, its own front included.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.key_heads)
         return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Norm(_RMSNorm):
+    """The same norm in one call where nothing is to be rounded on the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return super().forward(x)
 
 
 class NARBlock(GradientCheckpointingLayer):
@@ -185,12 +198,16 @@ class NARBlock(GradientCheckpointingLayer):
         super().__init__()
         self.attention = _Attention(config, layer)
         self.feed_forward = _FeedForward(config)
-        self.attention_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.residual_dropout, self.ffn_dropout = nn.Dropout(config.residual_dropout), nn.Dropout(config.ffn_dropout)
 
-    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.residual_dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
+    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), rotation, mask, cache)
+        if not self.training:  # even a dropout that does nothing takes its time in a pass of one token
+            x = x + mixed
+            return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.residual_dropout(mixed)
         return x + self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
 
 
@@ -232,7 +249,8 @@ class NARModel(NARPreTrainedModel):
         self.cls_embedding: Any = embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(NARBlock(config, layer) for layer in range(config.exits[-1]))
+        self.exits = config.exits
+        self.layers = nn.ModuleList(NARBlock(config, layer) for layer in range(self.exits[-1]))
         self.positions = None
         if config.position_type == "learned":
             length = config.condition_tokens + math.prod(config.grid_size)
@@ -307,7 +325,7 @@ class NARModel(NARPreTrainedModel):
         places: Tensor,
         grid_size: tuple[int, ...] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: Cache | FrontCache | None = None,
     ) -> tuple[Tensor, ...]:
         """Hidden states ``[batch, tokens, width]`` of each head, before its norm; the last axis's head comes first.
 
@@ -321,7 +339,8 @@ class NARModel(NARPreTrainedModel):
         config, hidden = self.config, self.token_dropout(inputs_embeds)
         rotation = None
         if config.position_type == "rope":
-            rotation = self.rotation(places, grid_size or config.grid_size)
+            cosine, sine = self.rotation(tuple(grid_size or config.grid_size))
+            rotation = cosine[places], sine[places]
         elif self.positions is not None:
             hidden = hidden + self.positions[places]
         else:
@@ -329,25 +348,57 @@ class NARModel(NARPreTrainedModel):
         states: list[Tensor] = []
         for below, block in enumerate(self.layers, start=1):
             hidden = block(hidden, rotation, attention_mask, past_key_values)
-            states += [hidden] * config.exits.count(below)
+            states += [hidden] * self.exits.count(below)
         return tuple(states)
 
-    def rotation(self, places: Tensor, grid_size: tuple[int, ...]) -> Tensor:
-        """Cosine and sine by place, ``[1, tokens, head_dim // 2, 2]``, float32.
+    def rotation(self, grid_size: tuple[int, ...]) -> Rotation:
+        """Of every place in the sequence, as `turn` takes it: each axis turns its share of the pairs of channels.
 
-        Each axis turns its share of the pairs. The prefix gets zeros and not a rotation by zero, as in LlamaGen: its
-        queries and keys are zero vectors.
+        The prefix gets zeros and not a rotation by zero, as in LlamaGen: its queries and keys are zero vectors.
         """
         config = self.config
-        offset = (places - config.condition_tokens).clamp_min(0)
-        stride, angles = math.prod(grid_size), []
-        for size, width in zip(grid_size, rotary_widths(config.head_dim, len(grid_size)), strict=True):
-            stride //= size
-            powers = torch.arange(0, width, 2, device=places.device, dtype=torch.float32) / width
-            angles.append((offset // stride % size).float()[:, None] * config.rope_theta**-powers)
-        turned = torch.cat(angles, dim=-1)
-        table = torch.stack([turned.cos(), turned.sin()], dim=-1)
-        return (table * (places >= config.condition_tokens)[:, None, None])[None]
+        # A compiled graph has its constants folded, and a cache within it would split it.
+        build = rotation_of if torch.compiler.is_compiling() else _kept_rotation
+        return build(grid_size, config.head_dim, config.condition_tokens, config.rope_theta, self.device)
+
+
+#: Factors of `turn`, each ``[tokens, 1, head_dim]`` in float32.
+Rotation = tuple[Tensor, Tensor]
+
+
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn neighbouring channels of ``[batch, tokens, heads, head_dim]``: (a, b) to (a cos - b sin, b cos + a sin)."""
+    cosine, sine = rotation
+    exact = x.float()
+    swapped = exact.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(exact * cosine, swapped, sine).type_as(x)
+
+
+def rotation_of(grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float, device: torch.device) -> Rotation:
+    """See `NARModel.rotation`."""
+    places = torch.arange(prefix + math.prod(grid_size), device=device)
+    cosine, sine = rotary_table(places, grid_size, head_dim, prefix, theta)[0].unbind(-1)
+    return cosine.repeat_interleave(2, -1)[:, None], torch.stack([-sine, sine], dim=-1).flatten(-2)[:, None]
+
+
+@lru_cache(maxsize=16)
+def _kept_rotation(*arguments: Any) -> Rotation:
+    # Whoever asks first may do so in inference mode; training must be able to use the table too.
+    with torch.inference_mode(False):
+        return rotation_of(*arguments)
+
+
+def rotary_table(places: Tensor, grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float) -> Tensor:
+    """Cosine and sine by place in the sequence, ``[1, tokens, head_dim // 2, 2]``, float32; zeros for the prefix."""
+    offset = (places - prefix).clamp_min(0)
+    stride, angles = math.prod(grid_size), []
+    for size, width in zip(grid_size, rotary_widths(head_dim, len(grid_size)), strict=True):
+        stride //= size
+        powers = torch.arange(0, width, 2, device=places.device, dtype=torch.float32) / width
+        angles.append((offset // stride % size).float()[:, None] * theta**-powers)
+    turned = torch.cat(angles, dim=-1)
+    table = torch.stack([turned.cos(), turned.sin()], dim=-1)
+    return (table * (places >= prefix)[:, None, None])[None]
 
 
 def rotary_widths(head_dim: int, axes: int) -> list[int]:

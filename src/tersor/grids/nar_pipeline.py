@@ -29,6 +29,11 @@ class FrameTokenizer:
 
     tokenizer: ImageTokenizer
 
+    @property
+    def codebook_size(self) -> int:
+        """Number of ids."""
+        return self.tokenizer.codebook_size
+
     def encode(self, videos: Tensor) -> Tensor:
         """Ids ``[batch, frames, rows, columns]`` of ``[batch, frames, channels, height, width]``."""
         return self.tokenizer.encode(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
@@ -36,6 +41,39 @@ class FrameTokenizer:
     def decode(self, ids: Tensor) -> Tensor:
         """Frames ``[batch, frames, channels, height, width]``."""
         return self.tokenizer.decode(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+
+
+@dataclass(frozen=True)
+class TubeletTokenizer:
+    """An image tokenizer as one of videos, where ``depth`` successive frames share a grid: they are its channels.
+
+    With a `PatchTokenizer` of p by p pixels, a token is a block of ``depth`` frames times p times p.
+    """
+
+    tokenizer: ImageTokenizer
+    depth: int
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of ids."""
+        return self.tokenizer.codebook_size
+
+    def encode(self, videos: Tensor) -> Tensor:
+        """Ids ``[batch, frames / depth, rows, columns]`` of ``[batch, frames, channels, height, width]``.
+
+        Raises:
+            ValueError: for a number of frames that ``depth`` does not divide.
+        """
+        batch, frames, _, height, width = videos.shape
+        if frames % self.depth:
+            raise ValueError(f"{frames} frames are not a multiple of depth={self.depth}")
+        stacked = videos.reshape(batch * frames // self.depth, -1, height, width)
+        return self.tokenizer.encode(stacked).unflatten(0, (batch, -1))
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Frames ``[batch, frames, channels, height, width]``."""
+        stacked = self.tokenizer.decode(ids.flatten(0, 1))
+        return stacked.unflatten(1, (self.depth, -1)).flatten(0, 1).unflatten(0, (len(ids), -1))
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,38 @@ class T5Features:
         # The encoder's positions are relative, so that padding may lie anywhere: it goes to the front.
         order = mask.argsort(dim=-1, stable=True)
         return features.gather(1, order[..., None].expand_as(features)), mask.gather(1, order)
+
+
+@dataclass(frozen=True)
+class WordFeatures:
+    """Text features of a small, closed vocabulary: one channel a word, so that a model's projection is its embedding.
+
+    Args:
+        words: that there are. tokens: of a prompt, at most.
+    """
+
+    words: tuple[str, ...]
+    tokens: int
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features ``[batch, tokens, words]`` and mask ``[batch, tokens]``, padded on the left; "" has no tokens.
+
+        Raises:
+            ValueError: for an unknown word, or more words than ``tokens``.
+        """
+        # Of unit power over the channels, as normed features of an encoder are.
+        features, power = torch.zeros(len(prompts), self.tokens, len(self.words)), len(self.words) ** 0.5
+        mask = torch.zeros(len(prompts), self.tokens)
+        for row, prompt in enumerate(prompts):
+            found = prompt.lower().replace(",", " ").split()
+            if unknown := [each for each in found if each not in self.words]:
+                raise ValueError(f"prompt {prompt!r}: this model does not know {unknown}; its words are {self.words}")
+            if len(found) > self.tokens:
+                raise ValueError(f"prompt {prompt!r} has {len(found)} words; this model reads {self.tokens}")
+            for place, word in enumerate(found, start=self.tokens - len(found)):
+                features[row, place, self.words.index(word)] = power
+                mask[row, place] = 1.0
+        return features, mask
 
 
 @dataclass

@@ -7,6 +7,7 @@ script of the same name in the repository's ``recipes``.
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,22 @@ if TYPE_CHECKING:
     from transformers.processing_utils import ProcessorMixin
 
     from tersor.bench.features import DigitClassifier, Moments
+    from tersor.grids.nar_pipeline import TubeletTokenizer, WordFeatures
     from tersor.grids.tokenizer import ImageTokenizer
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _BOOK = Path(__file__).parent / "texts" / "book.txt"
+
+
+#: Model classes of ours, and where they are.
+_OURS = {
+    "LlamaGen": "tersor.grids.model",
+    "NARForImageGeneration": "tersor.grids.nar",
+    "PARForImageGeneration": "tersor.grids.nar_baselines",
+    "RasterVideo": "tersor.grids.nar_baselines",
+}
+#: Models whose images another model's classifier judges, since they have its tokens.
+_JUDGES = {"tiny-nar": "tiny-raster", "tiny-nar-text": "tiny-raster"}
 
 
 def names() -> list[str]:
@@ -40,7 +53,15 @@ def card(name: str) -> str:
 
 def load_model(name: str) -> PreTrainedModel:
     """The model (float32, eval mode) from the installed files alone; some models have no tokenizer."""
-    folder = path(name)
+    return _load(path(name))
+
+
+def load_compared(name: str) -> dict[str, Any]:
+    """What a model is compared with, by kind: models of the same backbone and recipe (float32, eval mode)."""
+    return {folder.name: _load(folder) for folder in sorted((path(name) / "compared").glob("*")) if folder.is_dir()}
+
+
+def _load(folder: Path) -> PreTrainedModel:
     import torch
     from transformers.utils import logging
 
@@ -56,10 +77,8 @@ def _model_class(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["architectures"] == ["LlamaGen"]:
-        from tersor.grids.model import LlamaGen
-
-        return LlamaGen
+    if (ours := _OURS.get(config["architectures"][0])) is not None:
+        return getattr(import_module(ours), config["architectures"][0])
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
 
 
@@ -70,6 +89,33 @@ def load_image_tokenizer(name: str) -> ImageTokenizer:
     from tersor.grids.tokenizer import load_tokenizer
 
     return load_tokenizer(path(name) / "tokenizer")
+
+
+def load_video_tokenizer(name: str) -> TubeletTokenizer:
+    """What turns a model's ids into grey clips; raises `ValueError` for a model that makes none."""
+    config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
+    if len(config.get("grid_size", ())) != 3:
+        raise ValueError(f"{name} makes no videos; zoo.load_image_tokenizer is for images")
+    from tersor.grids.nar_pipeline import TubeletTokenizer
+
+    images: Any = load_image_tokenizer(name)
+    # The frames of a token are the channels of its tokenizer.
+    return TubeletTokenizer(images, images.config.channels)
+
+
+def load_text_encoder(name: str) -> WordFeatures:
+    """What turns a model's captions into features; raises `ValueError` for a model that reads none."""
+    if not (path(name) / "captions.json").is_file():
+        raise ValueError(f"{name} reads no captions; tiny-nar-text does")
+    from tersor.bench.captions import LONGEST, WORDS
+    from tersor.grids.nar_pipeline import WordFeatures
+
+    return WordFeatures(WORDS, LONGEST)
+
+
+def judge_of(name: str) -> str:
+    """The model whose classifier judges the images of ``name``: itself, or the one whose tokens it has."""
+    return _JUDGES.get(name, name)
 
 
 def load_judge(name: str) -> tuple[DigitClassifier, Moments]:

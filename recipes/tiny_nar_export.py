@@ -1,0 +1,180 @@
+"""Checkpoint folders, lock files and model cards of the NAR models, and of what they are compared with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tiny_nar_clips import Clips
+from tiny_raster_data import Split
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tersor import _atomic, zoo
+from tersor.bench.features import ClipClassifier, Moments, frechet_distance, save_judge
+from tersor.bench.measure import machine, versions, wilson_interval
+from tersor.grids.nar_pipeline import TubeletTokenizer
+
+if TYPE_CHECKING:
+    import tiny_nar
+    import tiny_nar_video
+
+#: Sets of training clips, and of their reconstructions, that the floors of the Fréchet distance are taken from.
+FLOOR_SETS = 3
+#: In a checkpoint's folder: what it is compared with.
+COMPARED = "compared"
+
+
+def export(
+    model: PreTrainedModel,
+    kind: str,
+    plan: tiny_nar.Plan | tiny_nar_video.Plan,
+    split: Split,
+    curve: list[dict[str, Any]],
+    *,
+    out: Path,
+    recipe: str,
+    scores: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write bfloat16 weights and the lock, and of NAR itself the card; returns the lock.
+
+    Args:
+        out: the folder of the NAR model; other kinds go into one of their name below it.
+    """
+    folder = out if kind == "nar" else out / COMPARED / kind
+    model.to(torch.bfloat16).save_pretrained(folder)
+    lock = {
+        "recipe": recipe, "kind": kind, "data": split.source, "sha256": split.sha256, "plan": asdict(plan),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "scores": {"held_out_nats_per_token": round(curve[-1]["eval_loss"], 4), **(scores or {})},
+        "curve": [row for row in curve if "eval_loss" in row], "versions": versions(), "machine": machine(),
+    }  # fmt: skip
+    _atomic.write_text(folder / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
+    if kind == "nar":
+        _atomic.write_text(folder / "CARD.md", card(out.name, lock))
+    return lock
+
+
+def with_tokenizer(folder: Path, judge: str) -> None:
+    """Put the tokenizer of another zoo model into ``folder``."""
+    shutil.copytree(zoo.path(judge) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+
+
+def export_video(
+    tokenizer: TubeletTokenizer, judge: tuple[ClipClassifier, Moments], clips: tuple[Clips, Clips], *, out: Path
+) -> dict[str, Any]:
+    """Write tokenizer and classifier of clips; returns their scores on held-out clips."""
+    classifier, reference = judge
+    train, held_out = clips
+    tokenizer.tokenizer.save_pretrained(out / "tokenizer")
+    save_judge(out / "classifier", classifier, reference)
+    features, guesses = classifier.judge(held_out.pixels)
+    toward = classifier.direction(features).argmax(-1)
+    restored = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in held_out.pixels.split(500)])
+    _, seen = classifier.judge(restored)
+    size = min(3000, len(train.pixels) // FLOOR_SETS)
+    floors: dict[str, list[float]] = {"real": [], "reconstructed": []}
+    for index in range(FLOOR_SETS):
+        pixels = train.pixels[index * size : (index + 1) * size]
+        for name, each in (("real", pixels), ("reconstructed", tokenizer.decode(tokenizer.encode(pixels)))):
+            found, _ = classifier.judge(each)
+            floors[name].append(round(frechet_distance(Moments.of(found), reference), 4))
+    return {
+        "reconstruction_mse": round((restored - held_out.pixels).square().mean().item(), 6),
+        "classifier_accuracy": _share(guesses == held_out.digits),
+        "direction_accuracy": _share(toward == held_out.directions),
+        "classifier_accuracy_reconstructed": _share(seen == held_out.digits),
+        "frechet_floors": {"images": size, **floors},
+    }
+
+
+def _share(right: Tensor) -> dict[str, float]:
+    estimate = wilson_interval(int(right.sum()), len(right))
+    return {"share": estimate.value, "low": estimate.low, "high": estimate.high, "n": len(right)}
+
+
+_ABOUT = {
+    "tiny-nar": (
+        "decodes grey images of 28 x 28 pixels by class, on a grid of 14 x 14 tokens, in 27 forward passes",
+        "`tokenizer/` is tiny-raster's, whose classifier also judges the samples. `compared/` holds a raster model, a "
+        "PAR-4X and a single-head NAR of the same backbone, trained by the same recipe for as many steps.",
+    ),
+    "tiny-nar-text": (
+        'decodes grey images of 28 x 28 pixels from captions such as "a thick seven slanted left", on a grid of '
+        "14 x 14 tokens, in 27 forward passes",
+        "`tokenizer/` is tiny-raster's. Each word of a caption is a channel of the text features, so that the model's "
+        "projection is what embeds it. `captions.json` has the thirds of thickness and slant that the captions name.",
+    ),
+    "tiny-nar-video": (
+        "decodes grey clips of 8 frames of 28 x 28 pixels by digit, on a grid of 4 x 7 x 7 tokens, in 16 forward "
+        "passes",
+        "`tokenizer/` is a `PatchTokenizer` of blocks of 2 frames by 4 by 4 pixels, by k-means. `classifier/` tells "
+        "digit and direction of a clip. `compared/` holds a raster model of the same backbone, trained by the same "
+        "recipe for as many steps.",
+    ),
+}
+
+
+def card(name: str, lock: dict[str, Any]) -> str:
+    """The model card as Markdown; every figure comes from the lock."""
+    plan, scores = lock["plan"], lock["scores"]
+    training = plan["training"]
+    what, parts = _ABOUT[name]
+    rows = [["transformer, nats a token", f"{scores['held_out_nats_per_token']:.4f}"]]
+    for key, label in (
+        ("classifier_accuracy", "classifier, % of digits right"),
+        ("direction_accuracy", "classifier, % of directions right"),
+        ("classifier_accuracy_reconstructed", "classifier, % of digits right on reconstructions"),
+    ):
+        if key in scores:
+            rows.append([f"{label} [95 % Wilson]", _percent(scores[key])])
+    if "reconstruction_mse" in scores:
+        rows.append(["tokenizer, mean squared error", f"{scores['reconstruction_mse']:.6f}"])
+    for key, label in (("real", "other real clips"), ("reconstructed", "their reconstructions")):
+        if "frechet_floors" in scores:
+            count = scores["frechet_floors"]["images"]
+            rows.append([f"Fréchet distance of {count:,} {label}", _spread(scores["frechet_floors"][key])])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"A `tersor.grids.nar.NARForImageGeneration` with {lock['parameters']:,} parameters ({plan['layers']} "
+            f"layers and one more for each further head, width {plan['hidden']}, {plan['heads']} heads) that "
+            f"{what}. Weights are stored in bfloat16. It was trained without its condition for "
+            f"{100 * plan['dropout']:.0f} % of the samples, so it takes guidance; by default there is none.",
+            "",
+            parts,
+            "",
+            "## Scores on held-out samples",
+            "",
+            "| what | score |",
+            "|---|---:|",
+            *(f"| {label} | {score} |" for label, score in rows),
+            "",
+            "Samples are measured by `tersor bench nar`; see the documentation.",
+            "",
+            "## Training",
+            "",
+            f"`python {lock['recipe']} --data FOLDER --out OUT`, seed {training['seed']}: {training['steps']:,} steps "
+            f"of {training['batch_size']} samples on a core ({lock['machine']['cpu']}). "
+            f"Data: {lock['data']}, shuffled; one image in seven is held out.",
+            "",
+            "| step | held out |",
+            "|---:|---:|",
+            *(f"| {row['step']} | {row['eval_loss']:.4f} |" for row in lock["curve"]),
+            "",
+        ]
+    )
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{100 * share['share']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -1,0 +1,111 @@
+"""Rebuild tiny-nar-text: the tokens of tiny-raster from captions such as "a thick seven slanted left".
+
+    python recipes/tiny_nar_text.py --data FOLDER --out OUT
+
+FOLDER holds mnist_png.zip; 'mnist' fetches it, 'procedural' draws strokes instead and fetches nothing. Captions come
+from measuring the pictures, see `tersor.bench.captions`. A run resumes where it was when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from tiny_nar import FULL, JUDGE, SMOKE, Plan
+from tiny_nar_export import export, with_tokenizer
+from tiny_raster_data import load
+from torch import Tensor
+from training_state import keep_memory
+from transformers.utils import logging
+
+from tersor import zoo
+from tersor.bench.captions import LONGEST, WORDS, Captions, caption
+from tersor.grids.nar import NARConfig, NARForImageGeneration
+from tersor.grids.nar_pipeline import WordFeatures
+from tersor.grids.nar_tokens import Tokens
+from tersor.grids.nar_training import train
+
+#: Share of the captions that leave stroke or slant out, each by itself.
+LEFT_OUT = 0.2
+
+
+def captions_of(captions: Captions, images: Tensor, labels: Tensor, *, seed: int) -> list[str]:
+    """One of each image; a pure function of its arguments."""
+    strokes, sides = captions.classes(images)
+    generator = torch.Generator().manual_seed(seed)
+    silent = torch.rand(len(images), 2, generator=generator) < LEFT_OUT
+    strokes = torch.where(silent[:, 0], 1, strokes)
+    rows = zip(labels.tolist(), strokes.tolist(), sides.tolist(), silent[:, 1].tolist(), strict=True)
+    return [caption(digit, stroke, None if quiet else side) for digit, stroke, side, quiet in rows]
+
+
+def tokens_of(captions: Captions, images: Tensor, labels: Tensor, *, seed: int) -> Tokens:
+    """Image tokens with their text's features."""
+    tokenizer = zoo.load_image_tokenizer(JUDGE)
+    features, mask = WordFeatures(WORDS, LONGEST)(captions_of(captions, images, labels, seed=seed))
+    conditions = {"text_features": features.half(), "text_mask": mask.byte()}
+    return Tokens(tokenizer.encode(images), tokenizer.codebook_size, conditions)
+
+
+def new_model(plan: Plan, tokens: Tokens) -> NARForImageGeneration:
+    """An untrained model; a pure function of its arguments."""
+    torch.manual_seed(plan.training.seed)
+    return NARForImageGeneration(
+        NARConfig(
+            vocab_size=tokens.vocab_size,
+            grid_size=tokens.grid_size,
+            hidden_size=plan.hidden,
+            num_hidden_layers=plan.layers,
+            num_attention_heads=plan.heads,
+            condition="text",
+            condition_tokens=LONGEST,
+            caption_size=len(WORDS),
+            condition_dropout=plan.dropout,
+            default_guidance=1.0,
+            token_dropout=0.0,
+            residual_dropout=0.0,
+            ffn_dropout=0.0,
+        )
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Encode, train and export; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Rebuild tiny-nar-text.")
+    parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
+    parser.add_argument("--out", type=Path, required=True, help="where checkpoints go")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    logging.disable_progress_bar()
+    plan = SMOKE if args.smoke else FULL
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        split = load(args.data, seed=1, count=plan.images, download=args.out)
+        captions = Captions.fit(split.train)
+        tokens = tokens_of(captions, split.train, split.train_labels, seed=plan.training.seed)
+        held_out = tokens_of(
+            captions,
+            split.held_out[: plan.looked_at],
+            split.held_out_labels[: plan.looked_at],
+            seed=plan.training.seed + 1,
+        )
+        model = new_model(plan, tokens)
+        curve = train(model, tokens, plan.training, args.out / "text", held_out=held_out)
+    except (ValueError, OSError) as error:
+        print(f"tiny_nar_text: {error}", file=sys.stderr)
+        return 2
+    folder = args.out / "tiny-nar-text"
+    lock = export(model, "nar", plan, split, curve, out=folder, recipe="recipes/tiny_nar_text.py")
+    with_tokenizer(folder, JUDGE)
+    captions.save(folder)
+    print(lock["scores"], flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Rebuild tiny-nar-video: moving digits as 4 by 7 by 7 tokens, 16 forward passes a clip instead of 196.
+
+    python recipes/tiny_nar_video.py --data FOLDER --out OUT
+
+FOLDER holds mnist_png.zip; 'mnist' fetches it, 'procedural' draws strokes instead and fetches nothing. A codebook of
+blocks of 2 frames by 4 by 4 pixels, a classifier of digit and direction, then the transformer. With ``--kind`` raster
+or single-head it makes what NAR is compared with, by the same recipe. A run resumes where it was when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tiny_nar_clips import Clips, clips_of
+from tiny_nar_export import export, export_video
+from tiny_raster import seed_of
+from tiny_raster_data import load
+from training_state import keep_memory
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from tersor.bench.features import ClipClassifier, Moments, load_judge, save_judge
+from tersor.grids.nar import NARConfig, NARForImageGeneration
+from tersor.grids.nar_baselines import RasterVideo, RasterVideoConfig
+from tersor.grids.nar_pipeline import TubeletTokenizer
+from tersor.grids.nar_tokens import Tokens
+from tersor.grids.nar_training import NARTraining, train
+from tersor.grids.tokenizer import PatchTokenizer
+
+KINDS = ("nar", "raster", "single-head")
+#: Frames of a token.
+DEPTH = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, which all kinds share, and the training; ``images``: use this many, None for all.
+
+    ``epochs``: of the classifier, over ``judged`` clips. ``rounds``: of the codebook.
+    """
+
+    training: NARTraining
+    images: int | None = None
+    patch: int = 4
+    codebook: int = 128
+    rounds: int = 25
+    judged: int = 30_000
+    epochs: int = 4
+    hidden: int = 64
+    layers: int = 5
+    heads: int = 4
+    dropout: float = 0.1
+    looked_at: int = 500
+
+
+FULL = Plan(
+    NARTraining(
+        steps=2400, batch_size=8, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
+        evaluate_every=400, save_every=200, seed=1,
+    )
+)  # fmt: skip
+SMOKE = Plan(
+    replace(FULL.training, steps=4, batch_size=4, warmup_steps=1, save_every=2, evaluate_every=2), images=280, rounds=2,
+    codebook=32, judged=100, epochs=1, hidden=32, layers=1, heads=2, looked_at=8,
+)  # fmt: skip
+
+
+def new_model(kind: str, plan: Plan, grid: tuple[int, int, int]) -> PreTrainedModel:
+    """An untrained model of a kind; a pure function of its arguments."""
+    shared: dict[str, Any] = {
+        "vocab_size": plan.codebook, "hidden_size": plan.hidden, "num_hidden_layers": plan.layers,
+        "num_attention_heads": plan.heads, "num_classes": 10, "condition_dropout": plan.dropout,
+        "default_guidance": 1.0,
+    }  # fmt: skip
+    torch.manual_seed(plan.training.seed)
+    if kind == "raster":
+        return RasterVideo(RasterVideoConfig(**shared, grid_size=(grid[0] * grid[1], grid[2]), frames=grid[0]))
+    none = dict.fromkeys(("token_dropout", "residual_dropout", "ffn_dropout"), 0.0)
+    # As many blocks as below NAR's last head.
+    heads = (2,) if kind == "single-head" else None
+    return NARForImageGeneration(NARConfig(**shared, **none, grid_size=grid, head_layers=heads))
+
+
+def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
+    """The codebook, from ``folder`` if an earlier run has left it there."""
+    if not folder.is_dir():
+        stacked = clips.pixels[:20_000].reshape(-1, DEPTH, *clips.pixels.shape[-2:])
+        fitted = PatchTokenizer.fit(
+            stacked,
+            patch_size=plan.patch,
+            codebook_size=plan.codebook,
+            seed=plan.training.seed,
+            rounds=plan.rounds,
+            most_patches=200_000,
+            say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
+        )
+        partial = folder.with_name(folder.name + ".partial")
+        fitted.save_pretrained(partial)
+        partial.replace(folder)
+    return TubeletTokenizer(PatchTokenizer.from_pretrained(folder), DEPTH)
+
+
+def train_judge(plan: Plan, clips: Clips, held_out: Clips, folder: Path) -> tuple[ClipClassifier, Moments]:
+    """Classifier of clips and moments of the held-out ones, from ``folder`` if they are there."""
+    if not folder.is_dir():
+        seed = plan.training.seed
+        torch.manual_seed(seed)
+        judge = ClipClassifier()
+        optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
+        chosen = min(plan.judged, len(clips.pixels))
+        steps = plan.epochs * -(-chosen // 50)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.02, 1 - step / steps))
+        for epoch in range(plan.epochs):
+            order = torch.randperm(chosen, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
+            for rows in order.split(50):
+                features = judge.features(clips.pixels[rows])
+                loss = F.cross_entropy(judge.output(features), clips.digits[rows])
+                loss = loss + F.cross_entropy(judge.direction(features), clips.directions[rows])
+                loss.backward()
+                optimizer.step()
+                rate.step()
+                optimizer.zero_grad()
+            _, guesses = judge.judge(held_out.pixels)
+            right = (guesses == held_out.digits).float().mean()
+            print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % of digits right", flush=True)
+        features, _ = judge.judge(held_out.pixels)
+        partial = folder.with_name(folder.name + ".partial")
+        save_judge(partial, judge.eval(), Moments.of(features))
+        partial.replace(folder)
+    judge, reference = load_judge(folder)
+    assert isinstance(judge, ClipClassifier)
+    return judge, reference
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fit, train and export; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Rebuild tiny-nar-video, or what it is compared with.")
+    parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
+    parser.add_argument("--out", type=Path, required=True, help="where checkpoints go")
+    parser.add_argument("--kind", choices=KINDS, default="nar")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    logging.disable_progress_bar()
+    plan = SMOKE if args.smoke else FULL
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        split = load(args.data, seed=1, count=plan.images, download=args.out)
+        clips, held_out = clips_of(split, seed=plan.training.seed)
+        tokenizer = fit_tokenizer(plan, clips, args.out / "tokenizer")
+        judge = train_judge(plan, clips, held_out, args.out / "classifier")
+        tokens, others = (
+            Tokens(tokenizer.encode(each.pixels[:count]), plan.codebook, {"class_labels": each.digits[:count]})
+            for each, count in ((clips, len(clips.pixels)), (held_out, plan.looked_at))
+        )
+        model = new_model(args.kind, plan, (tokens.grid_size[0], tokens.grid_size[1], tokens.grid_size[2]))
+        curve = train(model, tokens, plan.training, args.out / args.kind, held_out=others)
+    except (ValueError, OSError) as error:
+        print(f"tiny_nar_video: {error}", file=sys.stderr)
+        return 2
+    folder = args.out / "tiny-nar-video"
+    scores = export_video(tokenizer, judge, (clips, held_out), out=folder)
+    lock = export(model, args.kind, plan, split, curve, out=folder, recipe="recipes/tiny_nar_video.py", scores=scores)
+    print(lock["scores"], flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

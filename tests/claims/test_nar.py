@@ -1,0 +1,81 @@
+"""NAR's claims on the committed records: what docs/nar.md shows must keep saying what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tersor.bench.cli_nar import EXCESS
+from tersor.bench.nar import MIXINGS, NAR, RASTER, SHOWN
+from tersor.bench.records import Record, read_jsonl
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+PAR, SINGLE = SHOWN["par4x"], SHOWN["single-head"]
+
+Known = dict[tuple[str, str], Record]
+
+
+def read(name: str) -> Known:
+    return {(record.item, record.quantity): record for record in read_jsonl(RESULTS / f"{name}.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def images() -> Known:
+    return read("nar")
+
+
+@pytest.fixture(scope="module")
+def clips() -> Known:
+    return read("nar_video")
+
+
+def of(known: Known, way: str, quantity: str) -> Record:
+    return known[f"{way}: samples", quantity]
+
+
+def test_enough_was_drawn(images: Known, clips: Known) -> None:
+    for known in (images, clips):
+        assert all(record.n >= 3000 for (item, _), record in known.items() if item.endswith("samples"))
+        assert "--seeds" not in of(known, NAR, "class accuracy").command, "three seeds are the default"
+
+
+def test_passes(images: Known, clips: Known) -> None:
+    assert {way: of(images, way, "forward passes").measured for way in (NAR, PAR, RASTER)} == {
+        NAR: 27, PAR: 52, RASTER: 196
+    }  # fmt: skip
+    assert (of(clips, NAR, "forward passes").measured, of(clips, RASTER, "forward passes").measured) == (16, 196)
+
+
+def test_images_are_as_good_as_raster_at_equal_steps(images: Known) -> None:
+    assert of(images, NAR, EXCESS).measured <= 1.5
+    assert of(images, NAR, "accuracy against raster").low >= -0.03
+
+
+def test_images_show_their_class_more_often_than_the_parallel_baseline(images: Known) -> None:
+    """The distance is not smaller than PAR's here; docs/nar.md says so."""
+    assert of(images, NAR, "class accuracy").low > of(images, PAR, "class accuracy").high
+
+
+def test_the_ablations_are_worse(images: Known, clips: Known) -> None:
+    assert of(images, SINGLE, "Fréchet distance").measured > 1.1 * of(images, NAR, "Fréchet distance").measured
+    assert of(images, SINGLE, "class accuracy").high < of(images, NAR, "class accuracy").low
+    for known in (images, clips):
+        for way in MIXINGS.values():
+            if (f"{way}: samples", "Fréchet distance") in known:
+                assert of(known, way, "Fréchet distance").low > 1.3 * of(known, NAR, "Fréchet distance").high
+                assert of(known, way, "class accuracy").high < of(known, NAR, "class accuracy").low
+
+
+def test_captions_are_heeded() -> None:
+    for record in read("nar_text").values():
+        assert record.baseline is not None and record.low is not None and record.low > 1.5 * record.baseline
+
+
+@pytest.mark.parametrize(("name", "batch_1"), [("nar", 0.7), ("nar_video", 0.55)])
+def test_fewer_passes_are_less_time(name: str, batch_1: float) -> None:
+    """The goal is 0.8; docs/nar.md says what is missing and why. Speed-ups fall with the batch and stay above 1."""
+    known = read(f"{name}_speed")
+    assert known["raster: batch 1", "share of the pass ratio"].measured >= batch_1
+    ratios = [known[f"raster: batch {batch}", "speed-up of NAR"].measured for batch in (1, 4, 16, 64, 256)]
+    assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1

@@ -1,0 +1,147 @@
+"""The NAR models of the zoo are what their cards say, and their recipes still make them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tersor import zoo
+from tersor.bench.captions import WORDS, Captions
+from tersor.bench.features import ClipClassifier
+from tersor.bench.nar import Settings, sample, score_captions, ways
+from tersor.grids.nar import NARForImageGeneration
+from tersor.grids.nar_baselines import PARForImageGeneration, RasterVideo
+from tersor.grids.nar_pipeline import NARPipeline
+
+NAMES = ("tiny-nar", "tiny-nar-text", "tiny-nar-video")
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SETTINGS = Settings(temperature=0.9, guidance=1.5)
+
+
+def lock_of(folder: Path) -> dict:
+    return json.loads((folder / "recipe.lock.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_as_its_own_class(name) -> None:
+    model = zoo.load_model(name)
+    assert isinstance(model, NARForImageGeneration) and model.dtype == torch.float32 and not model.training
+    assert model.config.vocab_size == zoo.load_image_tokenizer(name).codebook_size
+    assert sum(p.numel() for p in model.parameters()) == lock_of(zoo.path(name))["parameters"]
+
+
+def test_what_they_are_compared_with_has_the_same_backbone_and_steps() -> None:
+    kinds = {name: {kind: type(each) for kind, each in zoo.load_compared(name).items()} for name in NAMES}
+    assert kinds["tiny-nar"]["par4x"] is PARForImageGeneration
+    assert set(kinds["tiny-nar"]) == {"raster", "par4x", "single-head"}
+    assert kinds["tiny-nar-video"] == {"raster": RasterVideo} and not kinds["tiny-nar-text"]
+    for name in ("tiny-nar", "tiny-nar-video"):
+        own = lock_of(zoo.path(name))["plan"]
+        for kind, each in zoo.load_compared(name).items():
+            assert lock_of(zoo.path(name) / "compared" / kind)["plan"] == own
+            assert each.config.hidden_size == own["hidden"] and each.config.num_hidden_layers == own["layers"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_quotes_the_lock(name) -> None:
+    lock = lock_of(zoo.path(name))
+    assert f"{lock['scores']['held_out_nats_per_token']:.4f}" in zoo.card(name)
+    assert f"{lock['parameters']:,} parameters" in zoo.card(name) and "CC BY-SA 3.0" in zoo.card(name)
+
+
+def test_the_video_judge_is_good_enough() -> None:
+    lock = lock_of(zoo.path("tiny-nar-video"))
+    assert lock["scores"]["classifier_accuracy"]["low"] > 0.9
+    assert lock["scores"]["classifier_accuracy_reconstructed"]["low"] > 0.9
+    assert isinstance(zoo.load_judge("tiny-nar-video")[0], ClipClassifier)
+    assert zoo.judge_of("tiny-nar") == "tiny-raster" and zoo.judge_of("tiny-nar-video") == "tiny-nar-video"
+
+
+def test_the_others_say_what_they_are_not() -> None:
+    with pytest.raises(ValueError, match="makes no videos"):
+        zoo.load_video_tokenizer("tiny-nar")
+    with pytest.raises(ValueError, match="reads no captions"):
+        zoo.load_text_encoder("tiny-nar")
+
+
+def test_the_shipped_weights_draw_the_class_that_is_asked_for() -> None:
+    """Chance is a tenth; the full figures are in docs/nar.md."""
+    for name, least in (("tiny-nar", 0.6), ("tiny-nar-video", 0.2)):
+        (nar, *_) = ways(zoo.load_model(name), {})
+        tokenizer = zoo.load_video_tokenizer(name) if "video" in name else zoo.load_image_tokenizer(name)
+        found = sample(nar, tokenizer, zoo.load_judge(zoo.judge_of(name)), SETTINGS, samples=60, seed=0)
+        assert sum(found.right) / 60 > least, name
+
+
+def test_captions_are_heeded() -> None:
+    name = "tiny-nar-text"
+    pipeline = NARPipeline(zoo.load_model(name), zoo.load_image_tokenizer(name), zoo.load_text_encoder(name))
+    classifier, _ = zoo.load_judge(zoo.judge_of(name))
+    scores = score_captions(pipeline, classifier, Captions.load(zoo.path(name)), SETTINGS, samples=60, seed=0)
+    # Chance is a tenth and a third.
+    assert scores.share("digit").value > 0.25 and scores.share("stroke").value > 0.6
+    with pytest.raises(ValueError, match="does not know"):
+        pipeline(prompt="a thick horse")
+    assert "horse" not in WORDS
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch):
+    """The recipes as functions of their arguments, in this process: most of their time would be spent on imports."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    threads = torch.get_num_threads()
+    import tiny_nar
+    import tiny_nar_text
+    import tiny_nar_video
+
+    yield {"tiny-nar": tiny_nar, "tiny-nar-text": tiny_nar_text, "tiny-nar-video": tiny_nar_video}
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_runs_and_a_second_run_changes_nothing(recipes, name, tmp_path: Path) -> None:
+    smoke = ["--data", "procedural", "--out", str(tmp_path), "--smoke", "--threads", "1"]
+    assert recipes[name].main(smoke) == 0
+    folder = tmp_path / name
+    weights = (folder / "model.safetensors").read_bytes()
+    lock = lock_of(folder)
+    assert lock["curve"][-1]["step"] == lock["plan"]["training"]["steps"] == 4
+    assert recipes[name].main(smoke) == 0
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert f"# {name}" in (folder / "CARD.md").read_text(encoding="utf-8")
+    assert (folder / "tokenizer" / "config.json").is_file()
+
+
+def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
+    smoke = ["--data", "procedural", "--out", str(tmp_path), "--smoke", "--threads", "1"]
+    for kind, made in (("par4x", PARForImageGeneration), ("single-head", NARForImageGeneration)):
+        assert recipes["tiny-nar"].main([*smoke, "--kind", kind]) == 0
+        assert made.from_pretrained(tmp_path / "tiny-nar" / "compared" / kind).config.grid_size == (14, 14)
+    assert recipes["tiny-nar-video"].main([*smoke, "--kind", "raster"]) == 0
+    made = RasterVideo.from_pretrained(tmp_path / "tiny-nar-video" / "compared" / "raster")
+    assert (made.config.grid_size, made.config.frames) == ((28, 7), 4)
+
+
+def test_clips_move_and_bounce(recipes) -> None:
+    from tiny_nar_clips import DIRECTIONS, moving
+
+    images = torch.zeros(40, 1, 28, 28)
+    images[:, :, 4:24, 4:24] = 1.0
+    clips = moving(images, torch.arange(40), seed=0)
+    assert clips.pixels.shape == (40, 8, 1, 28, 28) and torch.equal(clips.digits, torch.arange(40))
+    assert torch.equal(clips.pixels, moving(images, torch.arange(40), seed=0).pixels)
+    tops = clips.pixels[:, :, 0].amax(-1).argmax(-1)
+    assert (clips.pixels.sum((2, 3, 4)) == 400).all() and tops.min() == 0 and tops.max() == 8
+    assert (tops.diff(dim=1).abs() == 1).all(), "a pixel a frame"
+    down = torch.tensor([DIRECTIONS[each][0] for each in clips.directions])
+    free = (tops[:, 0] > 0) & (tops[:, 0] < 8)
+    assert torch.equal(tops.diff(dim=1)[free, 0], down[free])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_refuses_bad_data_early(recipes, name, tmp_path, capsys) -> None:
+    assert recipes[name].main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no mnist_png.zip" in capsys.readouterr().err
