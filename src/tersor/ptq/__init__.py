@@ -1,0 +1,1 @@
+"""RepAPQ: post-training quantization of reparameterized CNNs (arXiv 2402.16121)."""

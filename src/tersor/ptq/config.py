@@ -1,0 +1,87 @@
+"""Settings of RepAPQ and of the methods that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+WEIGHT_INITS = ("output", "minmax", "mse", "mae")
+LOSSES = ("mae", "mse")
+#: A learning rate of the weights by their bits: fewer bits need longer ways to the next integer.
+_WEIGHT_RATES = {True: 1e-3, False: 1e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepAPQConfig:
+    """How a model is quantized; the defaults are RepAPQ with 8 bits.
+
+    Args:
+        weight_bits, activation_bits: 2 to 8, or 16, which rounds next to nothing.
+        first_last_bits: of the first and the last layer, if those are fewer than it: the literature's convention.
+        weight_init: where a weight's grid ends at first: by what reaches the ``"output"``, by the largest entry
+            (``"minmax"``), or by the error of the weights themselves (``"mse"``, ``"mae"``).
+        init_images: that the first scales are found on.
+        iterations: of each block; 0 leaves the first scales.
+        loss: ``"mae"`` (the paper) or ``"mse"``, of a block's output.
+        affine: train an affine a channel, which is folded away at the end.
+        across_block: add the loss at the end of the stage, the blocks between in floating point.
+        stage_weight: its factor.
+        train_weights: or only scales and affine.
+        batch_size: images of an iteration.
+        weight_rate, affine_rate: learning rates; None is 1e-4 for weights of 6 bits and more, else 1e-3.
+        scale_rate: as a share of the scale.
+        seed: of the order of images.
+
+    Raises:
+        ValueError: for a setting outside its range.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    first_last_bits: int = 8
+    weight_init: str = "output"
+    init_images: int = 128
+    iterations: int = 400
+    loss: str = "mae"
+    affine: bool = True
+    across_block: bool = True
+    stage_weight: float = 1.0
+    train_weights: bool = True
+    batch_size: int = 32
+    weight_rate: float | None = None
+    affine_rate: float = 1e-2
+    scale_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits", "first_last_bits"):
+            if (bits := getattr(self, name)) not in (2, 3, 4, 5, 6, 7, 8, 16):
+                raise ValueError(f"{name}={bits} must be from 2 to 8, or 16")
+        if self.weight_init not in WEIGHT_INITS:
+            raise ValueError(f"weight_init={self.weight_init!r} must be one of {WEIGHT_INITS}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r} must be one of {LOSSES}")
+        if self.iterations < 0 or min(self.init_images, self.batch_size) < 1:
+            raise ValueError(
+                f"iterations={self.iterations} must not be negative, init_images={self.init_images} and "
+                f"batch_size={self.batch_size} at least 1"
+            )
+        rates = (self.affine_rate, self.scale_rate, self.stage_weight, self.weight_rate or 0.0)
+        if min(rates) < 0:
+            raise ValueError("stage_weight and the learning rates must not be negative")
+
+    @classmethod
+    def of(cls, bits: str, **settings: object) -> Self:
+        """From "w8a8", "w6a6", "w4a8", "w4a4" and the like."""
+        parts = bits.lower().removeprefix("w").split("a")
+        if not bits.lower().startswith("w") or len(parts) != 2 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"bits {bits!r} must be such as 'w8a8': bits of weights, then of activations")
+        return cls(weight_bits=int(parts[0]), activation_bits=int(parts[1]), **settings)  # type: ignore[arg-type]
+
+    def without_training(self, weight_init: str) -> Self:
+        """The same bits with scales that were only searched for, as plain quantizers have them."""
+        return replace(self, weight_init=weight_init, iterations=0)
+
+    def rate_of_weights(self, bits: int) -> float:
+        """Learning rate of the weights of a layer with so many bits."""
+        return _WEIGHT_RATES[bits < 6] if self.weight_rate is None else self.weight_rate

@@ -1,0 +1,170 @@
+"""Quantized convolutions and linear layers: trainable with the affine of RepAPQ, then integers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tersor.ptq.quantizers import fake_activation, fake_weight, quantize_weight, weight_limit
+
+Layer = nn.Conv2d | nn.Linear
+#: Integers up to here are exact in float32, and so is a sum of them.
+_EXACT = 2**24
+
+
+def operate(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's convolution or product with another weight, without bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight)
+    return F.conv2d(_padded(layer, x), weight, None, layer.stride, _padding(layer), layer.dilation, layer.groups)
+
+
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    if layer.padding_mode == "zeros":
+        return x
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+
+
+def _padding(layer: nn.Conv2d) -> Any:
+    return layer.padding if layer.padding_mode == "zeros" else 0
+
+
+class QuantLayer(nn.Module):
+    """A layer whose input and weight are rounded, followed by an affine a channel: gamma op(x^, w^) + beta.
+
+    The affine is what protects a merged kernel: ``w_scale`` says where the grid of a row ends, and ``gamma`` how large
+    its steps are in the output, so that a row which was cut off can be made louder. `freeze` folds it away for nothing.
+
+    Args:
+        layer: whose weight and bias it starts from; the bias is ``beta`` from now on.
+        weight_bits, activation_bits: 2 to 8, or 16.
+        w_scale: ``[out]``. a_scale, a_zero: scalars.
+    """
+
+    def __init__(
+        self, layer: Layer, *, weight_bits: int, activation_bits: int, w_scale: Tensor, a_scale: Tensor, a_zero: Tensor
+    ) -> None:
+        super().__init__()
+        # Not a submodule: its own weight is not part of what is trained or stored.
+        self._shape = [layer]
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        channels = len(layer.weight)
+        bias = layer.weight.new_zeros(channels) if layer.bias is None else layer.bias.detach()
+        self.gamma = nn.Parameter(torch.ones_like(bias))
+        self.beta = nn.Parameter(bias.clone())
+        self.w_scale = nn.Parameter(w_scale.to(bias).clone())
+        self.a_scale = nn.Parameter(a_scale.to(bias).clone())
+        self.a_zero: Tensor
+        self.register_buffer("a_zero", a_zero.to(bias).clone())
+
+    @property
+    def layer(self) -> Layer:
+        """What it stands for; only its shape counts."""
+        return self._shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own, ``[batch, in, ...]`` to ``[batch, out, ...]``."""
+        rounded = fake_activation(x, self.a_scale, self.a_zero, self.activation_bits)
+        return self.affine(operate(self.layer, rounded, fake_weight(self.weight, self.w_scale.abs(), self.weight_bits)))
+
+    def affine(self, x: Tensor) -> Tensor:
+        """gamma x + beta, by channel."""
+        if isinstance(self.layer, nn.Linear):
+            return x * self.gamma + self.beta
+        return x * self.gamma[:, None, None] + self.beta[:, None, None]
+
+    @torch.no_grad()
+    def freeze(self) -> IntegerLayer:
+        """Fold the affine into integers and scales; exact but for the bias, which goes to the grid of the products.
+
+        w_int sign(gamma), |w_scale| |gamma| and beta are what is left. A channel with gamma 0 is constant.
+        """
+        ints = quantize_weight(self.weight, self.w_scale.abs(), self.weight_bits)
+        dead = self.gamma.abs() < 1e-12
+        sign = torch.where(dead, 0.0, self.gamma.sign())
+        ints = ints * sign.view(-1, *[1] * (ints.ndim - 1))
+        scale = self.w_scale.abs() * torch.where(dead, 1.0, self.gamma.abs())
+        bias = (self.beta.double() / (self.a_scale.double() * scale.double())).round()
+        limit = 2**31 - 1
+        return IntegerLayer(
+            self.layer,
+            weight=ints.to(torch.int8 if self.weight_bits <= 8 else torch.int32),
+            bias=bias.clamp(-limit, limit).to(torch.int32),
+            w_scale=scale.float(),
+            a_scale=self.a_scale.detach().float(),
+            a_zero=self.a_zero.to(torch.int32),
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+        )
+
+
+class IntegerLayer(nn.Module):
+    """What an integer kernel computes: integer products summed exactly, one multiplication by the scales at the end.
+
+    Args:
+        weight: int8 ``[out, ...]``. bias: int32 ``[out]``. w_scale: ``[out]``, a_scale: scalar, both float32.
+        a_zero: int32 scalar.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        weight: Tensor,
+        bias: Tensor,
+        w_scale: Tensor,
+        a_scale: Tensor,
+        a_zero: Tensor,
+        weight_bits: int,
+        activation_bits: int,
+    ) -> None:
+        super().__init__()
+        self._shape = [layer]
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.weight: Tensor
+        self.bias: Tensor
+        self.w_scale: Tensor
+        self.a_scale: Tensor
+        self.a_zero: Tensor
+        for name, value in (
+            ("weight", weight), ("bias", bias), ("w_scale", w_scale), ("a_scale", a_scale), ("a_zero", a_zero),
+        ):  # fmt: skip
+            self.register_buffer(name, value)
+
+    @property
+    def layer(self) -> Layer:
+        """What it stands for; only its shape counts."""
+        return self._shape[0]
+
+    def largest_sum(self) -> int:
+        """No sum of products, bias included, can be larger."""
+        reach = max(int(self.a_zero), 2**self.activation_bits - 1 - int(self.a_zero))
+        rows = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
+        return int((reach * rows + self.bias.abs()).max())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own; float32 in and out."""
+        rounded = (x / self.a_scale).round() + self.a_zero
+        integers = rounded.clamp(0, 2**self.activation_bits - 1) - self.a_zero
+        # Float64 only where float32 could drop a unit: it takes twice the time.
+        dtype = torch.float32 if self.largest_sum() < _EXACT else torch.float64
+        sums = operate(self.layer, integers.to(dtype), self.weight.to(dtype))
+        trailing = [1] * (0 if isinstance(self.layer, nn.Linear) else 2)
+        sums = sums + self.bias.to(dtype).view(-1, *trailing)
+        return (sums * (self.a_scale * self.w_scale).to(dtype).view(-1, *trailing)).to(x.dtype)
+
+
+def within_limits(layer: IntegerLayer) -> bool:
+    """Whether all integers lie where their bits allow, and the scales are positive and finite."""
+    limit = weight_limit(layer.weight_bits)
+    scales = torch.cat([layer.w_scale, layer.a_scale[None]])
+    return bool(
+        (layer.weight.abs() <= limit).all()
+        and (scales > 0).all()
+        and torch.isfinite(scales).all()
+        and 0 <= int(layer.a_zero) < 2**layer.activation_bits
+    )
