@@ -126,7 +126,7 @@ def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
     assert run(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kernels"] == dict.fromkeys(("packed_attention", "quantize_pack"), "cpu on cpu")
+    assert facts["kernels"] == dict.fromkeys(("packed_attention", "quantize_pack", "delta_linear"), "cpu on cpu")
     assert run(["env"]) == 0
     assert "packed_attention: cpu on cpu" in capsys.readouterr().out
 

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tersor import zoo
+    from tersor.experts.compress import compress_expert
+    from tersor.experts.config import DeltaConfig
+    from tersor.experts.delta import ExpertDelta
+    from tersor.experts.host import ExpertHost
     from tersor.grids.nar import NARConfig, NARForImageGeneration
     from tersor.grids.nar_pipeline import NARPipeline
     from tersor.grids.zipar import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeltaConfig",
+    "ExpertDelta",
+    "ExpertHost",
     "MiniCache",
     "NARConfig",
     "NARForImageGeneration",
@@ -28,6 +35,7 @@ __all__ = [
     "__version__",
     "apply_zipar",
     "compose",
+    "compress_expert",
     "remove_zipar",
     "zipar",
     "zipar_generate",
@@ -36,6 +44,9 @@ __all__ = [
 
 # Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
 _MEMBERS = {
+    "DeltaConfig": "tersor.experts.config",
+    "ExpertDelta": "tersor.experts.delta",
+    "ExpertHost": "tersor.experts.host",
     "MiniCache": "tersor.kv.minicache",
     "NARConfig": "tersor.grids.nar",
     "NARForImageGeneration": "tersor.grids.nar",
@@ -45,6 +56,7 @@ _MEMBERS = {
     "ZipVL": "tersor.kv.zipvl",
     "apply_zipar": "tersor.grids.zipar",
     "compose": "tersor.kv.compose",
+    "compress_expert": "tersor.experts.compress",
     "remove_zipar": "tersor.grids.zipar",
     "zipar": "tersor.grids.zipar",
     "zipar_generate": "tersor.grids.zipar",

@@ -17,6 +17,7 @@ from tersor.bench.cli import bench, demo
 from tersor.bench.cli_images import bench_images
 from tersor.bench.cli_nar import bench_nar
 from tersor.bench.cli_vlm import bench_photos, bench_vlm
+from tersor.experts.cli import experts
 from tersor.grids.cli import images
 from tersor.grids.train_cli import train
 from tersor.kv.cli import generate
@@ -38,6 +39,7 @@ bench.command("nar")(bench_nar)
 bench.command("vlm")(bench_vlm)
 bench.command("photos")(bench_photos)
 app.add_typer(bench, name="bench")
+app.add_typer(experts, name="experts")
 app.add_typer(images, name="images")
 app.add_typer(train, name="train")
 

@@ -14,9 +14,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
+from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
+from tersor.lowbit.kernels.delta_linear import triton as deltas
 from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart
 from tersor.lowbit.kernels.packed_attention import triton as attention
 from tersor.lowbit.kernels.quantize_pack import triton as packing
+from tersor.lowbit.packing import packed_width
 
 
 class AbsentDevice:
@@ -55,6 +58,7 @@ def main() -> None:
     attention._attend = CompileOnly(attention._attend.fn, {"BLOCK_TOKENS": 64, "num_warps": 4})
     attention._merge = CompileOnly(attention._merge)
     packing._quantize_pack_kernel = CompileOnly(packing._quantize_pack_kernel)
+    deltas._delta_linear_kernel = CompileOnly(deltas._delta_linear_kernel)
     generator = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(1, 2, 20, 64, generator=generator).half() for _ in range(2))
     mask, factor = torch.ones(1, 1, 1, 20, dtype=torch.bool), torch.ones(1, 1, 20)
@@ -73,6 +77,13 @@ def main() -> None:
     packing.quantize_pack(keys, minimum, step, 4)
     for bits in (2, 3, 4, 8):
         packing.quantize_pack(keys, minimum, step, bits, scale)
+    rows = torch.tensor([2, 0])
+    for bits in (1, 2, 3, 4, 8):
+        codes, index = torch.zeros(96, packed_width(80, bits), dtype=torch.uint8), torch.arange(3, dtype=torch.int32)
+        delta = PackedDelta(codes, torch.ones(96).half(), index, torch.zeros(96, 3), bits, 2 ** (bits - 1), 80)
+        x, y = torch.zeros(3, 80, dtype=torch.bfloat16), torch.zeros(3, 96, dtype=torch.bfloat16)
+        deltas.delta_linear(x, y, [DeltaGroup(delta, rows)])
+        deltas.delta_linear(x.float(), y.float(), [DeltaGroup(delta, None)])
 
 
 if __name__ == "__main__":

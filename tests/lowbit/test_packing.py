@@ -22,7 +22,7 @@ def check_identity(pack, unpack, bits: int, original: torch.Tensor) -> None:
 
 
 @given(
-    bits=st.sampled_from([2, 3, 4, 8]),
+    bits=st.sampled_from([1, 2, 3, 4, 8]),
     dim=st.integers(1, 70),
     tokens=st.integers(0, 5),
     seed=st.integers(0, 2**31 - 1),
@@ -31,7 +31,7 @@ def test_unpack_inverts_pack(bits: int, dim: int, tokens: int, seed: int) -> Non
     check_identity(pack_half_split, unpack_half_split, bits, codes(bits, 2, tokens, dim, seed=seed))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_non_contiguous_input(bits: int) -> None:
     wide = codes(bits, 3, 40, 6)
     check_identity(pack_half_split, unpack_half_split, bits, wide.transpose(1, 2))

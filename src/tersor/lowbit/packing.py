@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 #: Bits of a code -> its planes in a row, each as (bits of the plane, place of its lowest bit in the code).
-PLANES: dict[int, tuple[tuple[int, int], ...]] = {2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 8: ((8, 0),)}
+PLANES: dict[int, tuple[tuple[int, int], ...]] = {
+    1: ((1, 0),),
+    2: ((2, 0),),
+    3: ((2, 0), (1, 2)),
+    4: ((4, 0),),
+    8: ((8, 0),),
+}
 PACKED_BITS = tuple(PLANES)
 
 
 def check_bits(bits: int) -> None:
-    """Raise `ValueError` unless ``bits`` has a packed layout (2, 3, 4 or 8)."""
+    """Raise `ValueError` unless ``bits`` has a packed layout (1, 2, 3, 4 or 8)."""
     if bits not in PACKED_BITS:
         raise ValueError(f"bits={bits!r} has no packed layout; choose one of {PACKED_BITS}")
 

@@ -18,7 +18,7 @@ KERNELS: dict[str, dict[str, str]] = {
         backend: f"tersor.lowbit.kernels.{operation}.{backend}:{operation}"
         for backend in ("cpu", "triton", "reference")
     }
-    for operation in ("packed_attention", "quantize_pack")
+    for operation in ("packed_attention", "quantize_pack", "delta_linear")
 }
 
 

@@ -1,0 +1,260 @@
+"""Make a delta: subtract, choose salient channels, quantize, pack; one linear in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tersor import _atomic
+from tersor.experts.calibration import Batches, input_energy
+from tersor.experts.config import FLOATS, DeltaConfig
+from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
+from tersor.experts.distill import distill_closed_form, distill_codes
+from tersor.experts.quantizer import Grid, initial_step, robust_step
+from tersor.experts.saliency import channel_scores, most_salient
+from tersor.experts.sources import Anatomy, Source, batches, check_same_architecture, load_model, module_of
+from tersor.lowbit.packing import pack_half_split
+
+#: Fewer tokens than this say little about activations.
+FEW_TOKENS = 256
+Say = Callable[[str], None]
+
+
+def compress_expert(
+    base: Any,
+    expert: Any,
+    config: DeltaConfig | None = None,
+    *,
+    calibration: Any = None,
+    tokenizer: Any = None,
+    sequences: int = 128,
+    length: int = 512,
+    batch: int = 8,
+    work: Path | None = None,
+    say: Say = lambda doing: None,
+) -> ExpertDelta:
+    """What ``expert`` adds to ``base``, packed (ME-Switch, arXiv 2406.09041, section 3).
+
+    Args:
+        base, expert: models, or folders with safetensors, which are read tensor by tensor. Only calibration and
+            distillation load an expert that is a folder.
+        calibration: text of the expert's own domain, at most ``sequences`` of ``length`` tokens: strings, rows with a
+            "text", or tensors of ids. None scores channels by weights alone, which finds no outlier of activations.
+        tokenizer: for strings; by default the one in the expert's folder.
+        work: a folder where finished linears are kept, so that an interrupted run goes on there.
+        say: told what is being done.
+
+    Raises:
+        ConfigMismatchError: for models of different architecture or size.
+        ValueError: for NaN or infinity, an adapter instead of a model, distillation without calibration.
+        NotImplementedError: for weights of routed experts, unless they are stored complete.
+    """
+    config = config or DeltaConfig()
+    if config.distill and calibration is None:
+        raise ValueError(f"distill={config.distill!r} needs calibration data")
+    with Source(base) as old, Source(expert) as new:
+        check_same_architecture(old.config, new.config)
+        before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
+        after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
+        modules = [module_of(name)[0] for name in after.linears]
+        model = data = None
+        energy: dict[str, Tensor] = {}
+        notes: list[str] = []
+        if calibration is not None:
+            say("calibration")
+            model = expert if isinstance(expert, nn.Module) else load_model(expert)
+            data = _data(calibration, tokenizer, new.folder, sequences=sequences, length=length, batch=batch)
+            energy, tokens = input_energy(model, modules, data)
+            if tokens < FEW_TOKENS:
+                warnings.warn(f"only {tokens} calibration tokens; give at least {FEW_TOKENS}", stacklevel=2)
+        elif config.selection == "reconstruction" and config.num_salient:
+            warnings.warn(
+                "no calibration data: salient channels are chosen by weights alone, which finds none that only "
+                "activations make salient",
+                stacklevel=2,
+            )
+        mark = fingerprint(old.read, before.linears)
+        identity = {"config": config.to_dict(), "base": mark, "expert": fingerprint(new.read, after.linears)}
+        store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})
+        tensors: dict[str, Tensor] = {}
+        linears: dict[str, Linear] = {}
+        same: list[str] = []
+        for index, name in enumerate(after.linears):
+            module = module_of(name)[0]
+            say(f"{module} ({index + 1} of {len(modules)})")
+            one, other = old.read(name), new.read(name)
+            if one.dtype != other.dtype and not notes:
+                notes.append(f"base and expert were saved as {one.dtype} and {other.dtype}")
+                warnings.warn(notes[0] + ": the difference in rounding becomes part of the delta", stacklevel=2)
+            if torch.equal(one.float(), other.float()):
+                same.append(name)
+                continue
+            linear, packed = store.remember(module, partial(_compress, one, other, config, energy.get(module), module))
+            if linear.salient_dtype != config.salient_dtype:
+                notes.append(f"{module}: salient channels exceed float16 and are {linear.salient_dtype}")
+            linears[module] = linear
+            tensors |= {f"{module}.{part}": tensor for part, tensor in packed.items()}
+        full, tied = _complete(old, new, before, after, tensors, same)
+        manifest = Manifest(
+            base_model_name_or_path=old.name,
+            base_revision=getattr(old.config, "_commit_hash", None),
+            base_fingerprint=mark,
+            expert_model_name_or_path=new.name,
+            architectures=[new.architecture.__name__],
+            config=config,
+            expert_config=json.loads(new.config.to_json_string(use_diff=False)),
+            modules=linears,
+            full=full,
+            same=sorted(same),
+            tied=tied,
+            notes=notes,
+            versions=_versions(),
+        )
+        delta = ExpertDelta(manifest, tensors, new.folder)
+        if config.distill and model is not None and data is not None:
+            say("distillation")
+            if config.distill == "codes":
+                delta, _ = distill_codes(delta, old, model, data, say=say)
+            else:
+                delta = distill_closed_form(delta, old, model, data)
+        store.clear()
+        return delta
+
+
+def _compress(
+    base: Tensor, expert: Tensor, config: DeltaConfig, energy: Tensor | None, name: str
+) -> tuple[Linear, dict[str, Tensor]]:
+    return compress_linear(expert.float() - base.float(), config, energy, name=name)
+
+
+def compress_linear(
+    delta: Tensor, config: DeltaConfig, energy: Tensor | None, *, name: str
+) -> tuple[Linear, dict[str, Tensor]]:
+    """Pack one float32 delta ``[out, in]``: steps on all of it, scores, channels, steps on the rest, codes.
+
+    ``energy`` ``[in]``: ``sum_t x_ti^2``, or None for one everywhere.
+    """
+    grid = Grid(config.bits, config.midrise)
+    dim = delta.shape[1]
+    energy = torch.ones(dim) if energy is None else energy
+    salient = torch.empty(0, dtype=torch.int64)
+    k = config.salient_of(name, dim)
+    step = initial_step(delta, grid, config.step_init)
+    for number in range(config.selection_rounds if k else 0):
+        # The longest delta of a row makes every other one look badly quantized: score with a robust step first.
+        scoring = robust_step(delta) if config.step_init == "minmax" and number == 0 else step
+        scores = channel_scores(config.selection, delta, grid.rounded(delta, scoring), energy, name=name)
+        salient = most_salient(scores, k)
+        rest = torch.ones(dim, dtype=torch.bool)
+        rest[salient] = False
+        step = initial_step(delta[:, rest], grid, config.step_init)
+    step = _fitting(step, config.step_dtype, torch.float32)
+    codes = grid.encode(delta, step.float())
+    codes[:, salient] = grid.half
+    kept = delta[:, salient] - grid.decode(codes[:, salient], step)
+    kept = _fitting(kept, config.salient_dtype, torch.bfloat16)
+    parts = (pack_half_split(codes, config.bits), step, salient.int(), kept)
+    restored = grid.decode(codes, step)
+    restored[:, salient] += parts[3].float()
+    linear = Linear(
+        shape=(delta.shape[0], dim),
+        bits=config.bits,
+        salient=len(salient),
+        midrise=config.midrise,
+        error=float((delta - restored).norm() / delta.norm()),
+        salient_dtype=str(kept.dtype).removeprefix("torch."),
+    )
+    return linear, dict(zip(PARTS, parts, strict=True))
+
+
+def _fitting(numbers: Tensor, dtype: str, wide: torch.dtype) -> Tensor:
+    """``numbers`` as ``dtype``, or as ``wide`` where they exceed its range."""
+    stored = numbers.to(FLOATS[dtype])
+    return stored if bool(torch.isfinite(stored).all()) else numbers.to(wide)
+
+
+def _complete(
+    old: Source, new: Source, before: Anatomy, after: Anatomy, tensors: dict[str, Tensor], same: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Store what is in no packed linear and differs from the base; returns its names and the expert's tied names."""
+    full = []
+    for name in after.others:
+        ours = new.read(name)
+        theirs = before.tied.get(name, name)
+        # A head that only the base keeps apart must be stored: the expert's is tied to another tensor.
+        known = theirs in before.others and not any(
+            alias in before.others for alias, tied in after.tied.items() if tied == name
+        )
+        if known and (base := old.read(theirs)).shape == ours.shape and torch.equal(base.float(), ours.float()):
+            same.append(name)
+        else:
+            tensors[name] = ours.clone()
+            full.append(name)
+    return full, {alias: name for alias, name in after.tied.items() if name in full}
+
+
+def _data(calibration: Any, tokenizer: Any, folder: Path | None, *, sequences: int, length: int, batch: int) -> Batches:
+    rows = [row for row, _ in zip(calibration, range(sequences), strict=False)]
+    if rows and isinstance(rows[0], str | dict) and tokenizer is None and folder is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    data = list(batches(rows, tokenizer, length=length, size=batch))
+    if not data:
+        raise ValueError("the calibration data holds no token; pass calibration=None to choose by weights alone")
+    return data
+
+
+def _digest(data: Batches) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for batch in data for tensor in batch)).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in ("tersor", "torch", "transformers")}
+
+
+class _Work:
+    """Finished linears on disk, kept only while the same run (config, base, expert, calibration) goes on."""
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        text = json.dumps(identity, sort_keys=True)
+        mark = folder / "run.json"
+        if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
+            raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
+        if mark.is_file() and mark.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{folder} belongs to another run; remove it or give another folder")
+        _atomic.write_text(mark, text)
+
+    def remember(
+        self, name: str, make: Callable[[], tuple[Linear, dict[str, Tensor]]]
+    ) -> tuple[Linear, dict[str, Tensor]]:
+        """What ``make`` gives, or what it gave in an earlier run."""
+        if self.folder is None:
+            return make()
+        note, file = self.folder / f"{name}.json", self.folder / f"{name}.safetensors"
+        if not note.is_file():
+            linear, parts = make()
+            save_file({part: tensor.contiguous() for part, tensor in parts.items()}, file)
+            _atomic.write_text(note, json.dumps(vars(linear)))
+        values = json.loads(note.read_text(encoding="utf-8"))
+        return Linear(**{**values, "shape": tuple(values["shape"])}), load_file(file)
+
+    def clear(self) -> None:
+        """Remove what is no longer needed."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder)

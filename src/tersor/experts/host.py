@@ -1,0 +1,306 @@
+"""Many experts on one base: registered, switched, and mixed in a batch, while the base's weights stay as they are."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.experts.bank import Budget, ExpertBank
+from tersor.experts.config import BaseMismatchError, ConfigMismatchError
+from tersor.experts.delta import ExpertDelta, Manifest, fingerprint, local_folder, read_manifest
+from tersor.experts.linear import ResidentExpert, Routes, RowwiseModule, Switch
+from tersor.experts.sources import Anatomy, module_of
+
+#: Ways of generating whose drafts come from another model or place, and would be checked against the wrong expert.
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "custom_generate")
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of tensors: the base's, and of each expert by part; the parts are "codes", "steps", "salient", "full" and
+    "derived" (made for this base). An expert on disk has none.
+    """
+
+    base: int
+    experts: dict[str, dict[str, int]]
+    tiers: dict[str, str]
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.base + sum(sum(parts.values()) for parts in self.experts.values())
+
+
+class ExpertHost:
+    """Serves experts on a base model, which it wraps in place (ME-Switch, arXiv 2406.09041).
+
+        host = ExpertHost(base, max_resident=4)
+        host.load_expert("math", "math-delta")
+        host.generate(**inputs, expert_names=["math", None])    # one a row, None is the base
+        with host.use("math"): base(**inputs)
+
+    The base's tensors are neither copied nor written. One forward pass at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_resident: int | None = None,
+        max_cpu: int | None = None,
+        max_resident_bytes: int | None = None,
+        max_cpu_bytes: int | None = None,
+    ) -> None:
+        """
+        Args:
+            model: a `PreTrainedModel`, on the device that experts shall be on.
+            max_resident, max_resident_bytes: experts on the device, and their bytes; None is no limit.
+            max_cpu, max_cpu_bytes: copies in host memory.
+        """
+        self.model = model
+        self._switch = Switch()
+        self._wrapped: dict[str, RowwiseModule] = {}
+        self._fingerprints: dict[tuple[str, ...], str] = {}
+        self._active: tuple[str, ...] = ()
+        self._bank = ExpertBank(
+            self._place,
+            resident=Budget(count=max_resident, nbytes=max_resident_bytes),
+            cached=Budget(count=max_cpu, nbytes=max_cpu_bytes),
+        )
+
+    # ---- registration -----------------------------------------------------------------------------------------------
+
+    def load_expert(
+        self, name: str, delta: str | os.PathLike[str] | ExpertDelta, *, pin: bool = False, allow_mismatch: bool = False
+    ) -> None:
+        """Register an expert; its tensors are read when it is first used, or now where ``pin`` keeps it on the device.
+
+        Raises:
+            BaseMismatchError: for a delta of another base, unless ``allow_mismatch``, which warns.
+            ConfigMismatchError: for a delta whose modules the base does not have.
+            DeltaFormatError: for broken files.
+            ValueError: for a name that is taken or impossible.
+        """
+        source = delta if isinstance(delta, ExpertDelta) else local_folder(delta)
+        manifest = source.manifest if isinstance(source, ExpertDelta) else read_manifest(source)
+        self._check_base(name, manifest, allow_mismatch=allow_mismatch)
+        self._bank.register(name, source, manifest)
+        try:
+            self._wrap(manifest)
+            if pin:
+                self._bank.pin(name)
+                self._bank.acquire(name)
+                self._bank.release(name)
+        except BaseException:
+            self._bank.remove(name)
+            raise
+
+    def unload_expert(self, name: str) -> None:
+        """Forget an expert; the name may be used again at once.
+
+        Raises:
+            UnknownExpertError: for a name that is not registered.
+            ExpertBusyError: while the expert is set or answers requests.
+        """
+        self._bank.remove(name)
+
+    def list_experts(self) -> dict[str, str]:
+        """Registered names and where each expert is: "disk", "cpu" or "device"."""
+        return {entry.name: entry.tier for entry in self._bank.entries()}
+
+    def pin(self, name: str, *, pinned: bool = True) -> None:
+        """Keep an expert on the device whatever else is loaded, or let it go again."""
+        self._bank.pin(name, pinned=pinned)
+
+    def generation(self, name: str) -> int:
+        """A number that differs between two contents of one name: what caches of its results are keyed by."""
+        return self._bank.entry(name).generation
+
+    # ---- switching --------------------------------------------------------------------------------------------------
+
+    def set_expert(self, name: str | None) -> None:
+        """Answer every row as this expert until further notice; None is the base."""
+        self._activate(() if name is None else (name,))
+
+    def disable_experts(self) -> None:
+        """Answer as the base."""
+        self._activate(())
+
+    def _activate(self, names: tuple[str, ...]) -> None:
+        before, self._active = self._active, ()
+        self._switch.routes = None
+        self._release(before)  # first, so that a host with room for one expert can switch
+        try:
+            self._hold(names)
+        except BaseException:
+            self._hold(before)
+            raise
+
+    def _hold(self, names: tuple[str, ...]) -> None:
+        self._switch.routes = self._acquire(names) if names else None
+        self._active = names
+
+    @contextmanager
+    def use(self, names: str | Sequence[str | None] | None) -> Iterator[Any]:
+        """Answer as one expert, or each row as its own, inside the block; then as before. Yields the model."""
+        wanted: tuple[str | None, ...] = (names,) if names is None or isinstance(names, str) else tuple(names)
+        if not wanted:
+            raise ValueError("expert_names is empty; give one name a row, None for the base")
+        routes = self._acquire(wanted)
+        before, self._switch.routes = self._switch.routes, routes
+        try:
+            yield self.model
+        finally:
+            self._switch.routes = before
+            self._release(wanted)
+
+    def generate(self, *args: Any, expert_names: str | Sequence[str | None] | None = None, **kwargs: Any) -> Any:
+        """``model.generate`` with an expert for each row of the prompt; arguments and results are the library's.
+
+        Beams and returned sequences of a row stay with its expert.
+
+        Raises:
+            ValueError: for another number of names than rows.
+            NotImplementedError: for assisted decoding.
+        """
+        if used := [name for name in ASSISTED if kwargs.get(name) is not None]:
+            raise NotImplementedError(f"generate with experts does not take {used[0]}; leave it out")
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs", kwargs.get("inputs_embeds")))
+        if expert_names is not None and not isinstance(expert_names, str) and ids is not None:
+            expert_names = list(expert_names)
+            if len(expert_names) != len(ids):
+                raise ValueError(f"{len(expert_names)} expert names for {len(ids)} rows; give one a row")
+        with self.use(expert_names) as model:
+            return model.generate(*args, **kwargs)
+
+    def _acquire(self, names: Sequence[str | None]) -> Routes:
+        held: list[str] = []
+        found: dict[str, ResidentExpert] = {}
+        try:
+            for name in dict.fromkeys(each for each in names if each is not None):
+                found[name] = self._bank.acquire(name)
+                held.append(name)
+        except BaseException:
+            self._release(held)
+            raise
+        return Routes([None if name is None else found[name] for name in names], self.model.device)
+
+    def _release(self, names: Sequence[str | None]) -> None:
+        for name in dict.fromkeys(each for each in names if each is not None):
+            self._bank.release(name)
+
+    # ---- what it is made of -----------------------------------------------------------------------------------------
+
+    def merge(self, name: str) -> Any:
+        """A new plain model with the expert's weights, for any other engine; the base is not touched."""
+        entry = self._bank.entry(name)
+        self._bank.acquire(name)
+        try:
+            assert entry.resident is not None  # acquired
+            return merge_expert(self.model, entry.resident.delta)
+        finally:
+            self._bank.release(name)
+
+    def memory_report(self) -> MemoryReport:
+        """Bytes that are held, counted tensor by tensor; what two places share is counted once."""
+        seen: set[int] = set()
+
+        def count(tensors: Iterator[Tensor]) -> int:
+            total = 0
+            for tensor in tensors:
+                if tensor.data_ptr() not in seen or tensor.nbytes == 0:
+                    seen.add(tensor.data_ptr())
+                    total += tensor.nbytes
+            return total
+
+        base = count(iter([*self.model.parameters(), *self.model.buffers()]))
+        experts: dict[str, dict[str, int]] = {}
+        for entry in self._bank.entries():
+            parts = dict.fromkeys(("codes", "steps", "salient", "full", "derived"), 0)
+            deltas = [] if entry.cached is None else [entry.cached]
+            if entry.resident is not None:
+                deltas.append(entry.resident.delta)
+            for delta in deltas:
+                if not all(t.data_ptr() in seen for t in delta.tensors.values() if t.nbytes):
+                    count(iter(delta.tensors.values()))
+                    for part, size in delta.bytes_by_part().items():
+                        parts[part] += size
+            if entry.resident is not None:
+                parts["derived"] = count(iter(entry.resident.derived))
+            experts[entry.name] = parts
+        return MemoryReport(base, experts, self.list_experts())
+
+    def close(self) -> None:
+        """Give the model its own modules back; experts are forgotten."""
+        self.disable_experts()
+        for name in self._bank.names():
+            self._bank.remove(name)
+        for wrapper in self._wrapped.values():
+            wrapper.detach()
+        self._wrapped.clear()
+
+    def _place(self, delta: ExpertDelta) -> ResidentExpert:
+        return ResidentExpert(delta.to(self.model.device), self.model)
+
+    def _wrap(self, manifest: Manifest) -> None:
+        for name in (*manifest.modules, *(module_of(n)[0] for n in (*manifest.full, *manifest.tied))):
+            if name not in self._wrapped:
+                self._wrapped[name] = RowwiseModule(self.model.get_submodule(name), name, self._switch)
+
+    def _check_base(self, name: str, manifest: Manifest, *, allow_mismatch: bool) -> None:
+        modules = dict(self.model.named_modules())
+        for module, linear in manifest.modules.items():
+            weight = getattr(modules.get(module), "weight", None)
+            if weight is None or tuple(weight.shape) != linear.shape:
+                there = "is missing" if weight is None else f"is {list(weight.shape)}"
+                raise ConfigMismatchError(f"expert {name!r} changes {module} {list(linear.shape)}, which {there} here")
+        state = set(self.model.state_dict())
+        if unknown := sorted({*manifest.full, *manifest.tied} - state):
+            raise ConfigMismatchError(f"expert {name!r} replaces {unknown[0]}, which this base does not have")
+        found = self._fingerprint(manifest.config.full_modules)
+        if found == manifest.base_fingerprint:
+            return
+        message = (
+            f"expert {name!r} was made against {manifest.base_model_name_or_path} "
+            f"({manifest.base_fingerprint[:12]}...), this base is another one ({found[:12]}...)"
+        )
+        if not allow_mismatch:
+            raise BaseMismatchError(f"{message}; load that base, or in its precision")
+        warnings.warn(f"{message}; its answers will differ from the expert's", stacklevel=3)
+
+    def _fingerprint(self, full_modules: tuple[str, ...]) -> str:
+        if full_modules not in self._fingerprints:
+            anatomy = Anatomy.of(self.model.config, type(self.model), full_modules=full_modules)
+            state = self.model.state_dict()
+            self._fingerprints[full_modules] = fingerprint(state.__getitem__, anatomy.linears)
+        return self._fingerprints[full_modules]
+
+
+@torch.no_grad()
+def merge_expert(base: Any, delta: ExpertDelta) -> Any:
+    """A new model of the base's class with the expert's weights ``W0 + D^``, in the base's dtype.
+
+    The sum is float32 and rounded once. Merging again starts from the same base, so nothing drifts.
+    """
+    config = type(base.config).from_dict(dict(delta.manifest.expert_config))
+    model = type(base)._from_config(config, dtype=base.dtype)
+    old = base.state_dict()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        module, own = module_of(name)
+        if own == "weight" and module in delta.manifest.modules:
+            merged = old[name].float().cpu() + delta.dense(module).cpu()
+        else:
+            kept = delta.tensor(name)
+            merged = old[name] if kept is None else kept
+        state[name] = merged.to(tensor.dtype)
+    model.load_state_dict(state)
+    assert isinstance(model, nn.Module)
+    return model.to(base.device).eval()

@@ -1,0 +1,204 @@
+"""Modules of the base that answer each row of a batch as its expert would (ME-Switch, arXiv 2406.09041).
+
+    y     = x W0^T                                  shared by the whole batch, whatever its experts
+    y[g] += (x[g] v_g^T) s_g + x[g][:, S_g] R_g^T   for the rows g of each expert
+
+The base's weights are never written, and no ``W0 + D`` exists. Norms, embeddings and heads that an expert replaces are
+computed for its rows with its own. A module is changed by setting its ``forward``, so its weights keep their names,
+and taking that back restores the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.experts.config import ConfigMismatchError
+from tersor.experts.delta import ExpertDelta
+from tersor.lowbit.kernels import get_kernel
+from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
+
+
+class ResidentExpert:
+    """An expert whose tensors are on the base's device, ready to be looked up by module name.
+
+    ``packed``: deltas of linears. ``biases``: what is added where biases differ. ``replaced``: modules that stand in
+    for the base's; they share all that the expert does not replace. ``derived``: tensors made for this base, which are
+    differences of biases and complete tensors in the base's precision where the expert has another.
+    """
+
+    def __init__(self, delta: ExpertDelta, base: nn.Module) -> None:
+        """``delta`` must be on the device of ``base``."""
+        self.delta = delta
+        self.packed: dict[str, PackedDelta] = {name: delta.packed(name) for name in delta.manifest.modules}
+        self.biases: dict[str, Tensor] = {}
+        self.derived: list[Tensor] = []
+        self.replaced: dict[str, nn.Module] = {}
+        names = [*delta.manifest.full, *delta.manifest.tied]
+        for name in names:
+            module, _, own = name.rpartition(".")
+            tensor = delta.tensor(name)
+            assert tensor is not None  # these are the names of complete tensors
+            target = base.get_submodule(module)
+            if own == "bias" and module in self.packed:
+                self.biases[module] = tensor.float() - target.get_parameter("bias").detach().float()
+                self.derived.append(self.biases[module])
+                continue
+            if module not in self.replaced:
+                self.replaced[module] = _shadow(target)
+            placed = _replace(self.replaced[module], own, tensor)
+            if placed.data_ptr() != tensor.data_ptr():
+                self.derived.append(placed)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that it holds."""
+        return [*self.delta.tensors.values(), *self.derived]
+
+
+def _shadow(module: nn.Module) -> nn.Module:
+    """A module of the same class that shares its tensors, until one is replaced."""
+    shadow = copy.copy(module)
+    shadow.__dict__.pop("forward", None)
+    shadow._parameters = dict(module._parameters)
+    shadow._buffers = dict(module._buffers)
+    return shadow
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Put ``tensor`` where a module has one of that name; returns what stands there now."""
+    old = module.get_buffer(name) if name in module._buffers else module.get_parameter(name)
+    if tensor.dim() != old.dim() or tensor.shape[1:] != old.shape[1:]:  # vocabularies may differ in size
+        raise ConfigMismatchError(
+            f"the expert replaces {name} {list(old.shape)} of {type(module).__name__} by {list(tensor.shape)}"
+        )
+    placed = tensor.to(old.dtype)
+    if name in module._buffers:
+        module._buffers[name] = placed
+    else:
+        module._parameters[name] = nn.Parameter(placed, requires_grad=False)
+    return placed
+
+
+Split = list[tuple[ResidentExpert | None, Tensor | None]]
+
+
+class Routes:
+    """Which rows of a batch go to which expert.
+
+    One expert for all rows, or one a row (None is the base). A batch of several times as many rows, as beam search
+    and ``num_return_sequences`` make it, has each row repeated in place.
+    """
+
+    def __init__(self, experts: Sequence[ResidentExpert | None], device: torch.device) -> None:
+        self.experts, self.device = list(experts), device
+        self._splits: dict[int, Split] = {}
+
+    def split(self, rows: int) -> Split:
+        """The experts of a batch of ``rows`` rows, each with its rows (int64), or None for all of them.
+
+        Raises:
+            ValueError: for a number of rows that the names cannot be spread over.
+        """
+        if rows not in self._splits:
+            self._splits[rows] = self._split(rows)
+        return self._splits[rows]
+
+    def _split(self, rows: int) -> Split:
+        count = len(self.experts)
+        distinct = list(dict.fromkeys(self.experts))
+        if len(distinct) == 1:
+            return [(distinct[0], None)]
+        if rows % count:
+            raise ValueError(f"a batch of {rows} rows cannot be shared out among {count} expert names; give one a row")
+        each = rows // count
+        owners = torch.arange(rows) // each
+        return [
+            (expert, torch.isin(owners, _places(self.experts, expert)).nonzero().flatten().to(self.device))
+            for expert in distinct
+        ]
+
+
+def _places(experts: list[ResidentExpert | None], expert: ResidentExpert | None) -> Tensor:
+    return torch.tensor([place for place, each in enumerate(experts) if each is expert])
+
+
+class Switch:
+    """The routes of the forward pass that is running; None answers as the base does."""
+
+    routes: Routes | None = None
+
+
+class RowwiseModule:
+    """Stands in for the ``forward`` of one module of the base."""
+
+    def __init__(self, module: nn.Module, name: str, switch: Switch) -> None:
+        self.module, self.name, self.switch = module, name, switch
+        self.own = module.__dict__.get("forward")
+        self.inner = module.forward
+        module.forward = self
+
+    def detach(self) -> None:
+        """Give the module its own ``forward`` back."""
+        if self.own is None:
+            del self.module.forward
+        else:
+            self.module.forward = self.own
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        routes = self.switch.routes
+        if routes is None:
+            return self.inner(x, *args, **kwargs)  # type: ignore[no-any-return]
+        split = routes.split(x.shape[0])
+        y = self._computed(x, split, *args, **kwargs)
+        added = [(e.packed[self.name], rows) for e, rows in split if e is not None and self.name in e.packed]
+        if added:
+            y = _add(x, y, added)
+        for expert, rows in split:
+            if expert is not None and self.name in expert.biases:
+                bias = expert.biases[self.name]
+                at = slice(None) if rows is None else rows
+                y = y.clone()
+                y[at] = (y[at].float() + bias).to(y.dtype)
+        return y
+
+    def _computed(self, x: Tensor, split: Split, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's outputs, or those of what experts put in the module's place, row by row."""
+        if not any(expert is not None and self.name in expert.replaced for expert, _ in split):
+            return self.inner(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(split) == 1:
+            return self._of(split[0][0])(x, *args, **kwargs)  # type: ignore[no-any-return]
+        parts = [(rows, self._of(expert)(x[rows], *args, **kwargs)) for expert, rows in split]
+        width = max(part.shape[-1] for _, part in parts)
+        first = parts[0][1]
+        # Vocabularies may differ in size: what an expert's head does not have cannot be sampled.
+        y: Tensor = first.new_full((x.shape[0], *first.shape[1:-1], width), -torch.inf)
+        for rows, part in parts:
+            y[rows, ..., : part.shape[-1]] = part
+        return y
+
+    def _of(self, expert: ResidentExpert | None) -> Any:
+        if expert is None or self.name not in expert.replaced:
+            return self.inner
+        return expert.replaced[self.name].forward
+
+
+def _add(x: Tensor, y: Tensor, added: list[tuple[PackedDelta, Tensor | None]]) -> Tensor:
+    """Add the products of packed deltas to rows of ``y`` ``[rows, ..., out]``."""
+    tokens = x[0].numel() // x.shape[-1] if len(x) else 0
+    groups = [DeltaGroup(delta, _token_rows(rows, tokens)) for delta, rows in added]
+    # The fast back ends write into y, which autograd must not miss.
+    backend = "reference" if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad) else None
+    kernel = get_kernel("delta_linear", backend, device=x.device.type)
+    flat: Tensor = kernel(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), groups)
+    return flat.view(y.shape)
+
+
+def _token_rows(rows: Tensor | None, tokens: int) -> Tensor | None:
+    """Rows of the flattened batch that belong to ``rows``, which have ``tokens`` tokens each."""
+    if rows is None or tokens == 1:
+        return rows
+    return (rows[:, None] * tokens + torch.arange(tokens, device=rows.device)).flatten()

@@ -1,0 +1,222 @@
+"""Where the weights of base and expert are read from, tensor by tensor, and what both models are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tersor.experts.config import ConfigMismatchError
+
+#: Fields of two configurations that may differ: what is stored with the expert, or decides nothing about the weights.
+FREE_FIELDS = frozenset(
+    (
+        *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "vocab_size"),
+        *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range"),
+        *("max_position_embeddings", "attention_dropout", "hidden_dropout", "output_attentions"),
+        *("output_hidden_states", "return_dict", "problem_type", "task_specific_params", "id2label", "label2id"),
+        *("pretraining_tp", "chunk_size_feed_forward", "_attn_implementation", "max_window_layers"),
+    )
+)
+
+
+class Source(AbstractContextManager["Source"]):
+    """Weights of one model, in memory or in safetensors files, of which one tensor is read at a time."""
+
+    def __init__(self, origin: Any) -> None:
+        """``origin``: a `PreTrainedModel` or a folder. Raises `ValueError` for anything that is neither."""
+        self._open = ExitStack()
+        self._tensors: dict[str, Tensor] = {}
+        self._files: dict[str, Any] = {}
+        if isinstance(origin, nn.Module):
+            self.config: Any = origin.config
+            self.name = str(getattr(origin, "name_or_path", "") or type(origin).__name__)
+            self.folder: Path | None = Path(self.name) if Path(self.name).is_dir() else None
+            self._tensors = dict(origin.state_dict())
+            self.architecture = type(origin)
+        else:
+            self.folder = check_folder(Path(origin))
+            self.name = str(origin)
+            self.config, self.architecture = read_config(self.folder)
+            self._open_files(self.folder)
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def _open_files(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        names = ["model.safetensors"]
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ValueError(f"{folder}: weight file {name} is missing or outside the folder; fetch it again")
+            try:
+                file = self._open.enter_context(safe_open(folder / name, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(f"{folder / name} is not a whole safetensors file ({error}); fetch it again") from None
+            self._files |= dict.fromkeys(file.keys(), file)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as it is stored.
+
+        Raises:
+            ValueError: where it is missing, or holds NaN or infinity.
+        """
+        if name in self._tensors:
+            tensor = self._tensors[name]
+        elif name in self._files:
+            tensor = self._files[name].get_tensor(name)
+        else:
+            raise ValueError(f"{self.name} has no tensor {name}; load both models and pass them instead of folders")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} of {self.name} holds NaN or infinity; the checkpoint is broken")
+        return tensor.detach().cpu()
+
+
+def check_folder(folder: Path) -> Path:
+    """A folder with a checkpoint of a whole model.
+
+    Raises:
+        ValueError: with what to do, also for an adapter (LoRA and the like).
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} is a PEFT adapter, not a whole model: merge it first (PeftModel.merge_and_unload, then "
+            "save_pretrained), or serve it through PEFT, which is smaller than a delta"
+        )
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json; give the folder that save_pretrained wrote")
+    return folder
+
+
+def read_config(folder: Path) -> tuple[Any, type[nn.Module]]:
+    """Configuration and class of a checkpoint."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    name = (config.architectures or [None])[0]
+    architecture = getattr(transformers, name or "", None)
+    if architecture is None:
+        raise ValueError(f"{folder}: transformers has no class {name!r}; load the model and pass it instead")
+    return config, architecture
+
+
+def load_model(folder: str | os.PathLike[str]) -> Any:
+    """The model of a checkpoint in its own precision."""
+    _, architecture = read_config(check_folder(Path(folder)))
+    build: Any = architecture
+    return build.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def check_same_architecture(base: Any, expert: Any) -> None:
+    """Raise `ConfigMismatchError` with the first field in which two configurations differ and must not."""
+    one, other = base.to_dict(), expert.to_dict()
+    for name in sorted((set(one) | set(other)) - FREE_FIELDS):
+        if one.get(name) != other.get(name):
+            raise ConfigMismatchError(
+                f"base and expert differ in {name}: {one.get(name)!r} and {other.get(name)!r}; an expert must be a "
+                "full fine-tuning of this base"
+            )
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model is made of, by names of its state.
+
+    ``linears``: weights of the linears below the decoder layers; ``others``: everything else, with shapes;
+    ``tied``: names that are another tensor, and which.
+    """
+
+    linears: dict[str, torch.Size]
+    others: dict[str, torch.Size]
+    tied: dict[str, str]
+
+    @classmethod
+    def of(cls, config: Any, architecture: type[nn.Module], *, full_modules: tuple[str, ...] = ()) -> Anatomy:
+        """Built without memory, on the meta device.
+
+        Raises:
+            NotImplementedError: for weights of routed experts held in one parameter, unless ``full_modules`` names
+                them.
+        """
+        with torch.device("meta"):
+            build: Any = architecture
+            model = build._from_config(config) if hasattr(build, "_from_config") else build(config)
+        tied = {}
+        if getattr(config.get_text_config(), "tie_word_embeddings", False):
+            tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        layers = decoder_layers(model)
+        state = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+        linears = {}
+        for name, module in model.named_modules():
+            if not name.startswith(layers + ".") or names_one_of(name, full_modules):
+                continue
+            if isinstance(module, nn.Linear):
+                linears[f"{name}.weight"] = module.weight.shape
+                continue
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() > 2:
+                    raise NotImplementedError(
+                        f"{name}.{own} holds the weights of routed experts in one parameter {list(parameter.shape)}; "
+                        "their deltas are not packed. Name the module in full_modules to store it complete"
+                    )
+        return cls(linears, {name: shape for name, shape in state.items() if name not in linears}, tied)
+
+
+def names_one_of(name: str, wanted: tuple[str, ...]) -> bool:
+    """Whether a module's name, or its last part, is among ``wanted``."""
+    return any(name == each or name.endswith("." + each) for each in wanted)
+
+
+def decoder_layers(model: nn.Module) -> str:
+    """Name of the list of decoder layers: the largest `ModuleList` that is in no other.
+
+    Raises:
+        ValueError: for a model without one.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
+    if not outer:
+        raise ValueError(f"{type(model).__name__} has no list of decoder layers")
+    size: dict[str, int] = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
+    return max(size, key=lambda name: size[name])
+
+
+def module_of(name: str) -> tuple[str, str]:
+    """Module and own name of a tensor of the state."""
+    module, _, own = name.rpartition(".")
+    return module, own
+
+
+def batches(texts: Any, tokenizer: Any, *, length: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and mask ``[size, length]`` of calibration data: texts, a dataset with a column "text", or id tensors.
+
+    Raises:
+        ValueError: for texts without a tokenizer.
+    """
+    rows = [row["text"] if isinstance(row, dict) else row for row in texts]
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        if isinstance(chunk[0], str):
+            if tokenizer is None:
+                raise ValueError("calibration texts need the expert's tokenizer; pass tokenizer=")
+            ids = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in chunk]
+        else:
+            ids = [torch.as_tensor(row).flatten()[:length].tolist() for row in chunk]
+        ids = [row for row in ids if row]
+        if not ids:
+            continue
+        longest = max(map(len, ids))
+        # Padded on the right behind a causal mask, so that no token sees the padding.
+        padded = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+        yield padded, mask

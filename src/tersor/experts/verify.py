@@ -1,0 +1,109 @@
+"""How close a delta comes to the expert that it stands for, in weights and in answers; and writing it out merged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tersor.bench.measure import bootstrap_interval
+from tersor.experts.config import BaseMismatchError
+from tersor.experts.delta import ExpertDelta, fingerprint
+from tersor.experts.host import merge_expert
+from tersor.experts.sources import Anatomy, Source, batches, load_model
+
+#: Tokens of a text that answers are compared on.
+LENGTH = 512
+
+
+def compare_weights(delta: ExpertDelta, base: Path, expert: Path) -> dict[str, float]:
+    """Error of each packed linear's delta, relative to the size of the true one.
+
+    Raises:
+        BaseMismatchError: where the delta was made against another base.
+        ValueError: where a tensor that is stored complete is not the expert's.
+    """
+    manifest = delta.manifest
+    errors = {}
+    with Source(base) as old, Source(expert) as new:
+        check_base(delta, old)
+        for module in manifest.modules:
+            name = f"{module}.weight"
+            true = new.read(name).float() - old.read(name).float()
+            errors[module] = float((true - delta.dense(module)).norm() / true.norm())
+        for name in manifest.full:
+            if not torch.equal(new.read(name), delta.tensors[name]):
+                raise ValueError(f"{name} of the delta is not that of {expert}; was it made from another expert?")
+    return errors
+
+
+def check_base(delta: ExpertDelta, base: Source) -> None:
+    """Raise `BaseMismatchError` unless ``delta`` was made against ``base``."""
+    manifest = delta.manifest
+    anatomy = Anatomy.of(base.config, base.architecture, full_modules=manifest.config.full_modules)
+    found = fingerprint(base.read, anatomy.linears)
+    if found != manifest.base_fingerprint:
+        raise BaseMismatchError(
+            f"the delta was made against {manifest.base_model_name_or_path} ({manifest.base_fingerprint[:12]}...), "
+            f"{base.name} is another model ({found[:12]}...); give that base, in its precision"
+        )
+
+
+@torch.no_grad()
+def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Next-token distributions of the expert and of base plus delta.
+
+    Returns:
+        "kl": the mean over texts of the mean divergence a token, in nats, with its 95 % interval ("kl_low",
+        "kl_high"); "same_top": the share of tokens with the same likeliest next one; "perplexity" and
+        "expert_perplexity"; "texts" and "tokens".
+
+    Raises:
+        ValueError: for texts without two tokens in any of them.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
+    teacher = load_model(expert)
+    student = merge_expert(load_model(base), delta)
+    divergences: list[float] = []
+    same = tokens = 0
+    losses = torch.zeros(2, dtype=torch.float64)
+    for ids, _ in batches(texts, tokenizer, length=LENGTH, size=1):
+        if ids.shape[1] < 2:
+            continue
+        true, ours = (F.log_softmax(m(input_ids=ids).logits[0, :-1].double(), dim=-1) for m in (teacher, student))
+        divergences.append(float((true.exp() * (true - ours)).sum(-1).mean()))
+        same += int((true.argmax(-1) == ours.argmax(-1)).sum())
+        losses -= torch.stack([each.gather(1, ids[0, 1:, None]).sum() for each in (ours, true)])
+        tokens += ids.shape[1] - 1
+    if not divergences:
+        raise ValueError("no text has two tokens; give longer ones")
+    kl = bootstrap_interval(divergences)
+    perplexity, expert_perplexity = (losses / tokens).exp().tolist()
+    return {
+        "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "same_top": same / tokens, "perplexity": perplexity,
+        "expert_perplexity": expert_perplexity, "texts": len(divergences), "tokens": tokens,
+    }  # fmt: skip
+
+
+def merge_folder(delta: ExpertDelta, base: Path, out: Path) -> None:
+    """Write base plus delta as a plain checkpoint with the expert's tokenizer; ``out`` appears when it is whole.
+
+    Raises:
+        BaseMismatchError: where the delta was made against another base.
+    """
+    with Source(base) as source:
+        check_base(delta, source)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    merge_expert(load_model(base), delta).save_pretrained(unfinished)
+    delta.copy_companions(unfinished)
+    if out.is_dir():
+        out.rmdir()  # empty, as was checked
+    os.replace(unfinished, out)
