@@ -130,7 +130,8 @@ class Pass:
     def layers(self) -> None:
         """The blocks, and what the decoder does for their mask and positions."""
         held = Slots(self.cache, self.valid)
-        held.offsets = list(self.point.held)
+        cells = torch.tensor([self.point.held], device=self.valid.device)
+        held.offsets = torch.cat([held.offsets, cells], dim=1)
         fed = torch.tensor(self.point.fed, device=self.valid.device)
         self.model.model(
             inputs_embeds=self.embeddings,
