@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,11 @@ def recipes(monkeypatch: pytest.MonkeyPatch):
 
     yield {"tiny-nar": tiny_nar, "tiny-nar-text": tiny_nar_text, "tiny-nar-video": tiny_nar_video}
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_is_the_one_that_made_it(recipes, name) -> None:
+    assert lock_of(zoo.path(name))["plan"] == json.loads(json.dumps(asdict(recipes[name].FULL)))
 
 
 @pytest.mark.parametrize("name", NAMES)
