@@ -14,7 +14,8 @@ from transformers import Trainer, TrainingArguments
 from tersor.grids import nar as nar_module
 from tersor.grids.model import LlamaGen, LlamaGenConfig, _rotate
 from tersor.grids.nar import NARConfig, NARForImageGeneration, mixing_plan, visibility
-from tersor.grids.nar_model import fit_text, rotary_table, rotary_widths, sincos, turn
+from tersor.grids.nar_model import fit_text, sincos, turn
+from tersor.grids.rotary import rotary_table, rotary_widths
 
 VARIANTS = {
     "image": ((3, 4), {}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor.grids.original import load_strictly, read_weights
+from tersor.grids.rotary import kept_table
 
 #: Attention heads by width, for the published sizes: the weights alone do not tell.
 _PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 4096: 32}
@@ -243,8 +243,8 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         a rotation by zero: the weights were trained with queries and keys of the prefix being zero vectors.
         """
         config = self.config
-        table = _rotations(
-            config.condition_tokens, config.grid_size, config.head_dim, config.rope_theta, positions.device
+        table = kept_table(
+            config.grid_size, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
         )
         return table[positions]
 
@@ -351,22 +351,6 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
             valid = F.pad(valid, (0, 1), value=True)
             mask = torch.where(valid, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
         return ids
-
-
-@functools.lru_cache(maxsize=16)
-def _rotations(
-    condition_tokens: int, grid_size: tuple[int, int], head_dim: int, theta: float, device: torch.device
-) -> Tensor:
-    """The table of `LlamaGen.rotation` for the prefix and every cell, ``[positions, head_dim // 2, 2]``."""
-    half, (rows, columns) = head_dim // 2, grid_size
-    # Whoever asks first may do so in inference mode; training must be able to use the table too.
-    with torch.inference_mode(False):
-        powers = torch.arange(0, half, 2, device=device, dtype=torch.float32)[: half // 2] / half
-        cell = torch.arange(rows * columns, device=device)
-        axes = torch.stack([cell // columns, cell % columns], dim=-1).float()
-        angles = (axes[..., None] * theta**-powers).flatten(-2)
-        table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        return F.pad(table, (0, 0, 0, 0, condition_tokens, 0))
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARImageOutput
 from tersor.grids.nar_generation import FrontCache, NAROutput, Sampling, draw, guide
-from tersor.grids.nar_model import rotary_table
+from tersor.grids.rotary import kept_table
 
 
 @cache
@@ -147,8 +147,9 @@ class RasterVideo(LlamaGen):
     config_class = RasterVideoConfig
 
     def rotation(self, positions: Tensor) -> Tensor:
-        """See `rotary_table`; all samples of a batch have the same positions."""
+        """See `rotary_table`."""
         config = self.config
         rows, columns = config.grid_size
         grid = (config.frames, rows // config.frames, columns)
-        return rotary_table(positions[0], grid, config.head_dim, config.condition_tokens, config.rope_theta)
+        table = kept_table(grid, config.head_dim, config.condition_tokens, config.rope_theta, positions.device)
+        return table[positions]

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tersor.grids.geometry import check_sizes
 from tersor.grids.model import _CaptionEmbedding, _ClassEmbedding, _FeedForward, _RMSNorm
+from tersor.grids.rotary import rotary_table
 
 if TYPE_CHECKING:
     from tersor.grids.nar_generation import FrontCache
@@ -386,25 +387,6 @@ def _kept_rotation(*arguments: Any) -> Rotation:
     # Whoever asks first may do so in inference mode; training must be able to use the table too.
     with torch.inference_mode(False):
         return rotation_of(*arguments)
-
-
-def rotary_table(places: Tensor, grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float) -> Tensor:
-    """Cosine and sine by place in the sequence, ``[1, tokens, head_dim // 2, 2]``, float32; zeros for the prefix."""
-    offset = (places - prefix).clamp_min(0)
-    stride, angles = math.prod(grid_size), []
-    for size, width in zip(grid_size, rotary_widths(head_dim, len(grid_size)), strict=True):
-        stride //= size
-        powers = torch.arange(0, width, 2, device=places.device, dtype=torch.float32) / width
-        angles.append((offset // stride % size).float()[:, None] * theta**-powers)
-    turned = torch.cat(angles, dim=-1)
-    table = torch.stack([turned.cos(), turned.sin()], dim=-1)
-    return (table * (places >= prefix)[:, None, None])[None]
-
-
-def rotary_widths(head_dim: int, axes: int) -> list[int]:
-    """Channels of a head that turn with each axis: even numbers, as equal as can be, the larger ones last."""
-    pairs, rest = divmod(head_dim // 2, axes)
-    return [2 * (pairs + (axis >= axes - rest)) for axis in range(axes)]
 
 
 def sincos(places: Tensor, width: int) -> Tensor:
