@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tersor import zoo
+from tersor._weights import weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_WEIGHTS = "model.safetensors"
 #: Endings of the classes that write text.
 GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -73,21 +75,15 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if not (folder / f"{_WEIGHTS}.index.json").is_file():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{folder}: no *.safetensors; convert the weights (pickled ones are not loaded)")
         return files
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError(f"{index} is not a weight index; fetch the checkpoint again") from None
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{index} points outside its folder ({outside[0]}); do not use this checkpoint")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ValueError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}")
-    return [folder / name for name in names]
+    files = weight_files(folder, _WEIGHTS)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{folder}: {len(missing)} of {len(files)} weight files are missing, first {missing[0]}")
+    return files
 
 
 def _check_safetensors(file: Path) -> None:

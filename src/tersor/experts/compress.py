@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor.bench.measure import versions
 from tersor.experts.calibration import Batches, input_energy
 from tersor.experts.config import FLOATS, DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
@@ -105,6 +106,7 @@ def compress_expert(
             linears[module] = linear
             tensors |= {f"{module}.{part}": tensor for part, tensor in packed.items()}
         full, tied = _complete(old, new, before, after, tensors, same)
+        installed = versions()
         manifest = Manifest(
             base_model_name_or_path=old.name,
             base_revision=getattr(old.config, "_commit_hash", None),
@@ -118,13 +120,13 @@ def compress_expert(
             same=sorted(same),
             tied=tied,
             notes=notes,
-            versions=_versions(),
+            versions={name: installed[name] for name in ("tersor", "torch", "transformers")},
         )
         delta = ExpertDelta(manifest, tensors, new.folder)
         if config.distill and model is not None and data is not None:
             say("distillation")
             if config.distill == "codes":
-                delta, _ = distill_codes(delta, old, model, data, say=say)
+                delta = distill_codes(delta, old, model, data, say=say)
             else:
                 delta = distill_closed_form(delta, old, model, data)
         store.clear()
@@ -219,12 +221,6 @@ def _digest(data: Batches) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for batch in data for tensor in batch)).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in ("tersor", "torch", "transformers")}
-
-
 class _Work:
     """Finished linears on disk, kept only while the same run (config, base, expert, calibration) goes on."""
 
@@ -232,13 +228,10 @@ class _Work:
         self.folder = folder
         if folder is None:
             return
-        text = json.dumps(identity, sort_keys=True)
         mark = folder / "run.json"
         if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
             raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
-        if mark.is_file() and mark.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{folder} belongs to another run; remove it or give another folder")
-        _atomic.write_text(mark, text)
+        _atomic.claim(mark, identity, f"{folder} belongs to another run; remove it or give another folder")
 
     def remember(
         self, name: str, make: Callable[[], tuple[Linear, dict[str, Tensor]]]

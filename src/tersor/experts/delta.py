@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor import _atomic
+from tersor._weights import weight_files
 from tersor.experts.config import DeltaConfig, DeltaFormatError
 from tersor.experts.quantizer import Grid
 from tersor.lowbit.kernels.delta_linear import PackedDelta
@@ -290,19 +291,14 @@ def local_folder(location: str | os.PathLike[str]) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / f"{WEIGHTS}.index.json"
-    names = [WEIGHTS]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise DeltaFormatError(f"{index} is not a weight index; fetch it again") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise DeltaFormatError(f"{index} points outside its folder ({name!r}); do not use this delta")
-        if not (folder / name).is_file():
-            raise DeltaFormatError(f"{folder / name} is missing; fetch the delta again")
-    return [folder / name for name in names]
+    try:
+        files = weight_files(folder, WEIGHTS)
+    except ValueError as error:
+        raise DeltaFormatError(str(error)) from None
+    for file in files:
+        if not file.is_file():
+            raise DeltaFormatError(f"{file} is missing; fetch the delta again")
+    return files
 
 
 def _check_marks(file: Path, marks: dict[str, str], manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,23 +21,11 @@ from tersor.experts.calibration import Batches, second_moments
 from tersor.experts.delta import ExpertDelta
 from tersor.experts.quantizer import FLOOR
 from tersor.experts.sources import Source
+from tersor.lowbit.kernels.delta_linear import PackedDelta
 from tersor.lowbit.packing import unpack_half_split
 
 #: Steps of training between two looks at the validation loss.
 LOOK_EVERY = 10
-
-
-@dataclass(frozen=True)
-class DistillReport:
-    """Mean squared error of the logits on held-out batches, before and after; ``kept_initial`` where nothing helped."""
-
-    before: float
-    after: float
-
-    @property
-    def kept_initial(self) -> bool:
-        """Whether the steps are those from before."""
-        return self.after >= self.before
 
 
 def signs(delta: ExpertDelta, name: str) -> Tensor:
@@ -51,9 +39,14 @@ def signs(delta: ExpertDelta, name: str) -> Tensor:
 def salient_columns(delta: ExpertDelta, name: str) -> Tensor:
     """``D_S`` ``[out, k]`` float32: what salient channels add, whatever part of it their codes stand for."""
     packed = delta.packed(name)
-    half: Tensor = packed.step.float() * ((1 << packed.bits - 1) - packed.zero)
     kept: Tensor = packed.salient_weight.float()
-    return kept + half[:, None]
+    return kept + _coded(packed, packed.step)
+
+
+def _coded(packed: PackedDelta, step: Tensor) -> Tensor:
+    """What the code of a salient channel stands for, ``[out, 1]``: nothing, or half a step where no code is zero."""
+    numbers: Tensor = step.float() * (2 ** (packed.bits - 1) - packed.zero)
+    return numbers[:, None]
 
 
 def with_steps(delta: ExpertDelta, steps: dict[str, Tensor]) -> ExpertDelta:
@@ -62,10 +55,9 @@ def with_steps(delta: ExpertDelta, steps: dict[str, Tensor]) -> ExpertDelta:
     for name, step in steps.items():
         packed, kept = delta.packed(name), salient_columns(delta, name)
         stored = step.to(packed.step.dtype)
-        half = stored.float() * (2 ** (packed.bits - 1) - packed.zero)
         tensors[f"{name}.step"] = stored
-        if packed.zero != 2 ** (packed.bits - 1):  # the code of a salient channel stands for half a step
-            tensors[f"{name}.salient_weight"] = (kept - half[:, None]).to(packed.salient_weight.dtype)
+        if packed.zero != 2 ** (packed.bits - 1):
+            tensors[f"{name}.salient_weight"] = (kept - _coded(packed, stored)).to(packed.salient_weight.dtype)
     return replace(delta, tensors=tensors)
 
 
@@ -120,7 +112,7 @@ class _StudentLinear(nn.Module):
 
 def distill_codes(
     delta: ExpertDelta, base: Source, expert: nn.Module, data: Batches, *, say: Callable[[str], None]
-) -> tuple[ExpertDelta, DistillReport]:
+) -> ExpertDelta:
     """Train the steps on logits of the uncompressed expert; the best of the validation batches are kept.
 
     Settings are `DeltaConfig.distill_steps` and ``distill_rate``; the rate falls to 0 as a cosine.
@@ -161,7 +153,7 @@ def distill_codes(
             say(f"distillation, step {number + 1} of {config.distill_steps}: loss {now:.3g}, before {before:.3g}")
             if now < least:
                 best, least = steps(), now
-    return with_steps(delta, best), DistillReport(before, least)
+    return with_steps(delta, best)
 
 
 def _split(data: Batches) -> tuple[Batches, Batches]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tersor._weights import weight_files
 from tersor.experts.config import ConfigMismatchError
 
 #: Fields of two configurations that may differ: what is stored with the expert, or decides nothing about the weights.
@@ -52,17 +52,13 @@ class Source(AbstractContextManager["Source"]):
         self._open.close()
 
     def _open_files(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        names = ["model.safetensors"]
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise ValueError(f"{folder}: weight file {name} is missing or outside the folder; fetch it again")
+        for path in weight_files(folder, "model.safetensors"):
+            if not path.is_file():
+                raise ValueError(f"{path} is missing; fetch the checkpoint again")
             try:
-                file = self._open.enter_context(safe_open(folder / name, framework="pt"))
+                file = self._open.enter_context(safe_open(path, framework="pt"))
             except SafetensorError as error:
-                raise ValueError(f"{folder / name} is not a whole safetensors file ({error}); fetch it again") from None
+                raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
             self._files |= dict.fromkeys(file.keys(), file)
 
     def read(self, name: str) -> Tensor:

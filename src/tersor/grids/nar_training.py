@@ -269,10 +269,5 @@ def _arguments(plan: NARTraining, out: Path, evaluates: bool, quiet: bool) -> Tr
 def _claim(out: Path, plan: NARTraining, model: Any, samples: int, *, first: bool) -> None:
     """Write what is trained here, or raise `ValueError` if the folder belongs to something else."""
     facts = {"plan": asdict(plan), "samples": samples, "model": model.config.to_diff_dict()}
-    facts = json.loads(json.dumps(facts))
-    file = out / _SETTINGS
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != facts:
-            raise ValueError(f"{out} belongs to another training; give another folder, or the same settings to go on")
-    elif first:
-        _atomic.write_text(file, json.dumps(facts, indent=1) + "\n")
+    complaint = f"{out} belongs to another training; give another folder, or the same settings to go on"
+    _atomic.claim(out / _SETTINGS, facts, complaint, write=first)

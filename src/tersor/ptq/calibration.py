@@ -324,10 +324,8 @@ def _claim(folder: Path, config: RepAPQConfig, calibration: Tensor, chain: list[
         "images": [len(calibration), float(calibration.double().sum()), float(calibration.double().square().sum())],
         "stages": [list(stage.blocks) for stage in chain],
     }
-    file = folder / "run.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
-        raise ValueError(f"{folder} belongs to a run with other settings or images; remove it or give another folder")
-    _atomic.write_text(file, json.dumps(asked))
+    complaint = f"{folder} belongs to a run with other settings or images; remove it or give another folder"
+    _atomic.claim(folder / "run.json", asked, complaint)
 
 
 def _keep(file: Path, model: nn.Module, stage: Stage, reports: list[BlockReport]) -> None:
