@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rep_models import RepNet, images, unruly
+from rep_models import RepNet, images, integer_layers, unruly, within_limits
 from torch import nn
 
-from tersor.ptq.calibration import block_loss, integer_layers, quantize
+from tersor.ptq.calibration import block_loss, quantize
 from tersor.ptq.config import RepAPQConfig
-from tersor.ptq.layers import within_limits
 from tersor.ptq.stages import find_stages
 
 W4 = RepAPQConfig.of("w4a4", iterations=40, init_images=64)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from rep_models import within_limits
 from torch import nn
 
 from tersor.ptq import quantizers
-from tersor.ptq.layers import QuantLayer, operate, within_limits
+from tersor.ptq.layers import QuantLayer, operate
 from tersor.ptq.quantizers import (
     fake_activation,
     fake_weight,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tersor.ptq.layers import IntegerLayer
+from tersor.ptq.quantizers import weight_limit
 from tersor.ptq.reparam import Branch
 
 
@@ -87,3 +89,19 @@ def unruly(mobile: bool = False, seed: int = 0) -> RepNet:
 
 def images(count: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, IntegerLayer)}
+
+
+def within_limits(layer: IntegerLayer) -> bool:
+    """Whether all integers lie where their bits allow, and the scales are positive and finite."""
+    limit = weight_limit(layer.weight_bits)
+    scales = torch.cat([layer.w_scale, layer.a_scale[None]])
+    return bool(
+        (layer.weight.abs() <= limit).all()
+        and (scales > 0).all()
+        and torch.isfinite(scales).all()
+        and 0 <= int(layer.a_zero) < 2**layer.activation_bits
+    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tersor import _atomic
 from tersor.ptq.config import RepAPQConfig
-from tersor.ptq.layers import IntegerLayer, QuantLayer, operate
+from tersor.ptq.layers import QuantLayer, operate
 from tersor.ptq.quantizers import (
     LEAST_ACTIVATION,
     LEAST_WEIGHT,
@@ -129,11 +129,10 @@ def quantize(
         reports += done
         if file is not None:
             _keep(file, target, stage, done)
-    frozen = copy.deepcopy(target)
-    for full, layer in list(frozen.named_modules()):
+    for full, layer in list(target.named_modules()):
         if isinstance(layer, QuantLayer):
-            _replace(frozen, full, layer.freeze())
-    return Quantized(frozen.eval(), merged, tuple(reports))
+            _replace(target, full, layer.freeze())
+    return Quantized(target.eval(), merged, tuple(reports))
 
 
 @dataclass(frozen=True)
@@ -345,8 +344,3 @@ def _read_reports(file: Path) -> list[BlockReport]:
     with safe_open(file, framework="pt") as opened:
         told = opened.metadata()[_REPORT]
     return [BlockReport(**each) for each in json.loads(told)]
-
-
-def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:
-    """The quantized layers of `Quantized.model`, by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, IntegerLayer)}

@@ -7,8 +7,6 @@ from typing import Self
 
 WEIGHT_INITS = ("output", "minmax", "mse", "mae")
 LOSSES = ("mae", "mse")
-#: A learning rate of the weights by their bits: fewer bits need longer ways to the next integer.
-_WEIGHT_RATES = {True: 1e-3, False: 1e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +81,7 @@ class RepAPQConfig:
         return replace(self, weight_init=weight_init, iterations=0)
 
     def rate_of_weights(self, bits: int) -> float:
-        """Learning rate of the weights of a layer with so many bits."""
-        return _WEIGHT_RATES[bits < 6] if self.weight_rate is None else self.weight_rate
+        """Learning rate of the weights of a layer with so many bits: the next integer is farther away with few."""
+        if self.weight_rate is not None:
+            return self.weight_rate
+        return 1e-3 if bits < 6 else 1e-4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tersor.ptq.quantizers import fake_activation, fake_weight, quantize_weight, weight_limit
+from tersor.ptq.quantizers import fake_activation, fake_weight, quantize_weight
 
 Layer = nn.Conv2d | nn.Linear
 #: Integers up to here are exact in float32, and so is a sum of them.
@@ -134,6 +134,8 @@ class IntegerLayer(nn.Module):
             ("weight", weight), ("bias", bias), ("w_scale", w_scale), ("a_scale", a_scale), ("a_zero", a_zero),
         ):  # fmt: skip
             self.register_buffer(name, value)
+        # Float64 only where float32 could drop a unit: it takes twice the time.
+        self._sums = torch.float32 if self.largest_sum() < _EXACT else torch.float64
 
     @property
     def layer(self) -> Layer:
@@ -150,21 +152,8 @@ class IntegerLayer(nn.Module):
         """As the layer's own; float32 in and out."""
         rounded = (x / self.a_scale).round() + self.a_zero
         integers = rounded.clamp(0, 2**self.activation_bits - 1) - self.a_zero
-        # Float64 only where float32 could drop a unit: it takes twice the time.
-        dtype = torch.float32 if self.largest_sum() < _EXACT else torch.float64
+        dtype = self._sums
         sums = operate(self.layer, integers.to(dtype), self.weight.to(dtype))
         trailing = [1] * (0 if isinstance(self.layer, nn.Linear) else 2)
         sums = sums + self.bias.to(dtype).view(-1, *trailing)
         return (sums * (self.a_scale * self.w_scale).to(dtype).view(-1, *trailing)).to(x.dtype)
-
-
-def within_limits(layer: IntegerLayer) -> bool:
-    """Whether all integers lie where their bits allow, and the scales are positive and finite."""
-    limit = weight_limit(layer.weight_bits)
-    scales = torch.cat([layer.w_scale, layer.a_scale[None]])
-    return bool(
-        (layer.weight.abs() <= limit).all()
-        and (scales > 0).all()
-        and torch.isfinite(scales).all()
-        and 0 <= int(layer.a_zero) < 2**layer.activation_bits
-    )
