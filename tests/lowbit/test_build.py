@@ -95,3 +95,14 @@ print(json.dumps([chosen_backend("packed_attention"), codes.codes.flatten().toli
     from tersor.lowbit.codecs import encode_keys_channelwise
 
     assert codes == encode_keys_channelwise(torch.arange(24.0).reshape(1, 1, 3, 8), 4).codes.flatten().tolist()
+
+
+def test_another_shared_header_is_another_library(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C sources include it, so a library that was built with the old one must not be found."""
+    assert load_library(source).answer() == 42
+    changed = source.with_name("common.h")
+    changed.write_text("/* changed */")
+    monkeypatch.setattr(_build, "COMMON", changed)
+    load_library.cache_clear()
+    assert load_library(source).answer() == 42
+    assert len(list((source.parent.parent / "cache").iterdir())) == 2

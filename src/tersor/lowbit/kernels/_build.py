@@ -2,7 +2,7 @@
 
 Plain C builds in seconds where a torch extension takes a minute, because no torch header is read; ctypes hands over
 pointers. Libraries are kept in ``$TERSOR_CACHE`` (else ``$XDG_CACHE_HOME/tersor``, else ``~/.cache/tersor``) under a
-name made from source, compiler, flags and processor, so that a shared home directory is safe.
+name made from sources, compiler, flags and processor, so that a shared home directory is safe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+#: What the C sources include.
+COMMON = Path(__file__).with_name("common.h")
 #: Types that the C sources read, and the numbers that they know them by.
 FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Linked against the same OpenMP as torch, whose worker threads it then shares. `-march=native` is what makes it fast.
@@ -55,7 +57,8 @@ def load_library(source: Path, *extra_flags: str) -> ctypes.CDLL:
     """
     command = [compiler(), *FLAGS, *extra_flags]
     key = hashlib.sha256()
-    for part in (source.read_bytes(), " ".join(command).encode(), _compiler_version(command[0]), _processor()):
+    code = source.read_bytes() + COMMON.read_bytes()
+    for part in (code, " ".join(command).encode(), _compiler_version(command[0]), _processor()):
         key.update(hashlib.sha256(part).digest())
     folder = cache_folder()
     target = folder / f"{source.parent.name}-{key.hexdigest()[:20]}.so"

@@ -12,32 +12,14 @@
  *     are float32;
  *   - the step is applied once an output, salient channels are added, and the sum is rounded once.
  */
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "../common.h"
 
-#if defined(__AVX512F__)
-#define LANES 16 /* 32-bit numbers in a vector */
-#elif defined(__AVX2__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define BF16_PRODUCTS 1
 #else
 #define BF16_PRODUCTS 0
 #endif
-enum { BYTES = 4 * LANES, MAX_ROWS = 8, MAX_OUTS = 8, TILE = 64, TABLE = 32, F32 = 0, F16 = 1, BF16 = 2 };
-
-typedef float vf __attribute__((vector_size(BYTES)));
-typedef int32_t vi __attribute__((vector_size(BYTES)));
-typedef uint32_t vu __attribute__((vector_size(BYTES)));
-typedef float vf_at __attribute__((vector_size(BYTES), aligned(4), may_alias)); /* in memory, anywhere */
-
-#define INLINE static inline __attribute__((always_inline))
+enum { MAX_ROWS = 8, MAX_OUTS = 8, TILE = 64, TABLE = 32 };
 
 /* PackedDelta in __init__.py; every tensor is contiguous. cpu.py has the same structures. */
 typedef struct {
@@ -86,24 +68,11 @@ static int planes_of(const Delta *d, int64_t in, Plane plane[2]) {
 
 /* ---- numbers -------------------------------------------------------------------------------------------------- */
 
-INLINE float from_bf16(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 INLINE uint16_t to_bf16(float value) { /* to nearest, ties to even */
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64); /* NaN stays NaN */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-INLINE float number(const void *base, int64_t index, int type) {
-    if (type == F32) return ((const float *)base)[index];
-    if (type == F16) return (float)((const _Float16 *)base)[index];
-    return from_bf16(((const uint16_t *)base)[index]);
 }
 
 INLINE void add_number(void *base, int64_t index, int type, float value) {

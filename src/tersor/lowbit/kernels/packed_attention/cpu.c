@@ -13,31 +13,13 @@
  * So a code is unpacked once for all query heads of its group. GCC vector extensions keep it portable: a vector is one
  * register of the processor that this is built for (wider ones the compiler takes apart into single numbers).
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "../common.h"
 
-#if defined(__AVX512F__)
-#define LANES 16 /* 32-bit numbers in a vector */
-#elif defined(__AVX2__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-enum { BYTES = 4 * LANES, TILE = 128, MAX_ROWS = 8, MAX_DIM = 512, F32 = 0, F16 = 1, BF16 = 2 };
+enum { TILE = 128, MAX_ROWS = 8, MAX_DIM = 512 };
 /* Numbers of one row, padded: a plane may end within a word (scores) or within LANES bytes (values). */
 enum { KEY_PAD = MAX_DIM + 64, VALUE_PAD = MAX_DIM + 8 * LANES };
 
-typedef float vf __attribute__((vector_size(BYTES)));
-typedef int32_t vi __attribute__((vector_size(BYTES)));
-typedef uint32_t vu __attribute__((vector_size(BYTES)));
-typedef float vf_at __attribute__((vector_size(BYTES), aligned(4), may_alias)); /* in memory, anywhere */
 typedef uint32_t vu_at __attribute__((vector_size(BYTES), aligned(1), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* A run of tokens, as Part in __init__.py; every tensor is contiguous. cpu.py has the same structures. */
 typedef struct {
@@ -85,15 +67,6 @@ static int planes_of(int bits, int64_t width, int64_t dim, Plane plane[2]) {
 }
 
 /* ---- numbers -------------------------------------------------------------------------------------------------- */
-
-INLINE float number(const void *base, int64_t index, int type) {
-    if (type == F32) return ((const float *)base)[index];
-    if (type == F16) return (float)((const _Float16 *)base)[index];
-    uint32_t bits = (uint32_t)((const uint16_t *)base)[index] << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 /* LANES bytes as words, LANES half-precision numbers as floats. Where no one instruction is named, plain loops: GCC 12
  * takes __builtin_convertvector apart here. */

@@ -2,11 +2,9 @@
  * byte equals its own. So each step is the same float32 operation in the same order, and the compiler must not contract
  * a multiplication and an addition into one rounding (-ffp-contract=off).
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "../common.h"
 
-enum { MAX_DIM = 512, F32 = 0, F16 = 1, BF16 = 2 };
+enum { MAX_DIM = 512 };
 
 typedef struct {
     const void *base;
@@ -20,15 +18,6 @@ typedef struct {
     uint8_t *packed;                /* [batch, heads, tokens, width], contiguous */
     int32_t bits;
 } Call;
-
-static inline float number(const void *base, int64_t index, int type) {
-    if (type == F32) return ((const float *)base)[index];
-    if (type == F16) return (float)((const _Float16 *)base)[index];
-    uint32_t bits = (uint32_t)((const uint16_t *)base)[index] << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 /* One token's row as float32; a broadcast channel axis repeats its number. */
 static void row_of(float *restrict out, const Tensor *t, int64_t sample, int64_t head, int64_t token, int64_t dim) {
