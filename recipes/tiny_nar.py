@@ -13,18 +13,16 @@ A run resumes where it was when started again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_nar_cli import arguments
 from tiny_nar_export import export, with_tokenizer
 from tiny_raster_data import Split, load
-from training_state import keep_memory
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from tersor import zoo
 from tersor.grids.model import LlamaGen, LlamaGenConfig
@@ -102,16 +100,7 @@ def tokens_of(split: Split, plan: Plan, file: Path) -> tuple[Tokens, Tokens]:
 
 def main(argv: list[str] | None = None) -> int:
     """Encode, train and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-nar, or what it is compared with.")
-    parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--kind", choices=KINDS, default="nar")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    logging.disable_progress_bar()
+    args = arguments("tiny-nar", argv, kinds=KINDS)
     plan = SMOKE if args.smoke else FULL
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tiny_nar_clips import Clips
 from tiny_raster_data import Split
-from torch import Tensor
+from tiny_raster_export import FLOOR_SETS, floors, share_of, spread
 from transformers import PreTrainedModel
 
 from tersor import _atomic, zoo
-from tersor.bench.features import ClipClassifier, Moments, frechet_distance, save_judge
-from tersor.bench.measure import machine, versions, wilson_interval
+from tersor.bench.features import ClipClassifier, Moments, save_judge
+from tersor.bench.measure import machine, versions
 from tersor.grids.nar_pipeline import TubeletTokenizer
 
 if TYPE_CHECKING:
     import tiny_nar
     import tiny_nar_video
 
-#: Sets of training clips, and of their reconstructions, that the floors of the Fréchet distance are taken from.
-FLOOR_SETS = 3
 #: In a checkpoint's folder: what it is compared with.
 COMPARED = "compared"
 
@@ -78,24 +75,16 @@ def export_video(
     restored = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in held_out.pixels.split(500)])
     _, seen = classifier.judge(restored)
     size = min(3000, len(train.pixels) // FLOOR_SETS)
-    floors: dict[str, list[float]] = {"real": [], "reconstructed": []}
-    for index in range(FLOOR_SETS):
-        pixels = train.pixels[index * size : (index + 1) * size]
-        for name, each in (("real", pixels), ("reconstructed", tokenizer.decode(tokenizer.encode(pixels)))):
-            found, _ = classifier.judge(each)
-            floors[name].append(round(frechet_distance(Moments.of(found), reference), 4))
     return {
         "reconstruction_mse": round((restored - held_out.pixels).square().mean().item(), 6),
-        "classifier_accuracy": _share(guesses == held_out.digits),
-        "direction_accuracy": _share(toward == held_out.directions),
-        "classifier_accuracy_reconstructed": _share(seen == held_out.digits),
-        "frechet_floors": {"images": size, **floors},
+        "classifier_accuracy": share_of(guesses == held_out.digits),
+        "direction_accuracy": share_of(toward == held_out.directions),
+        "classifier_accuracy_reconstructed": share_of(seen == held_out.digits),
+        "frechet_floors": {
+            "images": size,
+            **floors(classifier, reference, tokenizer, train.pixels, images=size),
+        },
     }
-
-
-def _share(right: Tensor) -> dict[str, float]:
-    estimate = wilson_interval(int(right.sum()), len(right))
-    return {"share": estimate.value, "low": estimate.low, "high": estimate.high, "n": len(right)}
 
 
 _ABOUT = {
@@ -138,7 +127,7 @@ def card(name: str, lock: dict[str, Any]) -> str:
     for key, label in (("real", "other real clips"), ("reconstructed", "their reconstructions")):
         if "frechet_floors" in scores:
             count = scores["frechet_floors"]["images"]
-            rows.append([f"Fréchet distance of {count:,} {label}", _spread(scores["frechet_floors"][key])])
+            rows.append([f"Fréchet distance of {count:,} {label}", spread(scores["frechet_floors"][key])])
     return "\n".join(
         [
             f"# {name}",
@@ -174,7 +163,3 @@ def card(name: str, lock: dict[str, Any]) -> str:
 
 def _percent(share: dict[str, float]) -> str:
     return f"{100 * share['share']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -8,19 +8,16 @@ from measuring the pictures, see `tersor.bench.captions`. A run resumes where it
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from tiny_nar import FULL as BY_CLASS
 from tiny_nar import JUDGE, SMOKE, Plan
+from tiny_nar_cli import arguments
 from tiny_nar_export import export, with_tokenizer
 from tiny_raster_data import load
 from torch import Tensor
-from training_state import keep_memory
-from transformers.utils import logging
 
 from tersor import zoo
 from tersor.bench.captions import LONGEST, WORDS, Captions, caption
@@ -77,15 +74,7 @@ def new_model(plan: Plan, tokens: Tokens) -> NARForImageGeneration:
 
 def main(argv: list[str] | None = None) -> int:
     """Encode, train and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-nar-text.")
-    parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    logging.disable_progress_bar()
+    args = arguments("tiny-nar-text", argv)
     plan = SMOKE if args.smoke else FULL
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ or single-head it makes what NAR is compared with, by the same recipe. A run res
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tiny_nar_cli import arguments
 from tiny_nar_clips import Clips, clips_of
 from tiny_nar_export import export, export_video
 from tiny_raster import seed_of
 from tiny_raster_data import load
-from training_state import keep_memory
+from training_state import made_once
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from tersor.bench.features import ClipClassifier, Moments, load_judge, save_judge
 from tersor.grids.nar import NARConfig, NARForImageGeneration
@@ -89,9 +88,10 @@ def new_model(kind: str, plan: Plan, grid: tuple[int, int, int]) -> PreTrainedMo
 
 def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
     """The codebook, from ``folder`` if an earlier run has left it there."""
-    if not folder.is_dir():
+
+    def fit(target: Path) -> None:
         stacked = clips.pixels[:20_000].reshape(-1, DEPTH, *clips.pixels.shape[-2:])
-        fitted = PatchTokenizer.fit(
+        PatchTokenizer.fit(
             stacked,
             patch_size=plan.patch,
             codebook_size=plan.codebook,
@@ -99,16 +99,16 @@ def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
             rounds=plan.rounds,
             most_patches=200_000,
             say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
-        )
-        partial = folder.with_name(folder.name + ".partial")
-        fitted.save_pretrained(partial)
-        partial.replace(folder)
+        ).save_pretrained(target)
+
+    made_once(folder, fit)
     return TubeletTokenizer(PatchTokenizer.from_pretrained(folder), DEPTH)
 
 
 def train_judge(plan: Plan, clips: Clips, held_out: Clips, folder: Path) -> tuple[ClipClassifier, Moments]:
     """Classifier of clips and moments of the held-out ones, from ``folder`` if they are there."""
-    if not folder.is_dir():
+
+    def fit(target: Path) -> None:
         seed = plan.training.seed
         torch.manual_seed(seed)
         judge = ClipClassifier()
@@ -130,9 +130,9 @@ def train_judge(plan: Plan, clips: Clips, held_out: Clips, folder: Path) -> tupl
             right = (guesses == held_out.digits).float().mean()
             print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % of digits right", flush=True)
         features, _ = judge.judge(held_out.pixels)
-        partial = folder.with_name(folder.name + ".partial")
-        save_judge(partial, judge.eval(), Moments.of(features))
-        partial.replace(folder)
+        save_judge(target, judge.eval(), Moments.of(features))
+
+    made_once(folder, fit)
     judge, reference = load_judge(folder)
     assert isinstance(judge, ClipClassifier)
     return judge, reference
@@ -140,16 +140,7 @@ def train_judge(plan: Plan, clips: Clips, held_out: Clips, folder: Path) -> tupl
 
 def main(argv: list[str] | None = None) -> int:
     """Fit, train and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-nar-video, or what it is compared with.")
-    parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--kind", choices=KINDS, default="nar")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    logging.disable_progress_bar()
+    args = arguments("tiny-nar-video", argv, kinds=KINDS)
     plan = SMOKE if args.smoke else FULL
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from tiny_raster_data import Split, load
 from tiny_raster_export import export, held_out_loss
 from torch import Tensor
-from training_state import keep_memory, load_state, save_state
+from training_state import keep_memory, load_state, made_once, save_state
 
 from tersor.bench.features import DigitClassifier, Moments, load_judge, save_judge
 from tersor.grids.model import LlamaGen, LlamaGenConfig
@@ -72,46 +72,45 @@ def seed_of(seed: int, step: int) -> int:
 
 def fit_tokenizer(plan: Plan, split: Split, seed: int, folder: Path) -> PatchTokenizer:
     """The codebook, from ``folder`` if an earlier run has left it there."""
-    if (folder / "model.safetensors").is_file():
-        return PatchTokenizer.from_pretrained(folder)
-    tokenizer = PatchTokenizer.fit(
-        split.train,
-        patch_size=plan.patch,
-        codebook_size=plan.codebook,
-        seed=seed,
-        rounds=plan.rounds,
-        say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
-    )
-    partial = folder.with_name(folder.name + ".partial")
-    tokenizer.save_pretrained(partial)
-    partial.replace(folder)
-    return tokenizer
+
+    def fit(target: Path) -> None:
+        PatchTokenizer.fit(
+            split.train,
+            patch_size=plan.patch,
+            codebook_size=plan.codebook,
+            seed=seed,
+            rounds=plan.rounds,
+            say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
+        ).save_pretrained(target)
+
+    made_once(folder, fit)
+    return PatchTokenizer.from_pretrained(folder)
 
 
 def train_classifier(plan: Plan, split: Split, seed: int, folder: Path) -> tuple[DigitClassifier, Moments]:
     """Classifier, and moments of the held-out images, from ``folder`` if they are there."""
-    if folder.is_dir():
-        return load_judge(folder)
-    torch.manual_seed(seed)
-    classifier = DigitClassifier()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
-    batches = len(split.train) // 100
-    for epoch in range(plan.epochs):
-        order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
-        for index, rows in enumerate(order.split(100)):
-            for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * max(0.02, 1 - (epoch * batches + index) / (plan.epochs * batches))
-            loss = F.cross_entropy(classifier(split.train[rows]), split.train_labels[rows])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        _, guesses = classifier.judge(split.held_out)
-        right = (guesses == split.held_out_labels).float().mean()
-        print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % right", flush=True)
-    features, _ = classifier.judge(split.held_out)
-    partial = folder.with_name(folder.name + ".partial")
-    save_judge(partial, classifier.eval(), Moments.of(features))
-    partial.replace(folder)
+
+    def fit(target: Path) -> None:
+        torch.manual_seed(seed)
+        classifier = DigitClassifier()
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
+        batches = len(split.train) // 100
+        for epoch in range(plan.epochs):
+            order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
+            for index, rows in enumerate(order.split(100)):
+                for group in optimizer.param_groups:
+                    group["lr"] = 2e-3 * max(0.02, 1 - (epoch * batches + index) / (plan.epochs * batches))
+                loss = F.cross_entropy(classifier(split.train[rows]), split.train_labels[rows])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            _, guesses = classifier.judge(split.held_out)
+            right = (guesses == split.held_out_labels).float().mean()
+            print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % right", flush=True)
+        features, _ = classifier.judge(split.held_out)
+        save_judge(target, classifier.eval(), Moments.of(features))
+
+    made_once(folder, fit)
     return load_judge(folder)
 
 

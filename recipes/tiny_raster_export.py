@@ -35,17 +35,26 @@ def held_out_loss(model: LlamaGen, ids: Tensor, labels: Tensor) -> float:
 
 
 def floors(
-    classifier: DigitClassifier, reference: Moments, tokenizer: PatchTokenizer, split: Split, *, images: int
+    classifier: DigitClassifier, reference: Moments, tokenizer: Any, pixels: Tensor, *, images: int
 ) -> dict[str, list[float]]:
-    """Fréchet distance to the held-out images of sets of real images that are not among them, and reconstructed."""
+    """Fréchet distance to held-out images or clips of sets of real ones that are not among them, and reconstructed.
+
+    Args:
+        pixels: in random order; enough for `FLOOR_SETS` sets of ``images``.
+    """
     found: dict[str, list[float]] = {"real": [], "reconstructed": []}
     for index in range(FLOOR_SETS):
-        # The training images are in random order.
-        pixels = split.train[index * images : (index + 1) * images]
-        for name, each in (("real", pixels), ("reconstructed", tokenizer.decode(tokenizer.encode(pixels)))):
+        real = pixels[index * images : (index + 1) * images]
+        for name, each in (("real", real), ("reconstructed", tokenizer.decode(tokenizer.encode(real)))):
             features, _ = classifier.judge(each)
             found[name].append(round(frechet_distance(Moments.of(features), reference), 4))
     return found
+
+
+def share_of(right: Tensor) -> dict[str, float]:
+    """Share of True in a bool tensor with its 95 % interval."""
+    estimate = wilson_interval(int(right.sum()), len(right))
+    return {"share": estimate.value, "low": estimate.low, "high": estimate.high, "n": len(right)}
 
 
 def export(
@@ -64,7 +73,6 @@ def export(
     tokenizer.save_pretrained(out / "tokenizer")
     save_judge(out / "classifier", classifier, reference)
     _, guesses = classifier.judge(split.held_out)
-    accuracy = wilson_interval(int((guesses == split.held_out_labels).sum()), len(guesses))
     restored = tokenizer.decode(tokenizer.encode(split.held_out))
     loss = held_out_loss(rounded.float(), trainer.held_out_ids[:2000], trainer.held_out_labels[:2000])
     lock = {
@@ -74,11 +82,9 @@ def export(
         "scores": {
             "held_out_nats_per_token": round(loss, 4),
             "reconstruction_mse": round((restored - split.held_out).square().mean().item(), 6),
-            "classifier_accuracy": {
-                "share": accuracy.value, "low": accuracy.low, "high": accuracy.high, "n": len(guesses),
-            },
+            "classifier_accuracy": share_of(guesses == split.held_out_labels),
             "frechet_floors": {
-                "images": floor_images, **floors(classifier, reference, tokenizer, split, images=floor_images),
+                "images": floor_images, **floors(classifier, reference, tokenizer, split.train, images=floor_images),
             },
         },
         "curve": trainer.progress.curve, "versions": versions(), "machine": machine(),
@@ -113,8 +119,8 @@ def card(lock: dict[str, Any]) -> str:
             f"| tokenizer, mean squared error | {scores['reconstruction_mse']:.6f} |",
             f"| classifier, % right [95 % Wilson] | {100 * accuracy['share']:.2f} "
             f"[{100 * accuracy['low']:.2f}, {100 * accuracy['high']:.2f}] |",
-            f"| Fréchet distance of {floor['images']:,} other real images | {_spread(floor['real'])} |",
-            f"| and of their reconstructions | {_spread(floor['reconstructed'])} |",
+            f"| Fréchet distance of {floor['images']:,} other real images | {spread(floor['real'])} |",
+            f"| and of their reconstructions | {spread(floor['reconstructed'])} |",
             "",
             "## Training",
             "",
@@ -130,5 +136,6 @@ def card(lock: dict[str, Any]) -> str:
     )
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean of several distances, with the least and the largest."""
     return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -1,8 +1,9 @@
-"""What recipes that train a model have in common: a state file to go on from, and memory that is kept."""
+"""What recipes that train a model have in common: state and folders to go on from, and memory that is kept."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def load_state(
     optimizer.load_state_dict(saved["optimizer"])
     progress: dict[str, Any] = saved["progress"]
     return progress
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have ``make`` fill ``folder``, unless an earlier run has; it appears when it is whole."""
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        make(partial)
+        partial.replace(folder)
 
 
 def keep_memory() -> None:
