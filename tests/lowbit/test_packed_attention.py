@@ -173,12 +173,12 @@ def test_random_cases(backend: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton has no build for this platform")
 def test_more_random_cases_in_the_interpreter() -> None:
     sweep("triton", 300)
 
 
-@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton has no build for this platform")
 def test_several_splits_of_a_long_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits without an open token, a short last split and more rows than a program holds."""
     from tersor.lowbit.kernels.packed_attention import triton

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor import _checkpoints
+from tersor._console import spinner
 
 if TYPE_CHECKING:
     from tersor.bench.kv import Plan, Scores
     from tersor.bench.records import Record
 
 bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
-
-
-@bench.callback()
-def _group() -> None:
-    """Keep `kv` a sub-command of its own while it is the only one."""
 
 
 def demo(
@@ -383,10 +379,3 @@ def _print_bench(
     Console().print(table)
     for name, reason in (unavailable or {}).items():
         Console().print(f"{name} was not run: {reason}", markup=False, highlight=False)
-
-
-def spinner() -> Any:
-    """A spinner on standard error, so that standard output stays clean."""
-    from rich.console import Console
-
-    return Console(stderr=True).status("starting")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor import _checkpoints
-from tersor.bench.cli import command_line, give, spinner
+from tersor._console import spinner
+from tersor.bench.cli import command_line, give
 
 if TYPE_CHECKING:
     from tersor.bench.measure import Estimate

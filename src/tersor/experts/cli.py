@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tersor._console import spinner
 
 if TYPE_CHECKING:
     from tersor.experts.delta import ExpertDelta
@@ -18,15 +18,6 @@ experts = typer.Typer(help="Fine-tuned experts as packed deltas of one base.", n
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Base = Annotated[Path, typer.Option(help="Folder of the base.")]
 Delta = Annotated[str, typer.Argument(help="Folder or hub name of a delta.")]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows on standard error what is being done."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield status.update
 
 
 @experts.command()
@@ -64,7 +55,7 @@ def pack(
     for folder in (base, *folders.values()):
         check_folder(folder)
     facts: dict[str, Any] = {}
-    with _progress() as show:
+    with spinner() as status:
         for name, folder in folders.items():
             target = out / name
             if (target / MANIFEST).is_file():
@@ -74,7 +65,7 @@ def pack(
             else:
                 delta = compress_expert(
                     base, folder, config, calibration=rows.get(name), work=out / f".{name}.unfinished",
-                    say=lambda doing, name=name: show(f"{name}: {doing}"),  # type: ignore[misc]
+                    say=lambda doing, name=name: status.update(f"{name}: {doing}"),  # type: ignore[misc]
                 )  # fmt: skip
                 delta.save_pretrained(target)
             facts[name] = {"folder": str(target), **_sizes(delta)}
@@ -138,8 +129,8 @@ def verify(
     rows = None if texts is None else _lines(texts)
     facts: dict[str, Any] = {"errors": compare_weights(read, base, expert)}
     if rows is not None:
-        with _progress() as show:
-            show("answers")
+        with spinner() as status:
+            status.update("answers")
             facts |= compare_answers(read, base, expert, rows)
     if as_json:
         typer.echo(json.dumps(facts))
