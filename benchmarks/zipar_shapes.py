@@ -106,7 +106,7 @@ def zipar_points(grid: RasterGrid, window: int, samples: int) -> list[Point]:
 
 
 class Pass:
-    """A pass that can be run again and again: `layers` leaves the cache as it was."""
+    """A pass that can be run again and again: it writes the same slots each time."""
 
     def __init__(self, model: Any, point: Point, seed: int) -> None:
         self.model, self.point = model, point
@@ -117,30 +117,31 @@ class Pass:
             drawn = torch.rand(*shape, generator=generator, device=weight.device) - 0.5
             return drawn.to(weight.dtype)
 
-        slots = PREFIX + len(point.held)
         self.cache = DynamicCache(config=config)
+        valid = torch.ones(ROWS, PREFIX, dtype=torch.bool, device=weight.device)
+        self.slots = Slots(self.cache, valid, len(point.held) + len(point.fed))
+        self.fed = torch.tensor(point.fed, device=weight.device)
+        if point.held:
+            self.slots.feed(torch.tensor(point.held, device=weight.device), point.held, weight.dtype)
+        self.slots.written = torch.arange(self.slots.held, device=weight.device)
         for layer in range(config.num_hidden_layers):
-            shape = (ROWS, config.num_key_value_heads, slots, 128)
+            shape = (ROWS, config.num_key_value_heads, self.slots.held, 128)
             self.cache.update(draw(*shape), draw(*shape), layer)
         self.embeddings = draw(ROWS, len(point.fed), config.hidden_size)
         self.kept = draw(ROWS, len(point.keep), config.hidden_size)
-        self.valid = torch.ones(ROWS, PREFIX, dtype=torch.bool, device=weight.device)
 
     @torch.inference_mode()
     def layers(self) -> None:
         """The blocks, and what the decoder does for their mask and positions."""
-        held = Slots(self.cache, self.valid)
-        cells = torch.tensor([self.point.held], device=self.valid.device)
-        held.offsets = torch.cat([held.offsets, cells], dim=1)
-        fed = torch.tensor(self.point.fed, device=self.valid.device)
+        # A token that is fed again takes the slot that it had.
+        mask = self.slots.feed(self.fed, self.point.fed, self.embeddings.dtype)
         self.model.model(
             inputs_embeds=self.embeddings,
-            position_ids=(PREFIX + fed).expand(ROWS, -1),
-            attention_mask=held.append(fed, self.embeddings.dtype),
+            position_ids=(PREFIX + self.fed).expand(ROWS, -1),
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.cache.crop(-len(self.point.fed))
 
     @torch.inference_mode()
     def head(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from tersor.grids.adapters import RasterAdapter
-from tersor.grids.decoding import Decoder, Prefix, Sampler, Trial
+from tersor.grids.decoding import Decoder, Prefix, Sampler, Trial, fixed_steps
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, zipar_passes
 
@@ -86,12 +86,14 @@ def test_a_model_that_looks_at_its_window_only_loses_nothing(mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["eol", "conservative", "eager"])
-def test_a_smaller_readiness_would_be_noticed(mode, monkeypatch) -> None:
+def test_a_smaller_readiness_would_be_noticed(mode, monkeypatch, request) -> None:
     grid = RasterGrid(4, 5, end_of_row=mode == "eol")
     law = local_law(grid, 3)
     full = run(grid, law, 5, mode, batch=3)
     honest = RasterGrid.ready
     monkeypatch.setattr(RasterGrid, "ready", lambda self, row, c, window, n: honest(self, row, c, window - 1, n))
+    fixed_steps.cache_clear()
+    request.addfinalizer(fixed_steps.cache_clear)
     assert not torch.equal(run(grid, law, 3, mode, batch=3).ids, full.ids)
 
 

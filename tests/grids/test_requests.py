@@ -84,9 +84,8 @@ REFUSED = {
     "too many positions": ({"grid_size": (60, 60)}, "positions, the model has 256"),
     "short static cache": (
         {"past_key_values": StaticCache(llama_config(), max_cache_len=24)},
-        "has 24 slots; prompt and image need 27",
+        "has 24 slots; prompt and image need 25",
     ),
-    "adaptive static cache": ({"cache_implementation": "static", "adaptive": True}, "use DynamicCache"),
     "quantized cache": ({"past_key_values": type("Quantized", (DynamicCache,), {})()}, "Quantized .* does not go"),
     "offloaded cache": ({"past_key_values": DynamicCache(offloading=True)}, "offloaded"),
     "negative prompts": (
@@ -181,16 +180,19 @@ def test_the_smallest_grids(cases, grid, name, adaptive) -> None:
 def test_a_static_cache_of_the_named_length_is_enough(cases) -> None:
     case = cases("llama")
     inputs = case.inputs(1, False)
-    # 6 of the prompt, 20 cells less the last, 2 proxies: the number in the error above.
-    cache = StaticCache(case.model.config, max_cache_len=27)
+    # 6 of the prompt, 20 cells less the last: the number in the error above.
+    cache = StaticCache(case.model.config, max_cache_len=25)
     out = case.zipar(inputs, window_size=2, past_key_values=cache)
     assert torch.equal(out.sequences, case.zipar(inputs, window_size=2).sequences)
 
 
-def test_imagegpt_has_no_room_for_a_static_cache(no_forward) -> None:
-    case = no_forward("imagegpt")
-    with pytest.raises(ValueError, match="takes no StaticCache"):
-        case.zipar(case.inputs(1, False), cache_implementation="static")
+def test_a_cache_serves_image_after_image(cases) -> None:
+    case = cases("llama")
+    cache = DynamicCache(config=case.model.config)
+    inputs = case.inputs(1, False)
+    first = case.zipar(inputs, window_size=2, past_key_values=cache)
+    cache.reset()
+    assert torch.equal(case.zipar(inputs, window_size=2, past_key_values=cache).sequences, first.sequences)
 
 
 def test_a_cache_with_tokens_is_refused(cases) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from transformers import DynamicCache, TemperatureLogitsWarper
 
 from tersor.grids.adapters import find_adapter
-from tersor.grids.decoding import Sampler, Slots
+from tersor.grids.decoding import Sampler, SlotLayer, Slots
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import raster_passes, zipar_passes
 from tersor.grids.zipar import zipar, zipar_generate
@@ -132,18 +133,25 @@ def test_eager_rows_pass_the_same_check(cases, spy) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "emu3", "imagegpt", "llamagen_class"])
 def test_the_check_notices_a_mask_that_shows_lower_rows(cases, spy, monkeypatch, name) -> None:
-    case, honest = cases(name), Slots.append
+    case, honest = cases(name), Slots.feed
     calls = spy(case)
-    monkeypatch.setattr(Slots, "append", lambda self, offsets, dtype: honest(self, offsets, dtype) * 0)
+    monkeypatch.setattr(Slots, "feed", lambda *call: honest(*call) * 0)
     case.zipar(case.inputs(1, False), window_size=2)
     assert teacher_error(case, list(calls)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "janus", "llamagen_class"])
 def test_the_check_notices_stale_proxies(cases, spy, monkeypatch, name) -> None:
-    case = cases(name)
+    case, honest = cases(name), Slots.feed
     calls = spy(case)
-    monkeypatch.setattr(Slots, "drop", lambda self, offsets: None)
+
+    def beside(self, offsets, listed, dtype):
+        for each in set(listed) & set(self.slot_of):
+            self.slot_of[-1 - len(self.slot_of)] = self.slot_of.pop(each)
+        return honest(self, offsets, listed, dtype)
+
+    monkeypatch.setattr(Slots, "feed", beside)
+    monkeypatch.setattr("tersor.grids.decoding.most_fed", lambda grid: 2 * grid.length)
     case.zipar(case.inputs(1, False), window_size=2)
     assert teacher_error(case, list(calls)) > 1e-3
 
@@ -189,8 +197,8 @@ def test_upper_rows_never_see_lower_ones(case) -> None:
 
 @pytest.mark.parametrize("name", ["llama_eol", "emu3"])
 def test_that_check_notices_a_mask_that_shows_everything(cases, monkeypatch, name) -> None:
-    honest = Slots.append
-    monkeypatch.setattr(Slots, "append", lambda self, offsets, dtype: honest(self, offsets, dtype) * 0)
+    honest = Slots.feed
+    monkeypatch.setattr(Slots, "feed", lambda *call: honest(*call) * 0)
     case = cases(name)
     one, other = forced_scores(case, 1, 1, two_tokens(case))
     assert (one - other)[:, 0].nan_to_num().abs().max() > 1e-6
@@ -207,7 +215,9 @@ def test_batched_guidance_is_two_runs_combined(cases, monkeypatch, name) -> None
     caches = DynamicCache(), DynamicCache()
 
     def apart(self, embeddings, positions, mask, cache, keep):
-        original(self, embeddings, positions, mask, cache, keep)  # the decoder counts its own cache's slots
+        original(self, embeddings, positions, mask, cache, keep)
+        for each in caches:
+            each.layer_class_to_replicate = partial(SlotLayer, cache.layers[0].slots)
         masks = mask.expand(len(embeddings), -1, -1, -1).chunk(2)
         halves = zip(embeddings.chunk(2), positions.chunk(2), masks, caches, strict=True)
         conditional, unconditional = (original(self, *half, keep).log_softmax(-1) for half in halves)
@@ -232,67 +242,69 @@ def test_a_scale_of_one_is_no_guidance(case, spy) -> None:
     assert not torch.equal(plain.sequences, guided.sequences) or case.name == "imagegpt"
 
 
-def poisoned_drop(self, offsets, drop=Slots.drop):
-    """Fill what is about to become stale with numbers that nobody could overlook, then hide it."""
-    for slot in torch.isin(self.offsets[-1], torch.tensor(offsets)).nonzero()[:, 0].tolist():
-        for layer in self.cache.layers:
-            layer.keys[..., slot, :] = 1e3
-            layer.values[..., slot, :] = 1e6
-    drop(self, offsets)
+def poisoned(monkeypatch, *, refilled: bool) -> None:
+    """Numbers that nobody could overlook in every slot that is not written yet, or is about to be written again."""
+    start, update = SlotLayer.lazy_initialization, SlotLayer.update
+
+    def filled(self, *states):
+        start(self, *states)
+        for each in self.memory:
+            each.fill_(torch.nan)
+
+    def refill(self, keys, values, *args, **kwargs):
+        if self.is_initialized:
+            for each in self.memory:
+                each.index_fill_(2, self.slots.written, torch.nan)
+        return update(self, keys, values, *args, **kwargs)
+
+    monkeypatch.setattr(SlotLayer, "lazy_initialization", filled)
+    if refilled:
+        monkeypatch.setattr(SlotLayer, "update", refill)
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])
-def test_stale_slots_are_out_of_reach(case, monkeypatch, options) -> None:
+def test_unwritten_and_stale_slots_are_out_of_reach(case, monkeypatch, options) -> None:
     inputs = case.inputs(2, False)
     expected = case.zipar(inputs, window_size=1, output_scores=True, **options)
-    monkeypatch.setattr(Slots, "drop", poisoned_drop)
+    poisoned(monkeypatch, refilled=True)
     out = case.zipar(inputs, window_size=1, output_scores=True, **options)
     assert torch.equal(out.sequences, expected.sequences)
     assert torch.equal(torch.stack(out.scores), torch.stack(expected.scores))
 
 
 def test_the_poison_works(cases, monkeypatch) -> None:
-    case = cases("llama")
-    inputs = case.inputs(2, False)
-    expected = case.zipar(inputs, window_size=1, output_scores=True)
-    monkeypatch.setattr(Slots, "drop", lambda self, offsets: poisoned_drop(self, offsets, lambda *_: None))
-    out = case.zipar(inputs, window_size=1, output_scores=True)
-    assert not torch.allclose(torch.stack(out.scores), torch.stack(expected.scores))
+    """One slot more than there is would be seen."""
+    case, feed = cases("llama"), Slots.feed
+
+    def one_more(self, offsets, listed, dtype):
+        mask = feed(self, offsets, listed, dtype)
+        self.held += 1
+        return torch.nn.functional.pad(mask, (0, 1))
+
+    poisoned(monkeypatch, refilled=False)
+    monkeypatch.setattr(Slots, "feed", one_more)
+    with pytest.raises(ValueError, match="not a number"):
+        case.zipar(case.inputs(2, False), window_size=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])
-def test_stale_slots_are_removed_when_they_are_many(cases, monkeypatch, options) -> None:
-    case, caches, eager = cases("llama"), [], Slots.drop
-    inputs, settings = case.inputs(3, False), {"window_size": 1, "return_dict_in_generate": True, **options}
-    expected = case.zipar(inputs, past_key_values=caches.append(DynamicCache()) or caches[-1], **settings)
-
-    def at_once(self, offsets):
-        eager(self, offsets)
-        if offsets:
-            self._remove_stale()
-
-    monkeypatch.setattr(Slots, "drop", at_once)
-    out = case.zipar(inputs, past_key_values=caches.append(DynamicCache()) or caches[-1], **settings)
-    assert torch.equal(out.sequences, expected.sequences)
-    late, early = (cache.get_seq_length() for cache in caches)
-    assert early <= late <= early * 8 / 7 + case.grid[0]
+@pytest.mark.parametrize("name", ["llama", "llama_eol"])
+def test_the_cache_holds_each_token_once(cases, name, options) -> None:
+    case, cache = cases(name), DynamicCache()
+    inputs = case.inputs(3, False)
+    case.zipar(inputs, window_size=1, past_key_values=cache, **options)
+    rows, columns = case.grid
+    last = 1 + case.end_of_row  # the last cell and the end of its row are never fed
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + rows * (columns + case.end_of_row) - last
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_eol", "emu3"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_static_cache_gives_the_same_and_hides_what_it_has_not_written(cases, monkeypatch, name, guidance) -> None:
+@pytest.mark.parametrize("name", ["llama", "llama_eol", "emu3", "imagegpt"])
+@pytest.mark.parametrize("options", [{"guidance": 3.0}, {"adaptive": True}], ids=["guided", "adaptive"])
+def test_a_static_cache_gives_the_same(cases, name, options) -> None:
     case = cases(name)
-    inputs = case.inputs(2, True)
-    expected = case.zipar(inputs, guidance, window_size=2)
-    # Its slots are all handed to attention, so unwritten ones must be finite; that they are large must not matter.
-    original = torch.zeros
-
-    def large(*shape, **options):
-        made = original(*shape, **options)
-        return made.fill_(1e3) if made.ndim == 4 and made.shape[-1] == 8 else made
-
-    monkeypatch.setattr("transformers.cache_utils.torch.zeros", large)
-    out = case.zipar(inputs, guidance, window_size=2, cache_implementation="static")
+    inputs = case.inputs(2, case.pads)
+    expected = case.zipar(inputs, window_size=2, **options)
+    out = case.zipar(inputs, window_size=2, cache_implementation="static", **options)
     assert torch.equal(out.sequences, expected.sequences)
 
 

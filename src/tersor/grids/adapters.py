@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ class RasterAdapter:
     Attributes:
         inputs: what the model is conditioned on, the main one first.
         fixes_grid: whether another grid than `grid` finds is an error.
-        takes_static_cache: whether attention can be handed more slots than the model has positions.
         own_vocabulary: image ids are a vocabulary of their own. Then processors see only them, and only they are
             returned; and the conditioning comes from `prefix` instead of token ids.
         default_guidance: where the model's generation config has none.
@@ -42,7 +42,6 @@ class RasterAdapter:
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     own_vocabulary = False
     fixes_grid = True
-    takes_static_cache = True
     default_guidance: float | None = None
     trailing_ids: tuple[int, ...] = ()
     allowed_ids: list[int] | None = None
@@ -100,7 +99,7 @@ class RasterAdapter:
             ``[batch, len(keep), vocabulary]`` over the image's ids.
         """
         # The prompt's other logits would take memory for nothing; models that cannot leave them out compute them.
-        selects = self._selects_logits
+        selects = self._selects_logits and len(keep) < embeddings.shape[1]
         selection = {"logits_to_keep": torch.tensor(keep, device=embeddings.device)} if selects else {}
         logits = self.model(
             inputs_embeds=embeddings,
@@ -110,7 +109,7 @@ class RasterAdapter:
             use_cache=True,
             **selection,
         ).logits
-        return logits if selects else logits[:, keep]
+        return logits if logits.shape[1] == len(keep) else logits[:, keep]
 
     def prefix_of_ids(
         self, ids: Tensor, mask: Tensor, null_ids: Tensor | None = None, null_mask: Tensor | None = None
@@ -224,20 +223,30 @@ class ImageGPTAdapter(RasterAdapter):
     """`ImageGPTForCausalImageModeling`: learned positions, one start token, square images unless said otherwise."""
 
     fixes_grid = False
-    takes_static_cache = False
 
     def grid(self, input_ids: Tensor | None, image_sizes: Any = None) -> Size | None:
         side = round(self.model.config.n_positions**0.5)
         return (side, side) if side * side == self.model.config.n_positions else None
 
     def logits(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Cache, keep: list[int]) -> Tensor:
-        # The class flattens a 4-D mask to two dimensions, so its blocks are called one by one. They hide later slots
-        # by themselves; that hides nothing which the mask shows, since a pass is fed in increasing position.
+        # The class flattens a 4-D mask to two dimensions, so its blocks are called one by one.
         transformer = self.model.transformer
         hidden = transformer.drop(embeddings + transformer.wpe(positions))
         for block in transformer.h:
-            hidden = block(hidden, cache, mask)[0]
+            with _unordered(block.attn):
+                hidden = block(hidden, cache, mask)[0]
         return self.model.lm_head(transformer.ln_f(hidden)[:, keep])
+
+
+@contextmanager
+def _unordered(attention: Any) -> Iterator[None]:
+    """Without the block's own mask, which takes the last slots for the pass's tokens: one that is fed again is not."""
+    causal = attention.bias
+    attention.bias = causal.new_ones(()).expand_as(causal)
+    try:
+        yield
+    finally:
+        attention.bias = causal
 
 
 class LlamaGenAdapter(RasterAdapter):

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import StaticCache
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import logits_process
 
 from tersor.grids.geometry import Cell, RasterGrid
-from tersor.grids.schedule import Feed, Frontier, Pass
+from tersor.grids.schedule import Frontier, Pass, RowStart, ZipARSchedule
 
 if TYPE_CHECKING:
     from transformers import Cache
 
     from tersor.grids.adapters import RasterAdapter
 
-# An offset that no query reaches: stale and unwritten slots.
+# An offset that no query reaches: padding.
 _NEVER = sys.maxsize
 # They read nothing but scores, so that all rows of a pass go through them at once.
 _SCORES_ONLY = tuple(
@@ -69,73 +70,83 @@ class Prefix:
 
 
 class Slots:
-    """Which image token each cache slot holds. Slots are appended in feed order, after the prefix's.
+    """Which image token each cache slot holds, in the order in which they are first fed, after the prefix.
 
     A fed token attends to the whole prefix, and to every slot whose offset is not above its own: decided tokens
-    of rows above, and its own row up to itself.
+    of rows above, and its own row up to itself. A token that is fed again, when what stood in for it is decided,
+    takes the slot that it had: nothing stale is left, and nothing is moved.
 
     Args:
-        offsets: ``[rows, slots]``, or one row for all where no prefix is padded; -1 for the prefix.
-        stale: how many of them are hidden for ever.
-        most: slots that the model can look at, or None.
+        cache: empty; its layers are replaced by `SlotLayer`.
+        valid: bool ``[rows, tokens]`` of the prefix, False for padding.
+        most: image tokens that there will be.
     """
 
-    def __init__(self, cache: Cache, valid: Tensor, most: int | None = None) -> None:
-        self.cache, self.valid, self.most = cache, valid, most
+    def __init__(self, cache: Cache, valid: Tensor, most: int) -> None:
+        self.valid, self.capacity = valid, valid.shape[1] + most
         prefix = torch.where(valid, -1, _NEVER)
-        self.offsets = prefix[:1] if bool(valid.all()) else prefix
-        self.stale = 0
-        self.capacity = cache.layers[0].max_cache_len if isinstance(cache, StaticCache) else None
-
-    def drop(self, offsets: tuple[int, ...]) -> None:
-        """Hide the slots that hold ``offsets``."""
-        if offsets:
-            stale = torch.isin(self.offsets, torch.tensor(offsets, device=self.offsets.device))
-            self.offsets = self.offsets.masked_fill(stale, _NEVER)
-            self.stale += len(offsets)
-
-    def _remove_stale(self) -> None:
-        kept = (self.offsets != _NEVER).any(0).nonzero()[:, 0]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = (
-                states.index_select(-2, kept.to(states.device)) for states in (layer.keys, layer.values)
-            )
-        self.offsets, self.stale = self.offsets[:, kept], 0
+        # One row for all where no prefix is padded.
+        self.offsets = F.pad(prefix[:1] if bool(valid.all()) else prefix, (0, most), value=_NEVER)
+        self.held, self.written = valid.shape[1], torch.arange(valid.shape[1], device=valid.device)
+        self.slot_of: dict[int, int] = {}
+        cache.layers = [SlotLayer(self) for _ in cache.layers]
+        # A cache without a configuration makes its layers as they come.
+        cache.layer_class_to_replicate = partial(SlotLayer, self)
 
     def prefix_mask(self, dtype: torch.dtype) -> Tensor:
-        """Causal within the prefix, without padding: additive ``[rows, 1, tokens, slots]``."""
-        rows, tokens = self.valid.shape
+        """Causal within the prefix, without padding: additive ``[rows, 1, tokens, tokens]``."""
+        tokens = self.valid.shape[1]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=self.valid.device).tril()
         # Padding sees itself: a row without any visible key would give NaN in half precision.
         own = torch.eye(tokens, dtype=torch.bool, device=self.valid.device)
-        visible = causal & self.valid[:, None, :] | own
-        if self.capacity is not None:
-            visible = F.pad(visible, (0, self.capacity - tokens))
-        return _additive(visible, dtype).view(rows, 1, tokens, -1)
+        return _additive(causal & self.valid[:, None, :] | own, dtype)[:, None]
 
-    def append(self, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Add slots for the tokens of a pass; returns their additive mask ``[rows or 1, 1, queries, slots]``.
-
-        Removing hidden slots copies the cache, so that waits until they are an eighth of it. A static one keeps them.
+    def feed(self, offsets: Tensor, listed: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Take slots for the tokens of a pass; returns their additive mask ``[rows or 1, 1, queries, slots]``.
 
         Args:
-            offsets: ``[queries]``.
+            offsets: ``[queries]``. listed: the same.
         """
-        held = self.offsets.shape[1]
-        full = self.most is not None and held + len(offsets) > self.most
-        if self.stale and self.capacity is None and (full or 8 * self.stale >= held):
-            self._remove_stale()
-        self.offsets = torch.cat([self.offsets, offsets.expand(len(self.offsets), -1)], dim=1)
-        visible = self.offsets[:, None] <= offsets[:, None]
-        if self.capacity is not None:
-            visible = F.pad(visible, (0, self.capacity - visible.shape[-1]))
-        return _additive(visible, dtype)[:, None]
+        first = self.held
+        slots = [self.slot_of.setdefault(each, self.valid.shape[1] + len(self.slot_of)) for each in listed]
+        self.held = self.valid.shape[1] + len(self.slot_of)
+        self.written = (
+            torch.arange(first, self.held, device=offsets.device)
+            if self.held - first == len(slots)
+            else torch.tensor(slots, device=offsets.device)
+        )
+        self.offsets.index_copy_(1, self.written, offsets.expand(len(self.offsets), -1))
+        return _additive(self.offsets[:, None, : self.held] <= offsets[:, None], dtype)[:, None]
+
+
+class SlotLayer(DynamicLayer):
+    """A cache layer in memory that is taken once, written where `Slots` says."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+        self.memory: tuple[Tensor, ...] = ()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.memory = tuple(
+            each.new_empty(*each.shape[:2], self.slots.capacity, each.shape[3]) for each in (key_states, value_states)
+        )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        written, held = self.slots.written.to(key_states.device), self.slots.held
+        keys, values = self.memory
+        keys.index_copy_(2, written, key_states)
+        values.index_copy_(2, written, value_states)
+        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
+        return self.keys, self.values
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Eager attention adds its mask, so a bool one would be right for sdpa only."""
-    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=visible.device)
-    return torch.where(visible, hidden.new_zeros(()), hidden)
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 @dataclass
@@ -168,7 +179,8 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(cell), scores[:, i].contiguous()) for i, cell in enumerate(cells)], dim=1
                 )
-        possible = (scores > -torch.inf).any(-1)
+        # Not a number is not above minus infinity either.
+        possible = scores.amax(-1) > -torch.inf
         if not bool(possible.all()):
             row, column = cells[int((~possible).any(0).nonzero()[0, 0])]
             raise ValueError(
@@ -239,6 +251,45 @@ class Decoded:
     row_start_pass: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Indices:
+    """A pass as a decoder uses it, ready for the device.
+
+    Args:
+        offsets: ``[queries]``, positions counted from the first token after the prefix; ``listed``: the same.
+        sources: ``[queries]``, where in the image the tokens lie that are fed; end-of-row tokens lie there from the
+            start.
+        keep: the queries whose logits are wanted. targets: ``[cells]``, where what they give belongs.
+    """
+
+    offsets: Tensor
+    listed: tuple[int, ...]
+    sources: Tensor
+    keep: list[int]
+    targets: Tensor
+
+    @classmethod
+    def of(cls, step: Pass, grid: RasterGrid, device: torch.device) -> Indices:
+        def ready(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.long, device=device)
+
+        listed = tuple(feed.offset for feed in step.feeds)
+        sources = (feed.offset if feed.source is None else grid.offset(*feed.source) for feed in step.feeds)
+        keep = [index for index, feed in enumerate(step.feeds) if feed.yields is not None]
+        targets = (grid.offset(*cell) for cell in step.yields)
+        return cls(ready(listed), listed, ready(sources), keep, ready(targets))
+
+
+@lru_cache(maxsize=8)
+def fixed_steps(
+    grid: RasterGrid, window: int, row_start: RowStart, device: torch.device
+) -> tuple[tuple[Pass, Indices], ...]:
+    """All passes of a fixed window; made once, since every image has the same."""
+    with torch.inference_mode(False):
+        schedule = ZipARSchedule(grid, window, row_start)
+        return tuple((step, Indices.of(step, grid, device)) for step in schedule)
+
+
 class Decoder:
     """Decodes one batch of images; everything that a run changes lives here, nothing on the model.
 
@@ -264,7 +315,7 @@ class Decoder:
         at_pass: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.adapter, self.prefix, self.frontier, self.sampler = adapter, prefix, frontier, sampler
-        self.cache, self.slots = cache, Slots(cache, prefix.valid, adapter.max_positions)
+        self.cache, self.slots = cache, Slots(cache, prefix.valid, most_fed(frontier.grid))
         self.guidance, self.at_pass = guidance, at_pass
         self.branches = 1 if guidance is None else 2
         batch = prefix.valid.shape[0] // self.branches
@@ -276,43 +327,44 @@ class Decoder:
         self.allowed = None if allowed is None else torch.tensor(allowed, device=prefix.valid.device)
         self.scores: dict[Cell, Tensor] | None = {} if keep_scores else None
         self.trial: Trial | None = None
+        self.accepted = False
 
     def run(self) -> Decoded:
         """Decode the whole image."""
         grid = self.frontier.grid
         starts = [0] * grid.rows
-        passes, accepted = 0, False
-        while (step := self.frontier.advance(accepted=accepted)) is not None:
+        passes = 0
+        for step, indices in self._steps():
             if self.at_pass is not None:
                 self.at_pass(self.image)
             passes += 1
-            scores = self._scores(self._forward(step), step)
-            accepted = self._decide(step, scores)
+            scores = self._scores(self._forward(step, indices), step)
+            self.accepted = self._decide(step, indices, scores)
             for row, column in step.yields:
-                if column == 0 and ((row, column) != step.trial or accepted):
+                if column == 0 and ((row, column) != step.trial or self.accepted):
                     starts[row] = passes
         kept = () if self.scores is None else tuple(self.scores[cell] for cell in grid.cells())
         return Decoded(self.image, kept, passes, starts)
 
-    def _forward(self, step: Pass) -> Tensor:
+    def _steps(self) -> Iterable[tuple[Pass, Indices]]:
+        frontier, device = self.frontier, self.image.device
+        if not frontier.adaptive:
+            return fixed_steps(frontier.grid, frontier.window, frontier.row_start, device)
+        passes = iter(lambda: frontier.advance(accepted=self.accepted), None)
+        return ((step, Indices.of(step, frontier.grid, device)) for step in passes)
+
+    def _forward(self, step: Pass, indices: Indices) -> Tensor:
         """Logits ``[rows, cells, vocabulary]`` of the cells that the pass yields."""
         prefix = self.prefix
         if not step.feeds:
             mask = self.slots.prefix_mask(prefix.embeddings.dtype)
             last = [prefix.valid.shape[1] - 1]
             return self.adapter.logits(prefix.embeddings, prefix.positions, mask, self.cache, last)
-        self.slots.drop(step.replaced)
-        offsets = torch.tensor([feed.offset for feed in step.feeds], device=prefix.starts.device)
-        ids = self.image[:, [self._source(feed) for feed in step.feeds]]
+        ids = self.image.index_select(1, indices.sources)
         embeddings = self.adapter.embed_image(ids if self.branches == 1 else ids.repeat(self.branches, 1))
-        positions = prefix.starts[:, None] + offsets
-        mask = self.slots.append(offsets, embeddings.dtype)
-        keep = [index for index, feed in enumerate(step.feeds) if feed.yields is not None]
-        return self.adapter.logits(embeddings, positions, mask, self.cache, keep)
-
-    def _source(self, feed: Feed) -> int:
-        """Where in the image the token lies that is fed; end-of-row tokens lie there from the start."""
-        return feed.offset if feed.source is None else self.frontier.grid.offset(*feed.source)
+        positions = prefix.starts[:, None] + indices.offsets
+        mask = self.slots.feed(indices.offsets, indices.listed, embeddings.dtype)
+        return self.adapter.logits(embeddings, positions, mask, self.cache, indices.keep)
 
     def _scores(self, logits: Tensor, step: Pass) -> Tensor:
         """Guided, restricted to the image's ids, and processed: float32 ``[batch, cells, vocabulary]``."""
@@ -330,14 +382,14 @@ class Decoder:
         """The virtual raster prefix of a cell; its length is right, undecided cells hold the pad id."""
         return torch.cat([self.prefix.ids, self.image[:, : self.frontier.grid.offset(*cell)]], dim=1)
 
-    def _decide(self, step: Pass, scores: Tensor) -> bool:
+    def _decide(self, step: Pass, indices: Indices, scores: Tensor) -> bool:
         """Draw the pass's cells; returns whether its trial is accepted."""
         ids, accepted = self.sampler.draw(scores), False
         last = step.yields[-1]
         # A row's first token is the lowest of the pass, so it comes last.
         if last == step.trial or (self.trial is not None and last[1] == 0):
             ids[:, -1], accepted = self._try(ids[:, -1], scores[:, -1], final=last != step.trial)
-        self.image[:, [self.frontier.grid.offset(*cell) for cell in step.yields]] = ids
+        self.image.index_copy_(1, indices.targets, ids)
         if self.scores is not None:
             self.scores |= {cell: scores[:, index] for index, cell in enumerate(step.yields)}
         return accepted
@@ -360,13 +412,9 @@ class Decoder:
         return trial.ids, done
 
 
-def slots_needed(prefix_tokens: int, grid: RasterGrid, frontier: Frontier) -> int:
-    """Cache slots of a fixed window that never shrinks, stale proxies included."""
-    used = prefix_tokens
-    rehearsal = Frontier(grid, frontier.window, frontier.row_start)
-    while (step := rehearsal.advance()) is not None:
-        used += len(step.feeds)
-    return used
+def most_fed(grid: RasterGrid) -> int:
+    """Image tokens that are ever fed: all but the last cell and the end of its row."""
+    return grid.length - grid.end_of_row - 1
 
 
 def statistics(decoded: Decoded, grid: RasterGrid) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from tersor.grids.adapters import RasterAdapter, find_adapter
 from tersor.grids.attention import grouped
-from tersor.grids.decoding import Decoder, Prefix, Sampler, slots_needed, statistics
+from tersor.grids.decoding import Decoder, Prefix, Sampler, SlotLayer, most_fed, statistics
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import (
     ROW_STARTS,
@@ -330,7 +330,7 @@ class _Run:
     def _check_cache(self, prefix_tokens: int) -> None:
         cache = self.cache
         plain = type(cache) in (DynamicCache, StaticCache) and not getattr(cache, "offloading", False)
-        if not plain or any(type(layer) not in (DynamicLayer, StaticLayer) for layer in cache.layers):
+        if not plain or any(type(layer) not in (DynamicLayer, StaticLayer, SlotLayer) for layer in cache.layers):
             kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
             raise ValueError(
                 f"{type(cache).__name__} {kinds} does not go with ZipAR: sliding-window, quantized, offloaded and "
@@ -338,17 +338,10 @@ class _Run:
             )
         if cache.get_seq_length() > 0:
             raise ValueError("past_key_values already holds tokens; start an image with an empty cache")
-        if isinstance(cache, StaticCache):
-            if not self.adapter.takes_static_cache:
-                raise ValueError(
-                    f"{type(self.adapter.model).__name__} takes no StaticCache; use DynamicCache, the default"
-                )
-            if self.frontier.adaptive:
-                raise ValueError("adaptive=True has no fixed number of cache slots; use DynamicCache, the default")
-            needed = slots_needed(prefix_tokens, self.grid, self.frontier)
-            if cache.layers[0].max_cache_len < needed:
-                held = cache.layers[0].max_cache_len
-                raise ValueError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
+        needed = prefix_tokens + most_fed(self.grid)
+        held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
+        if held < needed:
+            raise ValueError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
 
     def decode(self, prefix: Prefix, guidance: float | None, eol: int | None) -> Tensor | ZipAROutput:
         config = self.generation_config
