@@ -29,7 +29,7 @@ from transformers import DynamicCache, Emu3ForCausalLM, Emu3TextConfig
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.grids.attention import grouped
-from tersor.grids.decoding import Slots
+from tersor.grids.decoding import Run, Slots
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
 
@@ -123,7 +123,7 @@ class Pass:
         self.fed = torch.tensor(point.fed, device=weight.device)
         if point.held:
             self.slots.feed(torch.tensor(point.held, device=weight.device), point.held, weight.dtype)
-        self.slots.written = torch.arange(self.slots.held, device=weight.device)
+        self.slots.written = Run(0, self.slots.held)
         for layer in range(config.num_hidden_layers):
             shape = (ROWS, config.num_key_value_heads, self.slots.held, 128)
             self.cache.update(draw(*shape), draw(*shape), layer)

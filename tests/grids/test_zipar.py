@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, TemperatureLogitsWarper
 
 from tersor.grids.adapters import find_adapter
-from tersor.grids.decoding import Sampler, SlotLayer, Slots
+from tersor.grids.decoding import Sampler, SlotLayer, Slots, write
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import raster_passes, zipar_passes
 from tersor.grids.zipar import zipar, zipar_generate
@@ -254,7 +254,7 @@ def poisoned(monkeypatch, *, refilled: bool) -> None:
     def refill(self, keys, values, *args, **kwargs):
         if self.is_initialized:
             for each in self.memory:
-                each.index_fill_(2, self.slots.written, torch.nan)
+                write(each, 2, self.slots.written, torch.full_like(keys, torch.nan))
         return update(self, keys, values, *args, **kwargs)
 
     monkeypatch.setattr(SlotLayer, "lazy_initialization", filled)
@@ -284,7 +284,7 @@ def test_the_poison_works(cases, monkeypatch) -> None:
     poisoned(monkeypatch, refilled=False)
     monkeypatch.setattr(Slots, "feed", one_more)
     with pytest.raises(ValueError, match="not a number"):
-        case.zipar(case.inputs(2, False), window_size=1)
+        case.zipar(case.inputs(2, False), window_size=1, logits_processor=[lambda ids, scores: scores])
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])

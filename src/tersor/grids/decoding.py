@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,21 @@ class Prefix:
         return cls(embeddings, valid, positions, valid.sum(-1), ids)
 
 
+class Run(NamedTuple):
+    """Slots next to each other, which most passes write; ``number`` of them from ``first`` on."""
+
+    first: int
+    number: int
+
+
+def write(memory: Tensor, dim: int, slots: Run | Tensor, states: Tensor) -> None:
+    """Copy ``states`` into some slots of ``memory`` along ``dim``."""
+    if isinstance(slots, Run):
+        memory.narrow(dim, *slots).copy_(states)
+    else:
+        memory.index_copy_(dim, slots.to(memory.device), states)
+
+
 class Slots:
     """Which image token each cache slot holds, in the order in which they are first fed, after the prefix.
 
@@ -87,7 +102,8 @@ class Slots:
         prefix = torch.where(valid, -1, _NEVER)
         # One row for all where no prefix is padded.
         self.offsets = F.pad(prefix[:1] if bool(valid.all()) else prefix, (0, most), value=_NEVER)
-        self.held, self.written = valid.shape[1], torch.arange(valid.shape[1], device=valid.device)
+        self.held = valid.shape[1]
+        self.written: Run | Tensor = Run(0, self.held)
         self.slot_of: dict[int, int] = {}
         cache.layers = [SlotLayer(self) for _ in cache.layers]
         # A cache without a configuration makes its layers as they come.
@@ -110,12 +126,9 @@ class Slots:
         first = self.held
         slots = [self.slot_of.setdefault(each, self.valid.shape[1] + len(self.slot_of)) for each in listed]
         self.held = self.valid.shape[1] + len(self.slot_of)
-        self.written = (
-            torch.arange(first, self.held, device=offsets.device)
-            if self.held - first == len(slots)
-            else torch.tensor(slots, device=offsets.device)
-        )
-        self.offsets.index_copy_(1, self.written, offsets.expand(len(self.offsets), -1))
+        again = self.held - first < len(slots)
+        self.written = torch.tensor(slots, device=offsets.device) if again else Run(first, len(slots))
+        write(self.offsets, 1, self.written, offsets.expand(len(self.offsets), -1))
         return _additive(self.offsets[:, None, : self.held] <= offsets[:, None], dtype)[:, None]
 
 
@@ -136,11 +149,10 @@ class SlotLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        written, held = self.slots.written.to(key_states.device), self.slots.held
         keys, values = self.memory
-        keys.index_copy_(2, written, key_states)
-        values.index_copy_(2, written, value_states)
-        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
+        write(keys, 2, self.slots.written, key_states)
+        write(values, 2, self.slots.written, value_states)
+        self.keys, self.values = keys.narrow(2, 0, self.slots.held), values.narrow(2, 0, self.slots.held)
         return self.keys, self.values
 
 
@@ -179,9 +191,9 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(cell), scores[:, i].contiguous()) for i, cell in enumerate(cells)], dim=1
                 )
-        # Not a number is not above minus infinity either.
-        possible = scores.amax(-1) > -torch.inf
-        if not bool(possible.all()):
+        # Not a number is not above minus infinity either. Without processors there is nothing to blame.
+        possible = scores.amax(-1) > -torch.inf if self.processors else None
+        if possible is not None and not bool(possible.all()):
             row, column = cells[int((~possible).any(0).nonzero()[0, 0])]
             raise ValueError(
                 f"the logits processors leave no token for row {row}, column {column} of the image: every score is "
