@@ -52,7 +52,7 @@ class Plan:
     judged: int = 30_000
     epochs: int = 4
     hidden: int = 64
-    layers: int = 5
+    layers: int = 10
     heads: int = 4
     dropout: float = 0.1
     looked_at: int = 500
@@ -60,7 +60,7 @@ class Plan:
 
 FULL = Plan(
     NARTraining(
-        steps=2400, batch_size=8, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
+        steps=4800, batch_size=8, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
         evaluate_every=400, save_every=200, seed=1,
     )
 )  # fmt: skip

@@ -72,10 +72,12 @@ def test_captions_are_heeded() -> None:
         assert record.baseline is not None and record.low is not None and record.low > 1.5 * record.baseline
 
 
-@pytest.mark.parametrize(("name", "batch_1"), [("nar", 0.7), ("nar_video", 0.55)])
-def test_fewer_passes_are_less_time(name: str, batch_1: float) -> None:
+@pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.7, 256), ("nar_video", 0.65, 64)])
+def test_fewer_passes_are_less_time(name: str, batch_1: float, largest: int) -> None:
     """The goal is 0.8; docs/nar.md says what is missing and why. Speed-ups fall with the batch and stay above 1."""
     known = read(f"{name}_speed")
     assert known["raster: batch 1", "share of the pass ratio"].measured >= batch_1
-    ratios = [known[f"raster: batch {batch}", "speed-up of NAR"].measured for batch in (1, 4, 16, 64, 256)]
+    ratios = [
+        known[f"raster: batch {batch}", "speed-up of NAR"].measured for batch in (1, 4, 16, 64, 256) if batch <= largest
+    ]
     assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
