@@ -17,8 +17,9 @@ PYTEST = OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2
 demo: .venv/.stamp
 	$(OFFLINE) $(BIN)/tersor demo
 
-test: .venv/.stamp
+test: .venv/.stamp .venv/.vision-stamp
 	$(PYTEST)
+	PYTHONPATH=.venv/vision $(PYTEST) tests_timm
 
 test-slow: .venv/.stamp
 	$(PYTEST) -m slow
@@ -48,6 +49,12 @@ clean:
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PY) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# timm with torchvision, in a folder that only its tests see: a torchvision that was built for another torch breaks
+# transformers' imports as soon as it is installed.
+.venv/.vision-stamp: .venv/.stamp
+	$(INSTALL) --no-deps --target .venv/vision timm torchvision
 	@touch $@
 
 .venv/.docs-stamp: .venv/.stamp

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tables_experts
 import tables_kv
 import tables_merging
 import tables_nar
@@ -22,7 +23,7 @@ from tersor import _atomic
 from tersor.bench.records import read_jsonl
 from tersor.bench.scoreboard import to_svg
 
-MODULES = (tables_kv, tables_merging, tables_nar, tables_speed, tables_vlm, tables_zipar)
+MODULES = (tables_experts, tables_kv, tables_merging, tables_nar, tables_speed, tables_vlm, tables_zipar)
 
 
 def build() -> dict[Path, str]:

@@ -14,13 +14,16 @@ import typer
 from tersor import __version__
 from tersor._lazy import MissingExtraError
 from tersor.bench.cli import bench, demo
+from tersor.bench.cli_experts import bench_experts
 from tersor.bench.cli_images import bench_images
 from tersor.bench.cli_nar import bench_nar
+from tersor.bench.cli_ptq import bench_ptq, bench_ptq_speed
 from tersor.bench.cli_vlm import bench_photos, bench_vlm
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
 from tersor.grids.train_cli import train
 from tersor.kv.cli import generate
+from tersor.ptq.cli import quantize
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -33,9 +36,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(quantize)
 app.command()(demo)
+experts.command("bench")(bench_experts)
 bench.command("images")(bench_images)
 bench.command("nar")(bench_nar)
+bench.command("ptq")(bench_ptq)
+bench.command("ptq-speed")(bench_ptq_speed)
 bench.command("vlm")(bench_vlm)
 bench.command("photos")(bench_photos)
 app.add_typer(bench, name="bench")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench import demo_minicache, demo_zipar, demo_zipcache, demo_zipvl
+from tersor.bench import demo_minicache, demo_ptq, demo_zipar, demo_zipcache, demo_zipvl, ptq_speed
 from tersor.bench.demos import DEMOS, get_demo
 from tersor.bench.kv import Scores
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
+from tersor.ptq.networks import RepNetConfig
 
 
 @pytest.fixture
@@ -23,6 +24,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_zipvl, "SAMPLES_PER_KIND", 2)
     monkeypatch.setattr(demo_zipar, "SAMPLES", 10)
     monkeypatch.setattr(demo_zipar, "ROUNDS", 1)
+    for name, value in (("PHOTOS", 1), ("FIRST", 8), ("ITERATIONS", 1), ("ROUNDS", 1)):
+        monkeypatch.setattr(demo_ptq, name, value)
+    tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
+    monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
 
 
 def test_demo_writes_table_page_and_records(small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

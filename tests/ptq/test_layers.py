@@ -11,6 +11,8 @@ from torch import nn
 from tersor.ptq import quantizers
 from tersor.ptq.layers import QuantLayer, operate
 from tersor.ptq.quantizers import (
+    cut_activation,
+    cut_weight,
     fake_activation,
     fake_weight,
     quantize_activation,
@@ -20,6 +22,7 @@ from tersor.ptq.quantizers import (
     search_weight,
     search_weight_by_output,
 )
+from tersor.ptq.rounding import LearnedRounding, undecided
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(6, 8, 3, padding=1),
@@ -52,7 +55,7 @@ def test_integers_stay_in_range_and_zero_is_exact(bits) -> None:
     assert search_activation(x.relu(), bits)[1] == 0
     ints = quantize_weight(weight, search_weight(weight, bits), bits)
     assert torch.equal(ints, ints.round()) and ints.abs().max() <= 2 ** (bits - 1) - 1
-    whole = search_weight(weight, bits, norm=None)
+    whole = cut_weight(weight, bits, share=1.0)
     assert torch.equal(quantize_weight(weight, whole, bits).abs().amax(1), torch.full((4,), 2.0 ** (bits - 1) - 1))
 
 
@@ -85,7 +88,7 @@ def test_what_reaches_the_output_finds_the_grid_that_the_weights_hide() -> None:
     by_output = search_weight_by_output(weight, 8, lambda each: operate(layer, x, each))
     assert error(by_output) < 0.05
     assert error(search_weight(weight, 8)) > 0.5
-    assert error(search_weight(weight, 8, norm=None)) > 0.5
+    assert error(cut_weight(weight, 8, share=1.0)) > 0.5
 
 
 def test_rows_that_end_at_the_last_ratio_go_on() -> None:
@@ -170,3 +173,52 @@ def test_rounding_passes_the_gradient() -> None:
     assert rounded.tolist() == [0.0, 2.0, -2.0]
     rounded.sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_percentiles_cut_off_the_ends() -> None:
+    x = torch.cat([torch.linspace(-1, 1, 2001), torch.tensor([50.0])])
+    scale, zero = cut_activation(x, 8, share=0.99)
+    assert scale == pytest.approx(1.98 / 255, rel=0.02) and abs(zero - 127.5) <= 2
+    whole, _ = cut_activation(x, 8, share=1.0)
+    assert whole == pytest.approx(51 / 255)
+    weight = torch.cat([torch.ones(1, 99), torch.tensor([[70.0]])], 1)
+    assert cut_weight(weight, 4, share=0.99) == pytest.approx(1 / 7) and cut_weight(weight, 4, share=1.0) == 10
+
+
+def test_rounding_is_learned_up_and_down() -> None:
+    """Soft in a training step, an integer otherwise, and what is undecided costs more the later it is."""
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 4)
+    one = torch.tensor(1.0)
+    layer = LearnedRounding(
+        linear, weight_bits=4, activation_bits=8, w_scale=cut_weight(linear.weight, 4, share=1.0), a_scale=one,
+        a_zero=one * 0,
+    )  # fmt: skip
+    layer.start()
+    scaled = linear.weight / layer.w_scale[:, None]
+    assert torch.equal(layer.integers(), scaled.round())
+    layer.soft = True
+    torch.testing.assert_close(layer.integers(), scaled)
+    early, late, none = (undecided([layer], progress).item() for progress in (0.3, 1.0, 0.1))
+    assert none == 0 and early > late > 0
+    layer.soft = False
+    with torch.no_grad():
+        layer.up.fill_(-5.0)
+    assert torch.equal(layer.integers(), scaled.floor().clamp(-7, 7))
+    assert undecided([layer], 1.0).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_dropping_leaves_some_inputs_unrounded() -> None:
+    layer, x = quantized("linear", bits=2)
+    layer.weight_bits = 16
+    with torch.no_grad():
+        layer.w_scale.copy_(cut_weight(layer.weight, 16, share=1.0))
+        exact, rounded = layer.layer(x), layer(x)
+        layer.drop = 0.999
+        layer.generator.manual_seed(0)
+        assert (layer(x) - exact).abs().max() < 0.1 * (rounded - exact).abs().max()
+        layer.drop = 0.5
+        layer.generator.manual_seed(0)
+        one = layer(x)
+        layer.generator.manual_seed(0)
+        assert torch.equal(layer(x), one) and not torch.equal(one, rounded)

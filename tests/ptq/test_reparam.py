@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from rep_models import RepNet, RepVGGBlock, images, unruly
+from rep_models import images, small, unruly
 from torch import nn
 
+from tersor.ptq.networks import KINDS, BranchedConv
 from tersor.ptq.reparam import Branch, merge, merge_branches
 
 
@@ -44,9 +45,9 @@ def test_one_convolution_computes_the_sum_of_the_branches(inner, outer, stride, 
     assert (merged - summed).abs().max() <= 1e-9 * summed.abs().max()
 
 
-@pytest.mark.parametrize("mobile", [False, True])
-def test_a_network_is_merged_and_the_original_left_alone(mobile) -> None:
-    net = unruly(mobile)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_is_merged_and_the_original_left_alone(kind) -> None:
+    net = unruly(kind)
     state = copy.deepcopy(net.state_dict())
     net.train()
     merged = merge(net, images(4))
@@ -57,7 +58,7 @@ def test_a_network_is_merged_and_the_original_left_alone(mobile) -> None:
     assert merged.head.fc.weight.dtype == torch.float32
     exact, x = net.eval().double(), images(16, seed=2).double()
     assert (exact(x) - merged.double()(x)).abs().max() <= 1e-4 * exact(x).abs().max()
-    kernels = [module.merged.weight.detach() for module in merged.modules() if isinstance(module, RepVGGBlock)]
+    kernels = [module.merged.weight.detach() for module in merged.modules() if isinstance(module, BranchedConv)]
     assert max(float(kernel.abs().max()) for kernel in kernels) > 5, "the huge entries that break plain quantizers"
 
 
@@ -73,7 +74,7 @@ class Older(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = RepVGGBlock(3, 4)
+        self.block = BranchedConv(3, 4, kernels=(3, 1))
 
     def switch_to_deploy(self) -> None:
         self.block.replace_branches(merge_branches(self.block.branches()))
@@ -113,8 +114,8 @@ def test_what_cannot_be_merged_is_refused() -> None:
         broken.head.fc.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
         merge(broken, images(2))
-    wrong = RepNet()
-    honest = RepVGGBlock.branches
+    wrong = small()
+    honest = BranchedConv.branches
     wrong.stem.branches = lambda: honest(wrong.stem)[:1]
     wrong.eval()
     with pytest.raises(ValueError, match="merging changed the outputs"):

@@ -16,6 +16,8 @@ DEMOS: dict[str, str] = {
     "zipar": "tersor.bench.demo_zipar:run",
     "nar": "tersor.bench.demo_nar:run",
     "zipvl": "tersor.bench.demo_zipvl:run",
+    "ptq": "tersor.bench.demo_ptq:run",
+    "meswitch": "tersor.bench.demo_experts:run",
 }
 
 

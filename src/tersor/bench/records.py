@@ -16,7 +16,7 @@ from tersor import _atomic
 
 VERDICTS = ("holds", "partly", "fails", "not here: needs a GPU", None)
 
-_INTERVAL = re.compile(r"quartiles|\d+(\.\d+)?% [a-z][a-z -]*")
+_INTERVAL = re.compile(r"quartiles|\d+(\.\d+)?% [a-zA-Z][a-z -]*")
 _NUMBERS = ("measured", "low", "high", "baseline", "peer")
 _TEXTS = ("system", "item", "quantity", "model", "shapes", "command")
 

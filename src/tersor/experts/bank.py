@@ -19,6 +19,11 @@ from tersor.experts.linear import ResidentExpert
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(name: object) -> bool:
+    """Whether an expert can have this name: it is also a folder's, so it leads nowhere else."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """How many experts, and how many bytes of them, one tier holds; None is no limit."""
@@ -95,7 +100,7 @@ class ExpertBank:
         Raises:
             ValueError: for a name that is taken, or that is no plain name.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not is_name(name):
             raise ValueError(
                 f"expert name {name!r} is not possible; use letters, digits, '.', '_' and '-', a letter or digit first"
             )

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor.experts.router_cli import router
 
 if TYPE_CHECKING:
     from tersor.experts.delta import ExpertDelta
 
 experts = typer.Typer(help="Fine-tuned experts as packed deltas of one base.", no_args_is_help=True)
+experts.add_typer(router, name="router")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Base = Annotated[Path, typer.Option(help="Folder of the base.")]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tersor.experts.bank import Budget, ExpertBank
 from tersor.experts.config import BaseMismatchError, ConfigMismatchError
 from tersor.experts.delta import ExpertDelta, Manifest, fingerprint, local_folder, read_manifest
-from tersor.experts.linear import ResidentExpert, Routes, RowwiseModule, Switch
+from tersor.experts.linear import PackedRoutes, ResidentExpert, Routes, RowwiseModule, Switch
 from tersor.experts.sources import Anatomy, module_of
 
 #: Ways of generating whose drafts come from another model or place, and would be checked against the wrong expert.
@@ -195,6 +195,20 @@ class ExpertHost:
     def _release(self, names: Sequence[str | None]) -> None:
         for name in dict.fromkeys(each for each in names if each is not None):
             self._bank.release(name)
+
+    # ---- for whoever runs the model in the host's place --------------------------------------------------------------
+
+    def hold(self, name: str) -> ResidentExpert:
+        """An expert on the device, kept there until as many `release` calls; raises as `use` does."""
+        return self._bank.acquire(name)
+
+    def release(self, name: str) -> None:
+        """Take one `hold` back."""
+        self._bank.release(name)
+
+    def route(self, routes: Routes | PackedRoutes | None) -> None:
+        """Answer the following forward passes as ``routes`` say; their experts must be held."""
+        self._switch.routes = routes
 
     # ---- what it is made of -----------------------------------------------------------------------------------------
 

@@ -126,10 +126,43 @@ def _places(experts: list[ResidentExpert | None], expert: ResidentExpert | None)
     return torch.tensor([place for place, each in enumerate(experts) if each is expert])
 
 
+class PackedRoutes:
+    """Which tokens go to which expert where a batch is one row ``[1, tokens, ...]``, as continuous batching packs it.
+
+    The head may be computed for the last token of each request alone.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[ResidentExpert | None],
+        kept: Sequence[ResidentExpert | None],
+        head: nn.Module,
+        device: torch.device,
+    ) -> None:
+        """``tokens``: the expert of each token. ``kept``: those of the tokens that ``head`` is given, in order."""
+        self.tokens, self.kept, self.head = Routes(tokens, device), Routes(kept, device), head
+
+    def of(self, module: nn.Module, rows: int) -> Routes:
+        """The routes of the ``rows`` tokens that a module is given.
+
+        A prompt that is not read to its end yields no logits: then as many tokens may be kept as there are, and they
+        are others.
+
+        Raises:
+            ValueError: for a number of tokens that is neither.
+        """
+        if module is self.head and rows == len(self.kept.experts):
+            return self.kept
+        if rows != len(self.tokens.experts):
+            known = len(self.tokens.experts), len(self.kept.experts)
+            raise ValueError(f"a pass of {rows} tokens where experts of {known} tokens are known")
+        return self.tokens
+
+
 class Switch:
     """The routes of the forward pass that is running; None answers as the base does."""
 
-    routes: Routes | None = None
+    routes: Routes | PackedRoutes | None = None
 
 
 class RowwiseModule:
@@ -152,6 +185,12 @@ class RowwiseModule:
         routes = self.switch.routes
         if routes is None:
             return self.inner(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if isinstance(routes, PackedRoutes):  # tokens are rows, each of one token
+            tokens = x.transpose(0, 1)
+            return self._routed(tokens, routes.of(self.module, len(tokens)), *args, **kwargs).transpose(0, 1)
+        return self._routed(x, routes, *args, **kwargs)
+
+    def _routed(self, x: Tensor, routes: Routes, *args: Any, **kwargs: Any) -> Tensor:
         split = routes.split(x.shape[0])
         y = self._computed(x, split, *args, **kwargs)
         added = [(e.packed[self.name], rows) for e, rows in split if e is not None and self.name in e.packed]

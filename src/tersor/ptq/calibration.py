@@ -16,16 +16,19 @@ from torch import Tensor, nn
 
 from tersor import _atomic
 from tersor.ptq.config import RepAPQConfig
-from tersor.ptq.layers import QuantLayer, operate
+from tersor.ptq.layers import QuantLayer, RoundedInput, operate
 from tersor.ptq.quantizers import (
     LEAST_ACTIVATION,
     LEAST_WEIGHT,
+    cut_activation,
+    cut_weight,
     fake_activation,
     search_activation,
     search_weight,
     search_weight_by_output,
 )
 from tersor.ptq.reparam import merge
+from tersor.ptq.rounding import ROUNDING_RATE, LearnedRounding, undecided
 from tersor.ptq.stages import Stage, find_stages
 
 #: Images that a block computes at once where there are no gradients.
@@ -35,6 +38,8 @@ _LOOKS = 10
 _LOOKED_AT = 256
 #: Values of a layer's input that the search for its scale takes.
 _SUBSAMPLE = 400_000
+#: Of activations and of a row's weights, where ranges are percentiles.
+_PERCENTILE, _WEIGHT_PERCENTILE = 0.999, 0.99
 _REPORT = "report.json"
 
 
@@ -104,10 +109,13 @@ def quantize(
     if kept is not None:
         _claim(kept, config, calibration, chain)
     exact = rounded = calibration
+    entry: tuple[Tensor, Tensor, int] | None = None
     for number, stage in enumerate(chain):
         say(f"{stage.name}: stage {number + 1} of {len(chain)}")
         file = None if kept is None else kept / f"stage-{number:02}.safetensors"
-        _insert(target, stage, bits)
+        if number and number == len(chain) - 1 and (entry := _entry(merged, stage, exact, bits, config)) is not None:
+            rounded = fake_activation(rounded, *entry)
+        _insert(target, stage, bits, config)
         if file is not None and file.is_file():
             target.load_state_dict(load_file(file), strict=False)
             reports += _read_reports(file)
@@ -132,7 +140,26 @@ def quantize(
     for full, layer in list(target.named_modules()):
         if isinstance(layer, QuantLayer):
             _replace(target, full, layer.freeze())
+    if entry is not None:
+        first = chain[-1].blocks[0]
+        _replace(target, first, RoundedInput(target.get_submodule(first), *entry))
     return Quantized(target.eval(), merged, tuple(reports))
+
+
+def _entry(
+    merged: nn.Module, stage: Stage, x: Tensor, bits: dict[str, tuple[int, int]], config: RepAPQConfig
+) -> tuple[Tensor, Tensor, int] | None:
+    """Grid for what enters the last stage, ``x`` in floating point; None if a layer that rounds comes first there."""
+    first = stage.blocks[0]
+    layer = next(each for each in merged.get_submodule(first).modules() if isinstance(each, (nn.Conv2d, nn.Linear)))
+    given: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    _run(merged.get_submodule(first), x[:1])
+    hook.remove()
+    if given[0].shape == x[:1].shape and torch.equal(given[0], x[:1]):
+        return None
+    width = list(bits.values())[-1][1]
+    return (*_activation_scale(x, width, config), width)
 
 
 @dataclass(frozen=True)
@@ -168,7 +195,7 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, new)
 
 
-def _insert(model: nn.Module, stage: Stage, bits: dict[str, tuple[int, int]]) -> None:
+def _insert(model: nn.Module, stage: Stage, bits: dict[str, tuple[int, int]], config: RepAPQConfig) -> None:
     """Put quantized layers into a stage; their scales are placeholders."""
     for block in stage.blocks:
         for name, layer in list(model.get_submodule(block).named_modules()):
@@ -176,7 +203,8 @@ def _insert(model: nn.Module, stage: Stage, bits: dict[str, tuple[int, int]]) ->
                 full = f"{block}.{name}" if name else block
                 weight_bits, activation_bits = bits[full]
                 one = layer.weight.new_ones(())
-                new = QuantLayer(
+                kind = LearnedRounding if config.rounding == "learned" else QuantLayer
+                new = kind(
                     layer, weight_bits=weight_bits, activation_bits=activation_bits,
                     w_scale=one.expand(len(layer.weight)), a_scale=one, a_zero=one * 0,
                 )  # fmt: skip
@@ -205,17 +233,30 @@ def _first_scales(block: _Block, inputs: Tensor, config: RepAPQConfig) -> None:
         got = torch.cat(taken[name])
         if not bool(torch.isfinite(got).all()):
             raise ValueError(f"activations of {block.name}.{name} are NaN or infinite; check weights and images")
-        step = max(1, got.numel() // _SUBSAMPLE)
-        scale, zero = search_activation(got.flatten()[::step], layer.activation_bits)
+        scale, zero = _activation_scale(got, layer.activation_bits, config)
         layer.a_scale.copy_(scale)
         layer.a_zero.copy_(zero)
         rounded = fake_activation(got, scale, zero, layer.activation_bits)
         if config.weight_init == "output":
             found = search_weight_by_output(layer.weight, layer.weight_bits, partial(operate, layer.layer, rounded))
+        elif config.weight_init in ("minmax", "percentile"):
+            share = 1.0 if config.weight_init == "minmax" else _WEIGHT_PERCENTILE
+            found = cut_weight(layer.weight, layer.weight_bits, share=share)
         else:
-            norm = {"minmax": None, "mse": 2.0, "mae": 1.0}[config.weight_init]
-            found = search_weight(layer.weight, layer.weight_bits, norm=norm)
+            found = search_weight(layer.weight, layer.weight_bits, norm={"mse": 2.0, "mae": 1.0}[config.weight_init])
         layer.w_scale.copy_(found)
+        if isinstance(layer, LearnedRounding):
+            layer.start()
+
+
+@torch.no_grad()
+def _activation_scale(x: Tensor, bits: int, config: RepAPQConfig) -> tuple[Tensor, Tensor]:
+    if config.activation_init == "minmax":
+        return cut_activation(x, bits, share=1.0)
+    some = x.flatten()[:: max(1, x.numel() // _SUBSAMPLE)]
+    if config.activation_init == "percentile":
+        return cut_activation(some, bits, share=_PERCENTILE)
+    return search_activation(some, bits)
 
 
 def block_loss(
@@ -263,12 +304,16 @@ def _calibrate(
         generator = torch.Generator().manual_seed(seed)
         for step in range(1, config.iterations + 1):
             index = torch.randperm(len(x), generator=generator)[: config.batch_size]
+            _while_learning(layers, config, generator)
             loss = block_loss(block.module, block.tail, x[index], wanted[index], at_end[index], config)
+            if config.rounding == "learned":
+                loss = loss * wanted.shape[1] + undecided(layers.values(), step / config.iterations)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             _clamp(layers)
+            _while_learning(layers, config, None)
             if step % max(1, config.iterations // _LOOKS) == 0 and (seen := look()) < best:
                 best, held = seen, copy.deepcopy(block.module.state_dict())
         block.module.load_state_dict(held)
@@ -276,18 +321,29 @@ def _calibrate(
     return BlockReport(block.name, before, best, {name: _facts(layer) for name, layer in layers.items()})
 
 
+def _while_learning(layers: dict[str, QuantLayer], config: RepAPQConfig, generator: torch.Generator | None) -> None:
+    """What only a training step does, drawn from ``generator``; None ends it."""
+    for layer in layers.values():
+        layer.drop = 0.0 if generator is None else config.drop
+        if isinstance(layer, LearnedRounding):
+            layer.soft = generator is not None
+        if generator is not None:
+            layer.generator = generator
+
+
 def _groups(layers: dict[str, QuantLayer], config: RepAPQConfig) -> list[dict[str, object]]:
     """What is trained, and how fast: scales by a share of themselves, since they differ by orders of magnitude."""
     groups: list[dict[str, object]] = []
     for layer in layers.values():
         layer.requires_grad_(False)
-        chosen = [
-            ([layer.w_scale], config.scale_rate * float(layer.w_scale.mean())),
-            ([layer.a_scale], config.scale_rate * float(layer.a_scale)),
-        ]
+        chosen = [([layer.a_scale], config.scale_rate * float(layer.a_scale))]
         if config.affine:
             chosen.append(([layer.gamma, layer.beta], config.affine_rate))
-        if config.train_weights:
+        if isinstance(layer, LearnedRounding):
+            chosen.append(([layer.up], ROUNDING_RATE))
+        else:
+            chosen.append(([layer.w_scale], config.scale_rate * float(layer.w_scale.mean())))
+        if config.train_weights and config.rounding == "nearest":
             chosen.append(([layer.weight], config.rate_of_weights(layer.weight_bits)))
         for parameters, rate in chosen:
             for each in parameters:

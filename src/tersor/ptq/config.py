@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-WEIGHT_INITS = ("output", "minmax", "mse", "mae")
+WEIGHT_INITS = ("output", "minmax", "percentile", "mse", "mae")
+ACTIVATION_INITS = ("mse", "minmax", "percentile")
 LOSSES = ("mae", "mse")
+ROUNDINGS = ("nearest", "learned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,9 @@ class RepAPQConfig:
         weight_bits, activation_bits: 2 to 8, or 16, which rounds next to nothing.
         first_last_bits: of the first and the last layer, if those are fewer than it: the literature's convention.
         weight_init: where a weight's grid ends at first: by what reaches the ``"output"``, by the largest entry
-            (``"minmax"``), or by the error of the weights themselves (``"mse"``, ``"mae"``).
+            (``"minmax"``), by 99 % of them (``"percentile"``), or by the error of the weights themselves (``"mse"``,
+            ``"mae"``).
+        activation_init: by the error of the values, or by their whole range, or 99.9 % of it.
         init_images: that the first scales are found on.
         iterations: of each block; 0 leaves the first scales.
         loss: ``"mae"`` (the paper) or ``"mse"``, of a block's output.
@@ -25,6 +29,9 @@ class RepAPQConfig:
         across_block: add the loss at the end of the stage, the blocks between in floating point.
         stage_weight: its factor.
         train_weights: or only scales and affine.
+        rounding: to the ``"nearest"`` integer, or ``"learned"``, up or down (AdaRound, arXiv 2004.10568), which leaves
+            weights and their scales as they are.
+        drop: share of a layer's inputs that an iteration leaves unrounded (QDrop, arXiv 2203.05740).
         batch_size: images of an iteration.
         weight_rate, affine_rate: learning rates; None is 1e-4 for weights of 6 bits and more, else 1e-3.
         scale_rate: as a share of the scale.
@@ -38,6 +45,7 @@ class RepAPQConfig:
     activation_bits: int = 8
     first_last_bits: int = 8
     weight_init: str = "output"
+    activation_init: str = "mse"
     init_images: int = 128
     iterations: int = 400
     loss: str = "mae"
@@ -45,6 +53,8 @@ class RepAPQConfig:
     across_block: bool = True
     stage_weight: float = 1.0
     train_weights: bool = True
+    rounding: str = "nearest"
+    drop: float = 0.0
     batch_size: int = 32
     weight_rate: float | None = None
     affine_rate: float = 1e-2
@@ -55,10 +65,14 @@ class RepAPQConfig:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
             if (bits := getattr(self, name)) not in (2, 3, 4, 5, 6, 7, 8, 16):
                 raise ValueError(f"{name}={bits} must be from 2 to 8, or 16")
-        if self.weight_init not in WEIGHT_INITS:
-            raise ValueError(f"weight_init={self.weight_init!r} must be one of {WEIGHT_INITS}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss={self.loss!r} must be one of {LOSSES}")
+        for name, allowed in (
+            ("weight_init", WEIGHT_INITS), ("activation_init", ACTIVATION_INITS), ("loss", LOSSES),
+            ("rounding", ROUNDINGS),
+        ):  # fmt: skip
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r} must be one of {allowed}")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop={self.drop} must be from 0 to less than 1")
         if self.iterations < 0 or min(self.init_images, self.batch_size) < 1:
             raise ValueError(
                 f"iterations={self.iterations} must not be negative, init_images={self.init_images} and "
@@ -77,8 +91,12 @@ class RepAPQConfig:
         return cls(weight_bits=int(parts[0]), activation_bits=int(parts[1]), **settings)  # type: ignore[arg-type]
 
     def without_training(self, weight_init: str) -> Self:
-        """The same bits with scales that were only searched for, as plain quantizers have them."""
-        return replace(self, weight_init=weight_init, iterations=0)
+        """The same bits with scales that were only searched for, as plain quantizers have them.
+
+        Plain ranges and percentiles are those of the activations too.
+        """
+        activation_init = weight_init if weight_init in ("minmax", "percentile") else "mse"
+        return replace(self, weight_init=weight_init, activation_init=activation_init, iterations=0)
 
     def rate_of_weights(self, bits: int) -> float:
         """Learning rate of the weights of a layer with so many bits: the next integer is farther away with few."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tersor.ptq.quantizers import fake_activation, fake_weight, quantize_weight
+from tersor.ptq.quantizers import fake_activation, quantize_weight, rows
 
 Layer = nn.Conv2d | nn.Linear
 #: Integers up to here are exact in float32, and so is a sum of them.
@@ -60,6 +60,8 @@ class QuantLayer(nn.Module):
         self.a_scale = nn.Parameter(a_scale.to(bias).clone())
         self.a_zero: Tensor
         self.register_buffer("a_zero", a_zero.to(bias).clone())
+        #: QDrop's share of inputs that stay as they are during a training step; `generator` draws them.
+        self.drop, self.generator = 0.0, torch.Generator()
 
     @property
     def layer(self) -> Layer:
@@ -69,7 +71,13 @@ class QuantLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's own, ``[batch, in, ...]`` to ``[batch, out, ...]``."""
         rounded = fake_activation(x, self.a_scale, self.a_zero, self.activation_bits)
-        return self.affine(operate(self.layer, rounded, fake_weight(self.weight, self.w_scale.abs(), self.weight_bits)))
+        if self.drop:
+            rounded = torch.where(torch.rand(x.shape, generator=self.generator) < self.drop, x, rounded)
+        return self.affine(operate(self.layer, rounded, self.integers() * rows(self.w_scale.abs(), self.weight)))
+
+    def integers(self) -> Tensor:
+        """The rounded weight, with a gradient; in the shape of ``weight``."""
+        return quantize_weight(self.weight, self.w_scale.abs(), self.weight_bits)
 
     def affine(self, x: Tensor) -> Tensor:
         """gamma x + beta, by channel."""
@@ -83,10 +91,10 @@ class QuantLayer(nn.Module):
 
         w_int sign(gamma), |w_scale| |gamma| and beta are what is left. A channel with gamma 0 is constant.
         """
-        ints = quantize_weight(self.weight, self.w_scale.abs(), self.weight_bits)
+        ints = self.integers()
         dead = self.gamma.abs() < 1e-12
         sign = torch.where(dead, 0.0, self.gamma.sign())
-        ints = ints * sign.view(-1, *[1] * (ints.ndim - 1))
+        ints = ints * rows(sign, ints)
         scale = self.w_scale.abs() * torch.where(dead, 1.0, self.gamma.abs())
         bias = (self.beta.double() / (self.a_scale.double() * scale.double())).round()
         limit = 2**31 - 1
@@ -157,3 +165,34 @@ class IntegerLayer(nn.Module):
         trailing = [1] * (0 if isinstance(self.layer, nn.Linear) else 2)
         sums = sums + self.bias.to(dtype).view(-1, *trailing)
         return (sums * (self.a_scale * self.w_scale).to(dtype).view(-1, *trailing)).to(x.dtype)
+
+
+class RoundedInput(nn.Module):
+    """A block whose input is rounded first: a mean over the image comes before the head's layer rounds.
+
+    Without it the last convolution would have no grid to write to, and an integer kernel could not take it.
+
+    Args:
+        scale, zero: scalars, as `search_activation` finds them.
+    """
+
+    def __init__(self, block: nn.Module, scale: Tensor, zero: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits, self.inner = bits, block
+        self.scale: Tensor
+        self.zero: Tensor
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero", zero.to(torch.int32))
+
+    def forward(self, x: Tensor) -> Any:
+        """The block's output for the rounded ``x``."""
+        return self.inner(fake_activation(x, self.scale, self.zero, self.bits))
+
+
+def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:
+    """Layers of a quantized model in its order, by the names that they had before."""
+    return {
+        name.replace(".inner.", ".").removesuffix(".inner"): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, IntegerLayer)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,15 +38,16 @@ def fake_activation(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor
 def quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Integers from -Q to Q as floats, with Q = 2^(bits - 1) - 1 and one ``scale`` ``[out]`` a row."""
     limit = weight_limit(bits)
-    return round_ste(weight / _rows(scale, weight)).clamp(-limit, limit)
+    return round_ste(weight / rows(scale, weight)).clamp(-limit, limit)
 
 
 def fake_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """What the integers of `quantize_weight` stand for."""
-    return quantize_weight(weight, scale, bits) * _rows(scale, weight)
+    return quantize_weight(weight, scale, bits) * rows(scale, weight)
 
 
-def _rows(scale: Tensor, weight: Tensor) -> Tensor:
+def rows(scale: Tensor, weight: Tensor) -> Tensor:
+    """``scale`` ``[out]`` in the shape that multiplies ``weight`` ``[out, ...]`` row by row."""
     return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
@@ -72,11 +74,33 @@ def search_activation(x: Tensor, bits: int, *, norm: float = 2.0) -> tuple[Tenso
 
 
 @torch.no_grad()
-def search_weight(weight: Tensor, bits: int, *, norm: float | None = 2.0) -> Tensor:
-    """Scales ``[out]`` by the error of the weights themselves: of 80 ranges a row; None is all of the range."""
+def cut_activation(x: Tensor, bits: int, *, share: float) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the range that holds the middle ``share`` of the values; 1.0 is from least to largest.
+
+    Zero is always in the range.
+    """
+    if share == 1:
+        low, high = x.amin(), x.amax()
+    else:
+        flat = x.flatten().sort().values
+        cut = int((1 - share) / 2 * (len(flat) - 1))
+        low, high = flat[cut], flat[len(flat) - 1 - cut]
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / (2**bits - 1)).clamp_min(LEAST_ACTIVATION)
+    return scale.float(), (-low / scale).round().float()
+
+
+@torch.no_grad()
+def cut_weight(weight: Tensor, bits: int, *, share: float) -> Tensor:
+    """Scales ``[out]`` so that ``share`` of a row's entries lie within its grid; 1.0 is the largest of them."""
+    sizes = weight.flatten(1).abs().sort(1).values
+    return sizes[:, math.ceil(share * sizes.shape[1]) - 1].clamp_min(LEAST_WEIGHT) / weight_limit(bits)
+
+
+@torch.no_grad()
+def search_weight(weight: Tensor, bits: int, *, norm: float = 2.0) -> Tensor:
+    """Scales ``[out]`` by the error of the weights themselves: of 80 ranges a row."""
     limit, largest = weight_limit(bits), weight.flatten(1).abs().amax(1).clamp_min(LEAST_WEIGHT)
-    if norm is None:
-        return largest / limit
     best, found = torch.full_like(largest, torch.inf), largest / limit
     for step in range(_SHRINKS):
         scale = largest * (1 - 0.01 * step) / limit

@@ -32,7 +32,7 @@ class RepBlock(Protocol):
     """A block that shows its branches, so that they can be merged; blocks of timm need not."""
 
     def branches(self) -> list[Branch]:
-        """All parallel paths; their sum goes on."""
+        """All parallel paths, whose sum goes on; none if they are merged already."""
 
     def replace_branches(self, conv: nn.Conv2d) -> None:
         """Compute ``conv`` instead of them from now on."""
@@ -158,7 +158,8 @@ def _merge_children(module: nn.Module, prefix: str = "") -> list[str]:
         full = f"{prefix}{name}"
         before = len(list(child.modules()))
         if isinstance(child, RepBlock):
-            child.replace_branches(merge_branches(child.branches()))
+            if branches := child.branches():
+                child.replace_branches(merge_branches(branches))
         elif (method := next((each for each in _METHODS if hasattr(child, each)), None)) is not None:
             replaced = getattr(child, method)()
             if isinstance(replaced, nn.Module):
@@ -185,7 +186,11 @@ def _fold_norms(module: nn.Module) -> None:
 
 def _nothing(model: Any) -> str:
     """Why there was nothing to merge."""
-    blocks = [type(each).__name__ for each in model.modules() if any(hasattr(each, name) for name in _METHODS)]
+    blocks = [
+        type(each).__name__
+        for each in model.modules()
+        if isinstance(each, RepBlock) or any(hasattr(each, name) for name in _METHODS)
+    ]
     if blocks:
         return (
             f"every block of this {type(model).__name__} is one convolution already ({blocks[0]}); "

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from tersor.bench.features import DigitClassifier, Moments
     from tersor.grids.nar_pipeline import TubeletTokenizer, WordFeatures
     from tersor.grids.tokenizer import ImageTokenizer
+    from tersor.ptq.networks import RepNet
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _BOOK = Path(__file__).parent / "texts" / "book.txt"
+_PHOTOS = Path(__file__).parent / "photos"
 
 
 #: Model classes of ours, and where they are.
@@ -61,6 +63,11 @@ def load_compared(name: str) -> dict[str, Any]:
     return {folder.name: _load(folder) for folder in sorted((path(name) / "compared").glob("*")) if folder.is_dir()}
 
 
+def load_experts(name: str) -> dict[str, Any]:
+    """Full fine-tunings of a model, by name (float32, eval mode); none of a model without any."""
+    return {folder.name: _load(folder) for folder in sorted((path(name) / "experts").glob("*")) if folder.is_dir()}
+
+
 def _load(folder: Path) -> PreTrainedModel:
     import torch
     from transformers.utils import logging
@@ -77,6 +84,8 @@ def _model_class(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["architectures"] == ["RepNet"]:
+        raise ValueError(f"{folder.name} classifies images; load it with zoo.load_network({folder.name!r})")
     if (ours := _OURS.get(config["architectures"][0])) is not None:
         return getattr(import_module(ours), config["architectures"][0])
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
@@ -111,6 +120,16 @@ def load_text_encoder(name: str) -> WordFeatures:
     from tersor.grids.nar_pipeline import WordFeatures
 
     return WordFeatures(WORDS, LONGEST)
+
+
+def load_network(name: str) -> RepNet:
+    """A classifier of images in training form (float32, eval mode); raises `ValueError` for another kind of model."""
+    config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
+    if config["architectures"] != ["RepNet"]:
+        raise ValueError(f"{name} classifies no images; tiny-repvgg and tiny-mobileone do")
+    from tersor.ptq.networks import RepNet
+
+    return RepNet.from_pretrained(path(name))
 
 
 def judge_of(name: str) -> str:
@@ -150,3 +169,8 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def book() -> str:
     """A stretch of a book that no model of the zoo was trained on; ``texts/SOURCE.md`` says which."""
     return _BOOK.read_text(encoding="utf-8")
+
+
+def photos() -> list[Path]:
+    """Small photographs that no model of the zoo was trained on; ``photos/SOURCE.md`` says which."""
+    return sorted(_PHOTOS.glob("*.jpg"))

@@ -1,0 +1,160 @@
+"""Experts under continuous batching: requests of several experts join and leave one running batch of transformers.
+
+The library packs the tokens of all requests into one row ``[1, tokens]``, so experts are told apart by token. Which
+tokens belong to which request is known where a step's tensors are prepared; that is private to the library, and this
+file is the only one that looks at it.
+
+Blocks of the cache are never shared between requests: two experts that read the same prompt make different keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tersor._compat import check_continuous_batching
+from tersor.experts.host import ExpertHost
+from tersor.experts.linear import PackedRoutes, ResidentExpert
+
+
+class ExpertBatch:
+    """A running batch. Results come from ``manager`` as the library documents: ``get_result``, iteration, handlers."""
+
+    def __init__(self, host: ExpertHost, manager: Any) -> None:
+        self.host, self.manager = host, manager
+        self._requests: dict[str, tuple[str | None, ResidentExpert | None]] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        processor = manager.batch_processor
+        self._around(processor.inputs_and_outputs, "prepare_batch_tensors", after=self._route)
+        self._around(processor.scheduler, "clear_cancelled_requests", after=self._cancelled)
+        self._around(manager.output_router, "deliver", before=lambda output: self._delivered([output]))
+        self._around(manager.output_router, "deliver_batch", before=self._delivered)
+
+    @staticmethod
+    def _around(owner: Any, name: str, *, before: Any = None, after: Any = None) -> None:
+        """Have a method of one object of the library call ``before`` with its arguments, or ``after`` with its result
+        and its first argument.
+        """
+        inner = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                before(*args, **kwargs)
+            result = inner(*args, **kwargs)
+            if after is not None:
+                after(result, *(args or tuple(kwargs.values()))[:1])
+            return result
+
+        setattr(owner, name, call)
+
+    def add_request(self, input_ids: Sequence[int], expert: str | None = None, **kwargs: Any) -> str:
+        """Queue a prompt for an expert, None is the base; returns the request's id.
+
+        Args:
+            kwargs: as the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``.
+
+        Raises:
+            UnknownExpertError: for a name that is not registered.
+            ValueError: for an id that is in use.
+        """
+        name = kwargs.pop("request_id", None) or f"request-{next(self._numbers)}"
+        resident = None if expert is None else self.host.hold(expert)
+        with self._lock:
+            taken = name in self._requests
+            if not taken:
+                self._requests[name] = (expert, resident)
+        if taken:
+            if expert is not None:
+                self.host.release(expert)
+            raise ValueError(f"request id {name!r} is in use; give another one")
+        try:
+            self.manager.add_request(list(input_ids), request_id=name, **kwargs)
+        except BaseException:
+            self._forget([name])
+            raise
+        return name
+
+    def cancel_request(self, request_id: str) -> None:
+        """Stop a request; its expert is free again once the running step is over."""
+        self.manager.cancel_request(request_id)
+
+    def close(self) -> None:
+        """Give back all experts."""
+        self._forget(list(self._requests))
+        self.host.route(None)
+
+    def _route(self, _: None, requests: Sequence[Any]) -> None:
+        """Tell the host which tokens of the step, and which of the kept ones, belong to which expert."""
+        tokens: list[ResidentExpert | None] = []
+        kept: list[ResidentExpert | None] = []
+        for request in requests:
+            expert = self._requests[request.state.request_id][1]
+            tokens += [expert] * request.query_length
+            kept += [expert] * bool(request.has_new_token)
+        # The library computes as many logits as there are requests; the last ones stand for prompts that are not read
+        # to their end yet, and are dropped.
+        kept += [None] * (len(requests) - len(kept))
+        model = self.host.model
+        self.host.route(PackedRoutes(tokens, kept, model.get_output_embeddings(), model.device))
+
+    def _cancelled(self, states: Sequence[Any]) -> None:
+        self._forget([state.request_id for state in states])
+
+    def _delivered(self, outputs: Sequence[Any]) -> None:
+        self._forget([output.request_id for output in outputs if output.is_finished()])
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            with self._lock:
+                expert = self._requests.pop(name, (None, None))[0]
+            if expert is not None:
+                self.host.release(expert)
+
+
+@contextmanager
+def continuous_batching(
+    host: ExpertHost, *, num_blocks: int, max_batch_tokens: int, generation_config: Any = None, **settings: Any
+) -> Iterator[ExpertBatch]:
+    """Serve requests of a host's experts in one running batch; inside the block the host answers nothing else.
+
+        with continuous_batching(host, num_blocks=64, max_batch_tokens=512) as batch:
+            name = batch.add_request(ids, "math", max_new_tokens=32)
+            output = batch.manager.get_result(name)
+
+    Args:
+        num_blocks, max_batch_tokens: blocks of the cache, and tokens of one step.
+        generation_config: the library's; by default the model's.
+        settings: of the library's ``ContinuousBatchingConfig``, such as ``page_size``; block sharing and asynchronous
+            batching stay off.
+
+    Raises:
+        ImportError: for a release of transformers that this was not tested with; `ExpertHost.generate` needs none.
+        ValueError: for several sequences a request, which would be requests of no expert.
+    """
+    check_continuous_batching()
+    from transformers import ContinuousBatchingConfig
+
+    config = host.model.generation_config if generation_config is None else generation_config
+    if (config.num_return_sequences or 1) != 1:
+        raise ValueError(f"num_return_sequences={config.num_return_sequences} must be 1; add the request several times")
+    settings |= {"allow_block_sharing": False, "use_async_batching": False, "use_cuda_graph": False}
+    manager = host.model.init_continuous_batching(
+        generation_config=config,
+        continuous_batching_config=ContinuousBatchingConfig(
+            num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, **settings
+        ),
+    )
+    # The library makes it when its thread starts; made now, no step goes by unseen.
+    manager.batch_processor = manager._create_batch_processor()
+    batch = ExpertBatch(host, manager)
+    manager.start()
+    try:
+        yield batch
+    finally:
+        manager.stop(block=True)
+        manager.destroy()
+        batch.close()

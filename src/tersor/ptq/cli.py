@@ -1,0 +1,139 @@
+"""`tersor quantize`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tersor._console import spinner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tersor.ptq.images import Preprocessing
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Option(help="A model of timm such as 'repvgg_a0', or 'tiny-repvgg', 'tiny-mobileone'.")
+    ],
+    calibration: Annotated[Path, typer.Option(help="Folder of images like those to come; no classes needed.")],
+    out: Annotated[Path, typer.Option(help="The .onnx file; a report of the same name ends in .html.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a timm model in training form: .safetensors, .pth or .pt.")
+    ] = None,
+    bits: Annotated[
+        str, typer.Option(help="Of weights and activations: w8a8, w6a6, w4a8, w4a4 and the like.")
+    ] = "w8a8",
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder with a folder of images for each class, for accuracies.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Calibration images, drawn from the folder.")] = 256,
+    iterations: Annotated[int, typer.Option(help="Iterations a block.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the images and their order.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Quantize a network of parallel branches to an ONNX file of integers, with a report of what it costs.
+
+    An interrupted run goes on after its last stage when it is started again.
+
+    Example: tersor quantize --model repvgg_a0 --weights a0.safetensors --calibration photos/ --out a0_int8.onnx
+    """
+    from tersor.ptq.config import RepAPQConfig
+
+    config = RepAPQConfig.of(bits, iterations=iterations, seed=seed)
+    if max(config.weight_bits, config.activation_bits) > 8:
+        raise ValueError(f"--bits {bits}: an ONNX file of integers takes 8 bits or fewer")
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ValueError(f"--out {out} must be a file that ends in .onnx")
+    if images < 1:
+        raise ValueError(f"--images {images} must be at least 1")
+    from tersor.ptq.images import find_classes, find_images, read_folder
+
+    find_images(calibration)
+    network, preprocessing = _network(model, weights)
+    given = read_folder(calibration, preprocessing, count=images, seed=seed)
+    labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))
+    from tersor.bench.cli import command_line
+    from tersor.bench.ptq_report import (
+        FLOAT,
+        OURS,
+        PLAIN,
+        batches,
+        compare_files,
+        report_records,
+        report_section,
+    )
+    from tersor.bench.report import write_report
+    from tersor.ptq import calibration as calibrating
+    from tersor.ptq.onnx_export import export_float, export_quantized
+
+    kept = out.with_name(out.name + ".stages")
+    with spinner() as status, tempfile.TemporaryDirectory() as folder:
+
+        def say(text: str) -> None:
+            status.update(text)
+            typer.echo(text, err=True)
+
+        found = calibrating.quantize(network, given, config, folder=kept, say=say)
+        status.update("writing the file, and two to compare with")
+        files = {
+            FLOAT: export_float(found.merged, given, Path(folder) / "float.onnx"),
+            OURS: export_quantized(found.model, given, out),
+        }
+        plain = calibrating.quantize(network, given, config.without_training("minmax"))
+        files[PLAIN] = export_quantized(plain.model, given, Path(folder) / "plain.onnx")
+        status.update("comparing")
+        compared = compare_files(files, given if labelled is None else batches(labelled, preprocessing))
+    records = report_records(model, bits, compared, seed, command_line())
+    source = "the calibration" if evaluation is None else "the evaluation folder"
+    page = out.with_suffix(".html")
+    write_report(page, records, [report_section(config, found.blocks, compared, source)])
+    shutil.rmtree(kept)
+    facts: dict[str, Any] = {
+        "out": str(out), "report": str(page), "bytes": files[OURS].nbytes, "simulation": files[OURS].simulation,
+        "share_of_float": files[OURS].nbytes / files[FLOAT].nbytes, "float_layers": files[OURS].float_layers,
+        "records": [json.loads(record.to_json()) for record in records],
+        "blocks": [asdict(block) for block in found.blocks],
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for record in records[:-1]:
+        typer.echo(
+            f"{record.quantity}: {100 * (record.measured or 0):.1f} % [{100 * (record.low or 0):.1f}, "
+            f"{100 * (record.high or 0):.1f}]; floating point {100 * (record.baseline or 0):.1f} %, "
+            f"{PLAIN} {100 * float(record.peer or 0):.1f} %"
+        )
+    typer.echo(f"{out}: {facts['bytes']:,} bytes, {facts['share_of_float']:.1%} of floating point; report: {page}")
+    if files[OURS].simulation:
+        typer.echo("fewer than 8 bits are simulated: the file gives their numbers, at no gain over 8 bits")
+
+
+def _network(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+    """Network and preprocessing; a model of the zoo brings its weights along."""
+    from tersor import zoo
+    from tersor.ptq.images import Preprocessing, load_timm
+
+    if model in zoo.names():
+        if weights is not None:
+            raise ValueError(f"--weights is for models of timm; {model} brings its own")
+        net = zoo.load_network(model)
+        shape = net.config
+        return net, Preprocessing(size=shape.image_size, mean=(shape.mean,) * 3, deviation=(shape.deviation,) * 3)
+    if weights is None:
+        raise ValueError(f"--model {model} needs --weights FILE, a checkpoint in training form")
+    return load_timm(model, weights)
+
+
+def _classes(network: nn.Module, images: Any) -> int:
+    import torch
+
+    with torch.no_grad():
+        return int(network(images[:1]).shape[1])

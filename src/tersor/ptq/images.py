@@ -1,0 +1,169 @@
+"""Images of a folder as a network takes them, and networks of timm with their weights."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tersor._lazy import require
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+#: A folder with a larger share of unreadable files is refused: something is wrong with all of it.
+_UNREADABLE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What turns a picture into a network's input: resize, centre crop, normalize.
+
+    Args:
+        size: pixels on a side of the crop.
+        share: the crop's part of the resized picture's shorter side.
+        interpolation: "bicubic", "bilinear" or "nearest".
+        mean, deviation: of red, green and blue from 0 to 1.
+    """
+
+    size: int
+    share: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __call__(self, picture: Any) -> Tensor:
+        """Float32 ``[3, size, size]`` of a PIL image.
+
+        Raises:
+            ValueError: for a picture that is smaller than the crop; enlarged ones have no fine detail to calibrate on.
+        """
+        image: Any = require("PIL.Image", "ptq")
+        width, height = picture.size
+        if min(width, height) < self.size:
+            raise ValueError(
+                f"is {width} x {height} pixels; the network takes {self.size} x {self.size}, so none smaller"
+            )
+        short = int(self.size / self.share)
+        scale = short / min(width, height)
+        picture = picture.convert("RGB").resize(
+            (max(short, int(width * scale)), max(short, int(height * scale))),
+            getattr(image.Resampling, self.interpolation.upper()),
+        )
+        left, top = (round((side - self.size) / 2) for side in picture.size)
+        picture = picture.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        mean, deviation = (torch.tensor(each)[:, None, None] for each in (self.mean, self.deviation))
+        return (pixels - mean) / deviation
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Pictures in ``folder`` and below, by name.
+
+    Raises:
+        ValueError: if it is no folder, or holds none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)})")
+    return found
+
+
+def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
+    """Images ``[n, 3, size, size]`` of the files that can be read, and which of the files those are.
+
+    Raises:
+        ValueError: if more than a tenth cannot be read, or one is too small.
+    """
+    image: Any = require("PIL.Image", "ptq")
+    read, kept, bad = [], [], []
+    for number, file in enumerate(files):
+        try:
+            with image.open(file) as opened:
+                opened.load()
+                read.append(preprocessing(opened))
+                kept.append(number)
+        except (OSError, SyntaxError):  # what Pillow raises for files that are cut off or no pictures
+            bad.append(file)
+        except ValueError as error:
+            raise ValueError(f"{file} {error}") from None
+    if len(bad) > _UNREADABLE * len(files):
+        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read, {bad[0]} first; replace or remove them")
+    return torch.stack(read), kept
+
+
+def read_folder(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> Tensor:
+    """``count`` images of a folder, or all if there are fewer, drawn by ``seed``: ``[n, 3, size, size]``."""
+    files = find_images(folder)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    return read_images([files[index] for index in order.tolist()], preprocessing)[0]
+
+
+def find_classes(folder: Path, classes: int) -> list[tuple[Path, int]]:
+    """Pictures of a folder that has one folder for each of ``classes`` classes, and their classes by order of name.
+
+    Raises:
+        ValueError: if there are more or fewer folders.
+    """
+    files = find_images(folder)
+    names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    if len(names) != classes:
+        raise ValueError(f"{folder} has {len(names)} folders with images, and the network {classes} classes")
+    return [(file, names.index(file.relative_to(folder).parts[0])) for file in files if file.parent != folder]
+
+
+def load_timm(name: str, weights: Path) -> tuple[nn.Module, Preprocessing]:
+    """A network of timm in training form, eval mode, with the weights of a file, and its preprocessing.
+
+    Raises:
+        ValueError: for an unknown name, and for weights of another network or of a merged one.
+    """
+    timm: Any = require("timm", "ptq")
+    data: Any = require("timm.data", "ptq")
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"--model {name!r} is neither in the zoo nor a model of timm {timm.__version__}")
+    state = _read_state(weights)
+    model = timm.create_model(name)
+    merged = [key for key in state if "reparam_conv" in key]
+    if merged and not any("reparam_conv" in key for key in model.state_dict()):
+        raise ValueError(
+            f"{weights} holds merged blocks ({merged[0]}); give the weights of {name} in training form, with branches"
+        )
+    differing = sorted(set(state) ^ set(model.state_dict())) or sorted(
+        key for key, value in model.state_dict().items() if value.shape != state[key].shape
+    )
+    if differing:
+        raise ValueError(
+            f"{weights} does not hold the weights of {name}: {len(differing)} differ, {differing[0]} first"
+        )
+    model.load_state_dict(state)
+    found = data.resolve_model_data_config(model)
+    return model.eval(), Preprocessing(
+        size=found["input_size"][-1], share=found["crop_pct"], interpolation=found["interpolation"],
+        mean=tuple(found["mean"]), deviation=tuple(found["std"]),
+    )  # fmt: skip
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a PyTorch one without executing anything from it."""
+    if not file.is_file():
+        raise ValueError(f"--weights {file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            read: Any = load_file(file)
+        else:
+            read = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"--weights {file} cannot be read: {str(error).splitlines()[0]}") from None
+    tables: Any = read if isinstance(read, dict) else {}
+    state: dict[str, Tensor] = tables.get("state_dict", tables.get("model", tables))
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"--weights {file} holds no table of weights")
+    return state

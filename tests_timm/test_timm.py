@@ -1,0 +1,161 @@
+"""Networks of timm, built without weights: merged, quantized, exported; or refused by name."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+
+from tersor.bench.ptq_speed import SHAPES
+from tersor.cli import run
+from tersor.ptq import onnx_export
+from tersor.ptq.calibration import quantize
+from tersor.ptq.config import RepAPQConfig
+from tersor.ptq.images import load_timm
+from tersor.ptq.networks import RepNet
+from tersor.ptq.reparam import merge
+
+
+def images(count: int, side: int = 64) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def network(name: str) -> nn.Module:
+    """With norms that have seen images, so that merging has something to do."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        model.train()(images(8))
+    return model.eval()
+
+
+def test_fastvit_keeps_some_layers_in_floating_point(tmp_path) -> None:
+    """Its sums, gates and GELU stand between its convolutions, so that only some of those run in integers."""
+    x = images(4)
+    found = quantize(network("fastvit_t8"), x, RepAPQConfig().without_training("minmax"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "int8.onnx")
+    assert file.nodes["QLinearConv"] == 14 and file.float_layers == 38
+    ran = onnx_export.run(onnx_export.session(file.path), x)
+    with torch.no_grad():
+        simulated = found.model(x)
+    assert (ran - simulated).abs().max() <= 0.05 * simulated.abs().max()
+    assert (ran - simulated).abs().mean() <= 0.01 * simulated.std()
+
+
+def test_what_is_no_chain_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"RepVit is no chain of stem"):
+        quantize(timm.create_model("repvit_m0_9").eval(), images(2))
+    with pytest.raises(ValueError, match=r"ResNet has no blocks with branches"):
+        quantize(timm.create_model("resnet18").eval(), images(2))
+    merged = timm.utils.reparameterize_model(timm.create_model("repvgg_a0").eval())
+    with pytest.raises(ValueError, match="one convolution already"):
+        quantize(merged, images(2))
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "mobileone_s1"])
+def test_the_shapes_that_are_timed_are_timms(name) -> None:
+    ours, theirs = RepNet(SHAPES[name]).eval(), timm.create_model(name).eval()
+    merged = [merge(each, images(1)) for each in (ours, theirs)]
+    shapes = [
+        [
+            (tuple(m.weight.shape), getattr(m, "stride", None))
+            for m in each.modules()
+            if isinstance(m, (nn.Conv2d, nn.Linear))
+        ]
+        for each in merged
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "a0.pth"
+    torch.save({"state_dict": network("repvgg_a0").state_dict()}, file)
+    return file
+
+
+def photographs(folder: Path, count: int, side: int = 256) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        pixels = (60 * images(1, side)[0].roll(index).permute(1, 2, 0) + 128).clamp(0, 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def test_preprocessing_is_timms(weights, tmp_path) -> None:
+    model, preprocessing = load_timm("repvgg_a0", weights)
+    theirs = create_transform(**resolve_model_data_config(model), is_training=False)
+    for size in ((300, 260), (257, 500)):
+        picture = Image.effect_noise(size, 80).convert("RGB")
+        assert torch.allclose(preprocessing(picture), theirs(picture), atol=1e-5)
+
+
+def test_the_command_refuses_what_it_cannot_use(weights, tmp_path, capsys) -> None:
+    folder = photographs(tmp_path / "photos", 2)
+    merged = tmp_path / "merged.pth"
+    torch.save(timm.utils.reparameterize_model(network("repvgg_a0")).state_dict(), merged)
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    small = photographs(tmp_path / "small", 1, side=100)
+
+    def refused(model: str, file: Path, images: Path) -> str:
+        out = tmp_path / "x.onnx"
+        command = [
+            "quantize",
+            "--model",
+            model,
+            "--weights",
+            str(file),
+            "--calibration",
+            str(images),
+            "--out",
+            str(out),
+        ]
+        assert run(command) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "holds merged blocks" in refused("repvgg_a0", merged, folder)
+    assert "does not hold the weights of mobileone_s0" in refused("mobileone_s0", weights, folder)
+    assert "neither in the zoo nor a model of timm" in refused("repvgg_z9", weights, folder)
+    assert "cannot be read" in refused("repvgg_a0", tmp_path / "broken.pth", folder)
+    assert "is 100 x 100 pixels; the network takes 224 x 224" in refused("repvgg_a0", weights, small)
+
+
+def test_the_command_quantizes_a_network_of_timm(weights, tmp_path, capsys) -> None:
+    folder, out = photographs(tmp_path / "photos", 2), tmp_path / "a0.onnx"
+    command = ["quantize", "--model", "repvgg_a0", "--weights", str(weights), "--calibration", str(folder)]
+    assert run([*command, "--iterations", "1", "--json", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
+    assert "stage 6 of 6" in told.err
+    assert facts["float_layers"] == 0 and facts["share_of_float"] <= 0.27 and not facts["simulation"]
+    assert onnx_export.census(out)["QLinearConv"] == 22
+    assert facts["bytes"] == out.stat().st_size and "<svg" in out.with_suffix(".html").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("a0")) == ["a0.html", "a0.onnx"]
+
+
+def test_the_example_quantizes_mobileone(tmp_path, monkeypatch, capsys) -> None:
+    folder, out = photographs(tmp_path / "photos", 2), tmp_path / "s0.onnx"
+    made = network("mobileone_s0")
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: made)
+    options = [str(folder), str(out), "--model", "mobileone_s0", "--iterations", "0"]
+    monkeypatch.setattr(sys, "argv", ["repapq_timm.py", *options])
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "repapq_timm.py"))
+    told = capsys.readouterr().out
+    assert "of 2 images are classified as in floating point" in told and "layers in floating point: 0" in told
+    assert onnx_export.census(out)["QLinearConv"] == 43
+    assert out.stat().st_size <= 0.27 * out.with_suffix(".float.onnx").stat().st_size
