@@ -14,6 +14,7 @@ import tables_experts
 import tables_kv
 import tables_merging
 import tables_nar
+import tables_ptq
 import tables_speed
 import tables_vlm
 import tables_zipar
@@ -23,7 +24,7 @@ from tersor import _atomic
 from tersor.bench.records import read_jsonl
 from tersor.bench.scoreboard import to_svg
 
-MODULES = (tables_experts, tables_kv, tables_merging, tables_nar, tables_speed, tables_vlm, tables_zipar)
+MODULES = (tables_experts, tables_kv, tables_merging, tables_nar, tables_ptq, tables_speed, tables_vlm, tables_zipar)
 
 
 def build() -> dict[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -32,10 +33,14 @@ def onnx_runtime(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]
             return next(batches, None)
 
     def write(exact: Path, file: Path) -> None:
-        quantization.quantize_static(
-            str(exact), str(file), Reader(), per_channel=True, quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        )  # fmt: skip
+        logging.disable(logging.WARNING)  # it recommends folding, and there is nothing left to fold
+        try:
+            quantization.quantize_static(
+                str(exact), str(file), Reader(), per_channel=True, quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            )  # fmt: skip
+        finally:
+            logging.disable(logging.NOTSET)
 
     return _from_file(model, images, write)
 
