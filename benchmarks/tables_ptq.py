@@ -103,10 +103,18 @@ def plot(records: list[Record]) -> str:
     )
 
 
+def calibration_table(records: list[Record]) -> str:
+    """Markdown: minutes of the calibration of a large network, and whether its end came out the same once more."""
+    rows = [[each.quantity, f"{each.measured:.4g} {each.unit}".strip()] for each in records]
+    first = records[0]
+    return markdown(["what", "measured"], rows) + f"\n`{first.command}`: {first.item}. {made_on(first)}\n"
+
+
 def build() -> dict[Path, str]:
     """The generated files with their text."""
     found = {
         TABLES / "ptq_speed.md": speed_table(read_jsonl(RESULTS / "ptq_speed.jsonl")),
+        TABLES / "ptq_calibration.md": calibration_table(read_jsonl(RESULTS / "ptq_calibration.jsonl")),
         TABLES / "ptq_parts.md": ablation_table(read_jsonl(RESULTS / "ptq_parts.jsonl")),
     }
     for name in NETWORKS:

@@ -74,3 +74,9 @@ def test_the_file_is_faster_and_smaller_and_all_integers() -> None:
             assert record.measured == 0
         if quantity == "file size":
             assert record.measured <= 0.27
+
+
+def test_a_large_network_is_calibrated_within_half_an_hour() -> None:
+    told = {record.quantity: record.measured for record in read_jsonl(RESULTS / "ptq_calibration.jsonl")}
+    assert told["processor time of the whole calibration"] < 30
+    assert told["end repeated from a stage border, the same bit for bit (1 yes)"] == 1
