@@ -284,7 +284,7 @@ def test_the_poison_works(cases, monkeypatch) -> None:
     poisoned(monkeypatch, refilled=False)
     monkeypatch.setattr(Slots, "feed", one_more)
     with pytest.raises(ValueError, match="not a number"):
-        case.zipar(case.inputs(2, False), window_size=1, logits_processor=[lambda ids, scores: scores])
+        case.zipar(case.inputs(2, False), window_size=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])

@@ -191,9 +191,9 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(cell), scores[:, i].contiguous()) for i, cell in enumerate(cells)], dim=1
                 )
-        # Not a number is not above minus infinity either. Without processors there is nothing to blame.
-        possible = scores.amax(-1) > -torch.inf if self.processors else None
-        if possible is not None and not bool(possible.all()):
+        # Not a number is not above minus infinity either.
+        possible = scores.amax(-1) > -torch.inf
+        if not bool(possible.all()):
             row, column = cells[int((~possible).any(0).nonzero()[0, 0])]
             raise ValueError(
                 f"the logits processors leave no token for row {row}, column {column} of the image: every score is "
