@@ -113,6 +113,25 @@ def _check_hub(name: str) -> None:
         )
 
 
+def target_device(name: str) -> Any:
+    """The torch device that ``--device`` names; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: one line, for a device that torch does not know or that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        target = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is no torch device; try 'auto', 'cpu' or 'cuda'") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: there is no CUDA device here, or torch was built without CUDA; try 'cpu'")
+    return target
+
+
 def load(location: str, device: str) -> tuple[Any, Any]:
     """Model (eval mode) and tokenizer of a resolved checkpoint; ``device`` may be "auto".
 
@@ -124,12 +143,7 @@ def load(location: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     transformers.utils.logging.disable_progress_bar()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device {device!r} is no torch device; try 'auto', 'cpu' or 'cuda'") from None
+    target = target_device(device)
     auto = AutoModelForImageTextToText if is_multimodal(location) else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)

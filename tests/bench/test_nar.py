@@ -135,7 +135,7 @@ def test_records_say_what_was_measured() -> None:
     floors = {"real": [1.0, 1.0], "reconstructed": [2.0, 2.0], "images": 30}
     records = {
         (record.item, record.quantity): record
-        for record in nar_records("m", found, [speed], floors=floors, command="c")
+        for record in nar_records("m", found, [speed], floors=floors, device="cpu", command="c")
     }
     assert records["NAR: samples", "guidance"].measured == 1.5
     assert records["NAR: samples", EXCESS].measured == pytest.approx(1)

@@ -47,11 +47,20 @@ def check(backend: str, x: Tensor, y: Tensor, groups: list[DeltaGroup], dense: l
         at = slice(None) if rows is None else rows
         expected[at] += x[at].double() @ matrix.T
         size[at] += x[at].double().abs() @ matrix.abs().T
-    found = get_kernel("delta_linear", backend)(x, y.clone(), groups)
+    device = "cuda" if backend == "triton on a GPU" else "cpu"
+    kernel = get_kernel("delta_linear", backend.partition(" ")[0])
+    found = kernel(x.to(device), y.clone().to(device), [moved(group, device) for group in groups]).cpu()
     assert found.dtype == y.dtype
     assert found.shape == y.shape
     allowed = 4e-6 * size + torch.finfo(y.dtype).eps * expected.abs() + 1e-7
     assert bool(((found.double() - expected).abs() <= allowed).all())
+
+
+def moved(group: DeltaGroup, device: str) -> DeltaGroup:
+    delta, rows = group
+    codes, step, index, weight = (each.to(device) for each in delta.tensors)
+    there = PackedDelta(codes, step, index, weight, bits=delta.bits, zero=delta.zero, dim=delta.dim)
+    return DeltaGroup(there, None if rows is None else rows.to(device))
 
 
 def make_case(
@@ -107,6 +116,16 @@ def test_adds_what_the_dense_matrix_would(backend: str) -> None:
 def test_wide_layers_and_mixed_rows(backend: str, bits: int, dtype: torch.dtype) -> None:
     wide = {"out": 72, "dim": 70} if backend == "triton" else {"out": 200, "dim": 1100}
     check(backend, *make_case(1, n=9, bits=bits, salient=8, dtype=dtype, groups=2, **wide))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+def test_on_a_gpu(bits: int, dtype: torch.dtype) -> None:
+    for n, groups in ((1, 1), (17, 1), (40, 3)):
+        check(
+            "triton on a GPU", *make_case(n, n=n, out=300, dim=1100, bits=bits, salient=5, dtype=dtype, groups=groups)
+        )
 
 
 @pytest.mark.parametrize("n", range(1, 19))

@@ -191,16 +191,33 @@ def test_several_splits_of_a_long_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"group": 4, "key_dim": 128, "value_dim": 128, "counts": (5000, 3000), "factors": "shared"},
+        {
+            "group": 8,
+            "key_dim": 80,
+            "value_dim": 96,
+            "queries": 3,
+            "bits": (8, 3),
+            "counts": (700, 300),
+            "biased": True,
+        },
+        {"group": 1, "key_dim": 16, "value_dim": 16, "counts": (40, 9), "masked": "ragged", "per_head": True},
+    ],
+    ids=["long", "wide bits", "short"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_on_a_gpu(dtype: torch.dtype) -> None:
-    """Run with TRITON_INTERPRET=0. Half-precision queries are multiplied in TF32, which has as many bits as float16."""
-    case = make_case(6, group=4, key_dim=128, value_dim=128, counts=(5000, 3000), factors="shared", dtype=dtype)
+def test_on_a_gpu(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Half-precision queries are multiplied in TF32, which has as many bits as float16."""
+    case = make_case(6, dtype=dtype, **options)
     query, parts, scaling = map_tensors(list(case), lambda x: x.cuda())
     output, lse = get_kernel("packed_attention", "triton")(query, parts, scaling=scaling)
-    expected, expected_lse = reference.packed_attention(query, parts, scaling=scaling)
+    expected, expected_lse = reference.packed_attention(case[0].float(), case[1], scaling=scaling)
     limit = 1e-4 if dtype == torch.float32 else 4e-3
-    torch.testing.assert_close(output, expected, rtol=limit, atol=limit * float(expected.abs().max()))
-    torch.testing.assert_close(lse, expected_lse, rtol=limit, atol=limit)
+    torch.testing.assert_close(output.cpu(), expected, rtol=limit, atol=limit * float(expected.abs().max()))
+    torch.testing.assert_close(lse.cpu(), expected_lse, rtol=limit, atol=limit)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tersor.kv.tree import map_tensors
 from tersor.lowbit.codecs import affine_parameters, channel_scale
 from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, why_not
 from tersor.lowbit.kernels.quantize_pack import reference
@@ -111,6 +112,17 @@ def test_every_back_end_gives_the_same_bytes(backend: str) -> None:
         check_same_bytes(get_kernel("quantize_pack", backend), case)
 
     check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_same_bytes_on_a_gpu(bits: int, dtype: torch.dtype) -> None:
+    for seed, role in enumerate(("keys", "values", "values per head")):
+        for layout in ("contiguous", "heads last", "strided"):
+            case = make_case(seed, tokens=300, dim=72, bits=bits, role=role, dtype=dtype, layout=layout)
+            packed = get_kernel("quantize_pack", "triton")(*map_tensors(list(case), lambda x: x.cuda()))
+            assert torch.equal(packed.cpu(), reference.quantize_pack(*case))
 
 
 @pytest.mark.parametrize("backend", [*OTHERS, "reference"])

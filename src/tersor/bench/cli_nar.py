@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tersor import _checkpoints
 from tersor._console import spinner
 from tersor.bench.cli import command_line, give
 
@@ -30,6 +31,7 @@ def bench_nar(
     validation: Annotated[int, typer.Option(help="Samples of another seed, to choose each model's settings.")] = 500,
     batches: Annotated[str, typer.Option(help="Batch sizes to time; '' leaves speed out.")] = "1,4,16,64,256",
     repeats: Annotated[int, typer.Option(help="Rounds of the timing.")] = 9,
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', ...; samples are judged on the CPU.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write records here; an interrupted run resumes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
 ) -> None:
@@ -46,17 +48,20 @@ def bench_nar(
         )
     if not samples and not sizes:
         raise ValueError("--samples 0 with --batches '' leaves nothing to measure")
+    target = _checkpoints.target_device(device)
     if model == "tiny-nar-text":
+        if target.type != "cpu":
+            raise ValueError("--device is not for captions, which are measured on the CPU")
         _bench_captions(model, samples, seeds, validation, out, as_json)
         return
     from tersor import zoo
     from tersor.bench.nar import Plan, floors, run_plan, time_ways, ways
 
-    network: Any = zoo.load_model(model)
+    network: Any = zoo.load_model(model).to(target)
     video = len(network.config.grid_size) == 3
     tokenizer: Any = zoo.load_video_tokenizer(model) if video else zoo.load_image_tokenizer(model)
     judged_by = zoo.judge_of(model)
-    chosen = ways(network, zoo.load_compared(model))
+    chosen = ways(network, {kind: each.to(target) for kind, each in zoo.load_compared(model).items()})
     plan = Plan(model, tuple(way.name for way in chosen), samples, tuple(range(1, seeds + 1)), validation)
     progress = None if out is None else out.with_suffix(out.suffix + ".partial")
     found: Found = {}
@@ -70,7 +75,9 @@ def bench_nar(
         for batch in sizes:
             status.update(f"timing, batch {batch}, {repeats} rounds")
             speeds.append(time_ways(chosen, batch=batch, repeats=repeats, seed=0))
-    records = nar_records(model, found, speeds, floors=floors(zoo.path(judged_by)), command=command_line())
+    records = nar_records(
+        model, found, speeds, floors=floors(zoo.path(judged_by)), device=target.type, command=command_line()
+    )
     give(records, out, as_json, lambda: _print(found, speeds, floors(zoo.path(judged_by))))
     if progress is not None:
         progress.unlink(missing_ok=True)
@@ -144,7 +151,9 @@ def _print_captions(records: list[Record]) -> None:
     Console().print(table)
 
 
-def nar_records(model: str, found: Found, speeds: list[Speed], *, floors: dict[str, Any], command: str) -> list[Record]:
+def nar_records(
+    model: str, found: Found, speeds: list[Speed], *, floors: dict[str, Any], device: str, command: str
+) -> list[Record]:
     """Floors of the distance; by way its quality; by batch size the samples a second and NAR's speed-ups."""
     from tersor.bench.images import over_seeds
     from tersor.bench.measure import as_fields, machine, versions
@@ -152,8 +161,8 @@ def nar_records(model: str, found: Found, speeds: list[Speed], *, floors: dict[s
     from tersor.bench.records import Record
 
     shared: dict[str, Any] = {
-        "system": "nar", "model": model, "shapes": "trained", "versions": versions(), "machine": machine(),
-        "command": command, "verdict": None, "seed": 1, "claim": None, "claim_source": None,
+        "system": "nar", "model": model, "shapes": f"trained, on {device}", "versions": versions(),
+        "machine": machine(), "command": command, "verdict": None, "seed": 1, "claim": None, "claim_source": None,
     }  # fmt: skip
 
     def record(

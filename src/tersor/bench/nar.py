@@ -74,7 +74,8 @@ class Way:
     passes: int
 
     def draw(self, labels: Tensor, generator: torch.Generator, settings: Settings) -> Tensor:
-        """Ids ``[batch, *grid]`` for classes ``[batch]``."""
+        """Ids ``[batch, *grid]``, on the model's device, for classes ``[batch]``."""
+        labels = labels.to(self.model.device)
         law: dict[str, Any] = {
             "temperature": settings.temperature,
             "guidance_scale": settings.guidance,
@@ -135,11 +136,11 @@ Judge = tuple[DigitClassifier, Moments]
 def sample(way: Way, tokenizer: Decoder, judge: Judge, settings: Settings, *, samples: int, seed: int) -> Samples:
     """Draw ``samples``, the classes in turns, and judge them; a pure function of its arguments."""
     classifier, reference = judge
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(way.model.device).manual_seed(seed)
     labels = torch.arange(samples) % way.model.config.num_classes
     features, right = [], []
     for part in labels.split(BATCH):
-        found, guesses = classifier.judge(tokenizer.decode(way.draw(part, generator, settings)))
+        found, guesses = classifier.judge(tokenizer.decode(way.draw(part, generator, settings).cpu()))
         features.append(found)
         right += (guesses == part).int().tolist()
     distance = frechet_distance(Moments.of(torch.cat(features)), reference)
@@ -267,7 +268,7 @@ def time_ways(chosen: Sequence[Way], *, batch: int, repeats: int, seed: int) -> 
     labels = torch.arange(batch) % timed[0].model.config.num_classes
 
     def one(way: Way) -> Callable[[], Tensor]:
-        return lambda: way.draw(labels, torch.Generator().manual_seed(seed), Settings())
+        return lambda: way.draw(labels, torch.Generator(way.model.device).manual_seed(seed), Settings())
 
     times = time_paired({way.name: one(way) for way in timed}, repeats=repeats, seed=seed)
     return Speed(batch, {way.name: way.passes for way in timed}, times)
