@@ -2,6 +2,8 @@
 
     python benchmarks/nar_gpu.py --out benchmarks/results/nar_gpu.jsonl
 
+Records are written after every batch size.
+
 NAR has the published size named by ``--size`` (its backbone and one further block); raster is `LlamaGen` with the
 same backbone, and PAR-4X (arXiv 2412.15119) too: four tokens one by one, then four a pass. All of them guide, which
 doubles the batch, draw from the whole distribution, and take turns in one run. The paper's figures are of an A100 at
@@ -154,13 +156,13 @@ def main(argv: list[str] | None = None) -> list[Record]:
             console.print(f"batch {batch}: out of memory")
             continue
         records += records_of(times, batch, args, grid, shapes)
+        if args.out is not None:
+            write_jsonl(args.out, records)
     table = Table("what", "paper", "measured")
     for record in records:
         claim = "" if record.claim is None else f"{record.claim:.3g}"
         table.add_row(record.item, claim, f"{record.measured:.3g} {record.unit} [{record.low:.3g}, {record.high:.3g}]")
     console.print(table)
-    if args.out is not None:
-        write_jsonl(args.out, records)
     return records
 
 

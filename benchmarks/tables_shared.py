@@ -37,6 +37,13 @@ def provenance(records: list[Record]) -> str:
     )
 
 
+def device(record: Record) -> str:
+    """What the times of ``record`` were measured on."""
+    if record.machine["gpu"] and any(word in record.command for word in ("cuda", "gpu")):
+        return f"{record.machine['gpu']}, {record.machine['cpu']}"
+    return f"{record.machine['cpu']}, {record.machine['threads']} threads"
+
+
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; columns after the first are right-aligned."""
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]

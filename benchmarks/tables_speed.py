@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts
+from tables_shared import ASSETS, RESULTS, TABLES, device, markdown, parts
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -20,8 +20,7 @@ def speed_table(records: list[Record]) -> str:
     return (
         markdown(["what", "quantity", "measured", "spread"], rows)
         + f"\n`{first.command}`: random weights, seed {first.seed}, medians with quartiles (times) or "
-        f"95 % bootstrap intervals (ratios); {first.machine['cpu']}, {first.machine['threads']} threads, torch "
-        f"{first.versions['torch']}.\n"
+        f"95 % bootstrap intervals (ratios); {device(first)}, torch {first.versions['torch']}.\n"
     )
 
 
@@ -52,6 +51,7 @@ def build() -> dict[Path, str]:
         ASSETS / "kv_cpu.svg": speed_plot(
             decode, what="decode attention", description="Time of one decode attention against context length, by cache"
         ),
+        TABLES / "zipvl_gpu.md": speed_table(read_jsonl(RESULTS / "zipvl_gpu.jsonl")),
         TABLES / "zipvl_cpu.md": speed_table([record for record in prefill if record.unit != "ms"]),
         ASSETS / "zipvl_cpu.svg": speed_plot(
             prefill, what="prefill attention", description="Time of one prefill attention, dense and sparse, by length"

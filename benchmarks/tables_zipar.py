@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, percent
+from tables_shared import ASSETS, RESULTS, TABLES, device, interval, markdown, parts, percent
 
 from tersor import zoo
 from tersor.bench.plots import Line, plot_lines
@@ -129,10 +129,7 @@ def points(record: Record) -> str:
 
 def made_on(record: Record) -> str:
     """Model, machine and libraries."""
-    return (
-        f"Model {record.model}; {record.machine['cpu']}, {record.machine['threads']} threads, torch "
-        f"{record.versions['torch']}."
-    )
+    return f"Model {record.model}; {device(record)}, torch {record.versions['torch']}."
 
 
 def quality_plot(records: list[Record], quantity: str, label: str, factor: float = 1.0) -> str:
@@ -204,6 +201,7 @@ def build() -> dict[Path, str]:
         TABLES / "zipar_single.md": quality_table(read_jsonl(RESULTS / "images_single.jsonl")),
         TABLES / "zipar_speed.md": speed_table(speed) + "\n![Speed against the window](assets/zipar_speed.svg)\n",
         TABLES / "zipar_shapes.md": shapes_table(read_jsonl(RESULTS / "zipar_shapes.jsonl")),
+        TABLES / "zipar_gpu.md": shapes_table(read_jsonl(RESULTS / "zipar_gpu.jsonl")),
         ASSETS / "zipar_distance.svg": quality_plot(records, "Fréchet distance", "Fréchet distance"),
         ASSETS / "zipar_accuracy.svg": quality_plot(records, "class accuracy", "class accuracy, %", 100),
         ASSETS / "zipar_speed.svg": speed_plot(speed),

@@ -13,6 +13,7 @@ Records go to ``--out`` as JSON lines, a table to the terminal.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -224,6 +225,7 @@ def main(argv: list[str] | None = None) -> list[Record]:
         parser.error(f"--grid {args.grid} must be rows x columns, such as 90x90")
     if min(args.layers, args.samples, args.repeats) < 1 or args.hidden % 512:
         parser.error("--layers, --samples and --repeats must be at least 1, and --hidden a multiple of 512")
+    args.command = shlex.join(["python", "benchmarks/zipar_shapes.py", *(sys.argv[1:] if argv is None else argv)])
     grid = RasterGrid(int(rows), int(columns), end_of_row=True)
     points = {
         "raster": raster_points(grid, args.samples),
@@ -241,7 +243,7 @@ def main(argv: list[str] | None = None) -> list[Record]:
             functions |= {f"{name} {index} layers": ready.layers, f"{name} {index} head": ready.head}
     with grouped(model):  # as in the decoder
         times = time_paired(functions, repeats=args.repeats, seed=args.seed)
-    records = records_of(times, points, passes, args, "python benchmarks/zipar_shapes.py")
+    records = records_of(times, points, passes, args, args.command)
     table = Table("what", "quantity", "measured")
     for record in records:
         table.add_row(

@@ -11,8 +11,8 @@ from torch import Tensor
 FRAMES = 8
 #: Of the square that holds MNIST's digits, and of where it starts in the 28 pixels.
 DIGIT, MARGIN = 20, 4
-#: Directions in which a clip starts, as signs of rows and columns.
-DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+#: Directions in which a clip starts, as signs of rows and columns: right, left, down and up.
+DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ class Clips:
     digits: Tensor
     directions: Tensor
 
+    @property
+    def classes(self) -> Tensor:
+        """``[n]``: of a digit four, one for each direction, as `tersor.bench.features.ClipClassifier` has them."""
+        return len(DIRECTIONS) * self.digits + self.directions
+
 
 def moving(images: Tensor, labels: Tensor, *, seed: int) -> Clips:
-    """A clip of each image ``[n, 1, 28, 28]``: it starts anywhere, and moves a pixel a frame both ways.
+    """A clip of each image ``[n, 1, 28, 28]``: it starts anywhere, and moves a pixel a frame.
 
     A pure function of its arguments.
     """
@@ -35,6 +40,9 @@ def moving(images: Tensor, labels: Tensor, *, seed: int) -> Clips:
     directions = torch.randint(len(DIRECTIONS), (n,), generator=generator)
     signs = torch.tensor(DIRECTIONS)[directions]
     start = torch.randint(room + 1, (n, 2), generator=generator)
+    # What would bounce at once starts at the other edge instead, or its direction could not be told.
+    blocked = (start + signs < 0) | (start + signs > room)
+    start = torch.where(blocked, room - start, start)
     pixels = torch.zeros(n, FRAMES, 1, SIDE, SIDE)
     rows = torch.arange(n)[:, None, None]
     for frame in range(FRAMES):
