@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from training_state import keep_memory
 from transformers.utils import logging
-
-from tersor.grids.nar_training import NARTraining
 
 
 def arguments(name: str, argv: list[str] | None, *, kinds: Sequence[str] = ()) -> argparse.Namespace:
@@ -29,8 +26,3 @@ def arguments(name: str, argv: list[str] | None, *, kinds: Sequence[str] = ()) -
     keep_memory()
     logging.disable_progress_bar()
     return args
-
-
-def on_this_machine(training: NARTraining) -> NARTraining:
-    """The same training; with a GPU, whose kernels are too small here to keep it busy, blocks are compiled."""
-    return replace(training, compile=torch.cuda.is_available())

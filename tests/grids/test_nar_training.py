@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -94,41 +93,6 @@ def test_drawing_and_checkpointing_change_nothing(tmp_path) -> None:
     assert len(list((tmp_path / "b" / "samples").iterdir())) == 6
     for name, each in plain.state_dict().items():
         torch.testing.assert_close(each, drawn.state_dict()[name], atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch, of its own doing
-@pytest.mark.parametrize("raster", [False, True])
-def test_compiled_blocks_learn_the_same(tmp_path, monkeypatch, raster: bool) -> None:
-    """Traced and differentiated as for a GPU; what the last back end makes of it is torch's business."""
-    compiled, through = [], torch.nn.Module.compile
-
-    def compile(block: torch.nn.Module) -> None:
-        compiled.append(type(block).__name__)
-        through(block, backend="aot_eager")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile)
-
-    def new() -> Any:
-        if not raster:
-            return model((3, 4))
-        torch.manual_seed(0)
-        return LlamaGen(
-            LlamaGenConfig(vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_classes=5,
-                           grid_size=(3, 4))
-        )  # fmt: skip
-
-    plain, other = new(), new()
-    draw = sample_sheet(lambda ids: ids.view(-1, 1, 3, 4) / 20, class_labels=torch.tensor([0, 1]))
-    curve = train(plain, tokens(), plan(), tmp_path / "a", held_out=tokens(), quiet=True)
-    again = train(
-        other, tokens(), plan(compile=True, sample_every=3), tmp_path / "b", held_out=tokens(), draw=draw, quiet=True
-    )
-    assert len(compiled) == len(other.layers if raster else other.model.layers)
-    assert [row["step"] for row in curve] == [row["step"] for row in again]
-    assert curve[-1]["eval_loss"] == pytest.approx(again[-1]["eval_loss"], rel=1e-5)
-    for name, each in plain.state_dict().items():
-        torch.testing.assert_close(each, other.state_dict()[name], atol=1e-5, rtol=1e-4)
-    assert all(module._compiled_call_impl is None for module in other.modules())
 
 
 def test_training_learns_and_takes_a_raster_model_too(tmp_path) -> None:

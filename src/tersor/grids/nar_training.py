@@ -35,7 +35,6 @@ class NARTraining:
             authors' images), ``"cosine"`` falls to ``final_share`` of it (their texts and videos), or ``"constant"``.
         warmup_steps: in which the rate rises from 0. betas, weight_decay, clip: of AdamW and of the gradient's norm.
         bfloat16: autocast. gradient_checkpointing: blocks are computed again in the backward pass.
-        compile: blocks are compiled for the steps (not for samples and held-out losses), which takes a minute at first.
         save_every, sample_every, evaluate_every: in steps; 0 is never, but for the end.
         seed: of the order of samples, of dropout and of the classes or texts that are left out.
 
@@ -54,7 +53,6 @@ class NARTraining:
     clip: float = 1.0
     bfloat16: bool = False
     gradient_checkpointing: bool = False
-    compile: bool = False
     save_every: int = 500
     sample_every: int = 0
     evaluate_every: int = 0
@@ -101,11 +99,6 @@ class _Trainer(Trainer):
         self.lr_scheduler: Any = scheduler
         return scheduler
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # Held-out batches come in other sizes, and too rarely to pay for graphs of their own.
-        with torch.compiler.set_stance("force_eager"):
-            return super().evaluate(*args, **kwargs)
-
 
 class _Pictures(TrainerCallback):
     """Has ``draw`` make a picture of samples every so many steps, and at the end."""
@@ -120,8 +113,7 @@ class _Pictures(TrainerCallback):
         model = context["model"]
         model = getattr(model, "module", model)  # of a distributed model
         training = model.training
-        with torch.compiler.set_stance("force_eager"):
-            picture = self.draw(model.eval())
+        picture = self.draw(model.eval())
         model.train(training)
         _atomic.write_bytes(self.folder / f"step-{state.global_step:07}.png", picture)
 
@@ -170,9 +162,6 @@ def train(
         trainer.remove_callback(PrinterCallback)
     if plan.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if plan.compile:
-        for block in _blocks(model):
-            block.compile()
     checkpoint = last_checkpoint(out)
     if checkpoint is not None and checkpoint.name == f"checkpoint-{plan.steps}":
         # Resumed at its end, the trainer would take a step more.
@@ -194,9 +183,6 @@ def train(
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out / "model")
         _atomic.write_text(out / _CURVE, json.dumps(curve, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()
-    if plan.compile:
-        for block in _blocks(model):
-            block._compiled_call_impl = None  # whoever goes on to generate has no use for it
     return curve
 
 
@@ -247,11 +233,6 @@ def sample_sheet(decode: Callable[[Tensor], Tensor], *, seed: int = 0, **options
         return as_png(pixels.flatten(0, -4).cpu(), columns=columns)
 
     return draw
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The transformer's blocks, one graph for all of them."""
-    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
 def _arguments(plan: NARTraining, out: Path, evaluates: bool, quiet: bool) -> TrainingArguments:

@@ -91,9 +91,6 @@ def nar(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
     ] = False,
-    compile_blocks: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks: a minute at first, then quicker steps on a GPU.")
-    ] = False,
     seed: Annotated[int, typer.Option(help="Of initialization, order and dropout.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the curve as one JSON object.")] = False,
 ) -> None:
@@ -110,8 +107,8 @@ def nar(
 
     plan = NARTraining(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup,
-        bfloat16=bfloat16, gradient_checkpointing=gradient_checkpointing, compile=compile_blocks,
-        save_every=save_every, sample_every=sample_every, evaluate_every=evaluate_every, seed=seed,
+        bfloat16=bfloat16, gradient_checkpointing=gradient_checkpointing, save_every=save_every,
+        sample_every=sample_every, evaluate_every=evaluate_every, seed=seed,
     )  # fmt: skip
     if sample_every and tokenizer is None:
         raise ValueError("--sample-every draws pictures: give the --tokenizer that made the tokens")
