@@ -148,6 +148,7 @@ def build() -> dict[Path, str]:
     """The generated files with their text."""
     drawn = json.loads((RESULTS / "nar_samples.json").read_text(encoding="utf-8"))
     found = {TABLES / "nar_text.md": captions_table(read_jsonl(RESULTS / "nar_text.jsonl")), **pictures(drawn)}
+    found[TABLES / "nar_cuda_speed.md"] = speed_table(read_jsonl(RESULTS / "nar_cuda_speed.jsonl"))
     for name in ("nar", "nar_video"):
         # Speed is a run of its own, with nothing else on the machine.
         speed = read_jsonl(RESULTS / f"{name}_speed.jsonl")

@@ -98,7 +98,7 @@ _ABOUT = {
         "projection is what embeds it. `captions.json` has the thirds of thickness and slant that the captions name.",
     ),
     "tiny-nar-video": (
-        "decodes grey clips of 8 frames of 28 x 28 pixels, a digit that crosses the picture, by digit d and direction k "
+        "decodes grey clips of 8 frames of 28 x 28 pixels, a digit d that crosses the picture in direction k "
         "(class 4 d + k: right, left, down, up), on a grid of 4 x 7 x 7 tokens, in 16 forward passes",
         "`tokenizer/` is a `PatchTokenizer` of blocks of 2 frames by 4 by 4 pixels, by k-means. `classifier/` tells "
         "digit and direction of a clip. `compared/` holds a raster model and a single-head NAR of the same backbone, "

@@ -76,7 +76,8 @@ class ClipClassifier(DigitClassifier):
 
     def logits(self, features: Tensor) -> Tensor:
         """``[batch, 40]``."""
-        return (self.output(features)[:, :, None] + self.direction(features)[:, None]).flatten(1)
+        pairs: Tensor = self.output(features)[:, :, None] + self.direction(features)[:, None]
+        return pairs.flatten(1)
 
 
 @dataclass(frozen=True)
