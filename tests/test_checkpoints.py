@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tersor import _checkpoints, zoo
 
@@ -89,6 +90,15 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_one_line(folder: Path) -> None
         _checkpoints.load(_checkpoints.resolve(str(folder)), "cpu")
     with pytest.raises(ValueError, match="no torch device"):
         _checkpoints.load(str(folder), "abacus")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _checkpoints.target_device("auto") == _checkpoints.target_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device cuda:1: there is no CUDA device here"):
+        _checkpoints.target_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _checkpoints.target_device("auto") == torch.device("cuda")
 
 
 def test_looking_loads_no_torch(folder: Path) -> None:
