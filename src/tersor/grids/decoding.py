@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Slots:
         self.valid, self.capacity = valid, valid.shape[1] + most
         prefix = torch.where(valid, -1, _NEVER)
         # One row for all where no prefix is padded.
-        self.offsets = F.pad(prefix[:1] if bool(valid.all()) else prefix, (0, most), value=_NEVER)
+        self.offsets = F.pad(prefix[:1] if bool(valid.all()) else prefix, (0, most), value=_NEVER)[:, None]
         self.held = valid.shape[1]
         self.written: Run | Tensor = Run(0, self.held)
         self.slot_of: dict[int, int] = {}
@@ -128,8 +129,8 @@ class Slots:
         self.held = self.valid.shape[1] + len(self.slot_of)
         again = self.held - first < len(slots)
         self.written = torch.tensor(slots, device=offsets.device) if again else Run(first, len(slots))
-        write(self.offsets, 1, self.written, offsets.expand(len(self.offsets), -1))
-        return _additive(self.offsets[:, None, : self.held] <= offsets[:, None], dtype)[:, None]
+        write(self.offsets, 2, self.written, offsets.expand(len(self.offsets), 1, -1))
+        return _additive(self.offsets.narrow(2, 0, self.held) <= offsets.unsqueeze(1), dtype).unsqueeze(1)
 
 
 class SlotLayer(DynamicLayer):
@@ -191,15 +192,21 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(cell), scores[:, i].contiguous()) for i, cell in enumerate(cells)], dim=1
                 )
-        # Not a number is not above minus infinity either.
-        possible = scores.amax(-1) > -torch.inf
+        highest = scores.amax(-1)
+        if not math.isfinite(highest.sum().item()):
+            self._check(highest, cells)
+        return scores
+
+    def _check(self, highest: Tensor, cells: tuple[Cell, ...]) -> None:
+        """Raise `ValueError` for a cell whose highest score ``[batch, cells]`` is one that nothing can be drawn by."""
+        # Not a number is not above minus infinity either; infinity can be taken but has no probability.
+        possible = (highest > -torch.inf) & ((highest < torch.inf) | (not self.do_sample))
         if not bool(possible.all()):
             row, column = cells[int((~possible).any(0).nonzero()[0, 0])]
             raise ValueError(
                 f"the logits processors leave no token for row {row}, column {column} of the image: every score is "
-                "minus infinity or not a number; check processors that constrain tokens"
+                "minus infinity, or one is infinite or not a number; check processors that constrain tokens"
             )
-        return scores
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The law of the next token, float32; greedy decoding has all of it on one."""
@@ -211,8 +218,10 @@ class Sampler:
         """One id for each of ``[..., vocabulary]``."""
         if not self.do_sample:
             return scores.argmax(-1)
-        law = self.probabilities(scores).flatten(0, -2)
-        return torch.multinomial(law, 1, generator=self.generator).view(scores.shape[:-1])
+        # The race by which `torch.multinomial` draws one id: the same ids from the same state of the generator. Its
+        # checks of the law, which `process` has done, and its copies would take as long again.
+        law = self.probabilities(scores)
+        return (law / torch.empty_like(law).exponential_(generator=self.generator)).argmax(-1)
 
 
 @dataclass
@@ -328,6 +337,7 @@ class Decoder:
     ) -> None:
         self.adapter, self.prefix, self.frontier, self.sampler = adapter, prefix, frontier, sampler
         self.cache, self.slots = cache, Slots(cache, prefix.valid, most_fed(frontier.grid))
+        self.starts = prefix.starts[:, None]
         self.guidance, self.at_pass = guidance, at_pass
         self.branches = 1 if guidance is None else 2
         batch = prefix.valid.shape[0] // self.branches
@@ -374,7 +384,7 @@ class Decoder:
             return self.adapter.logits(prefix.embeddings, prefix.positions, mask, self.cache, last)
         ids = self.image.index_select(1, indices.sources)
         embeddings = self.adapter.embed_image(ids if self.branches == 1 else ids.repeat(self.branches, 1))
-        positions = prefix.starts[:, None] + indices.offsets
+        positions = self.starts + indices.offsets
         mask = self.slots.feed(indices.offsets, indices.listed, embeddings.dtype)
         return self.adapter.logits(embeddings, positions, mask, self.cache, indices.keep)
 

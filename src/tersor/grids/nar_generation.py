@@ -219,8 +219,14 @@ def guide(logits: Tensor, samples: int, scale: float) -> Tensor:
 
 
 def draw(sampler: Sampler, scores: Tensor) -> Tensor:
-    """Ids ``[samples, cells]``."""
+    """Ids ``[samples, cells]``.
+
+    Raises:
+        ValueError: for scores that nothing can be drawn by.
+    """
     flat = scores.flatten(0, 1)
     for processor in sampler.processors:
         flat = processor(None, flat)
+    if sampler.do_sample and not math.isfinite(flat.amax(-1).sum().item()):
+        raise ValueError("the logits of a cell are infinite or not a number; check the weights and their precision")
     return sampler.draw(flat.view_as(scores))
