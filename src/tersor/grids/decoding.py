@@ -354,7 +354,16 @@ class Decoder:
     def run(self) -> Decoded:
         """Decode the whole image."""
         grid = self.frontier.grid
-        starts = [0] * grid.rows
+        # Passes are many and short: what autograd keeps of views and versions even without gradients would be a tenth.
+        with torch.inference_mode():
+            passes, starts = self._run()
+        # The image is older than the mode; what is made in it could not be trained on.
+        kept = () if self.scores is None else tuple(self.scores[cell].clone() for cell in grid.cells())
+        return Decoded(self.image, kept, passes, starts)
+
+    def _run(self) -> tuple[int, list[int]]:
+        """All passes; returns their number, and the pass that decided each row's first token."""
+        starts = [0] * self.frontier.grid.rows
         passes = 0
         for step, indices in self._steps():
             if self.at_pass is not None:
@@ -365,8 +374,7 @@ class Decoder:
             for row, column in step.yields:
                 if column == 0 and ((row, column) != step.trial or self.accepted):
                     starts[row] = passes
-        kept = () if self.scores is None else tuple(self.scores[cell] for cell in grid.cells())
-        return Decoded(self.image, kept, passes, starts)
+        return passes, starts
 
     def _steps(self) -> Iterable[tuple[Pass, Indices]]:
         frontier, device = self.frontier, self.image.device
