@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from tersor.grids.model import LlamaGen, LlamaGenConfig, convert_llamagen
+from tersor.grids.rotary import turn
 
 
 def small(**changes) -> LlamaGenConfig:
@@ -121,21 +122,20 @@ def test_heads_are_known_for_published_widths_only(tmp_path) -> None:
 def test_rotation_turns_by_row_and_column_and_zeroes_the_prefix() -> None:
     model = LlamaGen(small(**TEXT))
     positions = torch.tensor([[0, 5, 6, 6 + 2 * 4 + 3]])
-    table = model.rotation(positions)[0]
-    assert table.shape == (4, 4, 2)
-    assert (table[:2] == 0).all(), "prefix: zeros, not cos = 1"
-    assert torch.equal(table[2, :, 0], torch.ones(4)) and (table[2, :, 1] == 0).all(), "the first cell is not turned"
+    cosine, sine = (each[0, :, 0] for each in model.rotation(positions))
+    assert cosine.shape == sine.shape == (4, 8)
+    assert (cosine[:2] == 0).all() and (sine[:2] == 0).all(), "prefix: zeros, not cos = 1"
+    assert torch.equal(cosine[2], torch.ones(8)) and (sine[2] == 0).all(), "the first cell is not turned"
     # head_dim 8: two frequencies, 1 and 10000 ** -0.5, for the row 2, then the same for the column 3.
     angles = torch.tensor([2.0, 2.0 / 100, 3.0, 3.0 / 100])
-    torch.testing.assert_close(table[3], torch.stack([angles.cos(), angles.sin()], -1))
+    torch.testing.assert_close(cosine[3].view(4, 2), torch.stack([angles.cos(), angles.cos()], -1))
+    torch.testing.assert_close(sine[3].view(4, 2), torch.stack([-angles.sin(), angles.sin()], -1))
 
 
 def test_neighbouring_channels_turn_together() -> None:
-    from tersor.grids.model import _rotate
-
     x = torch.randn(1, 1, 1, 8)
     angle = torch.tensor([0.3, 0.5, 0.7, 0.9])
-    turned = _rotate(x, torch.stack([angle.cos(), angle.sin()], -1)[None, None])
+    turned = turn(x, (angle.cos().repeat_interleave(2), torch.stack([-angle.sin(), angle.sin()], -1).flatten()))
     pairs = torch.view_as_complex(x.view(4, 2)) * torch.polar(torch.ones(4), angle)
     torch.testing.assert_close(turned.flatten(), torch.view_as_real(pairs).flatten())
 

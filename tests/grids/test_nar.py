@@ -12,10 +12,10 @@ from nar_models import TEXT, condition, config, model, random_ids
 from transformers import Trainer, TrainingArguments
 
 from tersor.grids import nar as nar_module
-from tersor.grids.model import LlamaGen, LlamaGenConfig, _rotate
+from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARConfig, NARForImageGeneration, mixing_plan, visibility
-from tersor.grids.nar_model import fit_text, sincos, turn
-from tersor.grids.rotary import rotary_table, rotary_widths
+from tersor.grids.nar_model import fit_text, sincos
+from tersor.grids.rotary import rotary_table, rotary_widths, turn
 
 VARIANTS = {
     "image": ((3, 4), {}),
@@ -291,11 +291,13 @@ def test_two_axes_turn_like_llamagen_and_three_turn_each() -> None:
         ),
     )
     places = torch.arange(7 + 12)
-    theirs = raster.rotation(places[None])
-    torch.testing.assert_close(rotary_table(places, (3, 4), 16, 7, 10000.0), theirs)
+    ours, theirs = of.model.rotation((3, 4)), raster.rotation(places[None])
+    assert all(torch.equal(one, other[0]) for one, other in zip(ours, theirs, strict=True))
     x = torch.randn(2, len(places), 4, 16, generator=torch.Generator().manual_seed(0))
-    turned = _rotate(x.transpose(1, 2), theirs).transpose(1, 2)
-    torch.testing.assert_close(turn(x, of.model.rotation((3, 4))), turned)
+    # As complex numbers; the prefix's factors are zero.
+    factors = torch.view_as_complex(rotary_table(places, (3, 4), 16, 7, 10000.0)[0])[:, None]
+    turned = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * factors).flatten(-2)
+    torch.testing.assert_close(turn(x, ours), turned)
     table = rotary_table(torch.arange(1 + 24), (2, 3, 4), 16, 1, 10000.0)[0]
     # Head of 16: 2, 3 and 3 pairs. The cell (1, 2, 3) is place 1 + 12 + 8 + 3.
     angle = torch.tensor(

@@ -84,6 +84,6 @@ def test_raster_videos_decode_what_they_were_trained_for() -> None:
     assert ids.shape == (2, 12)
     assert torch.equal(logits_of(of, ids)[:, :12].argmax(-1), ids)
     # Cells (frame, row, column) and (frame, row', column): the same but for the row's channels.
-    table = of.rotation(torch.arange(13)[None])[0]
-    assert (table[0] == 0).all() and torch.equal(table[1], torch.tensor([1.0, 0.0]).expand(8, 2))
-    assert not torch.equal(table[7], table[1]), "the second frame"
+    cosine, sine = (each[0, :, 0] for each in of.rotation(torch.arange(13)[None]))
+    assert (cosine[0] == 0).all() and torch.equal(cosine[1], torch.ones(16)) and (sine[:2] == 0).all()
+    assert not torch.equal(cosine[7], cosine[1]), "the second frame"

@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor.grids.original import load_strictly, read_weights
-from tersor.grids.rotary import kept_table
+from tersor.grids.rotary import Rotation, kept_rotation, turn
 
 #: Attention heads by width, for the published sizes: the weights alone do not tell.
 _PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 4096: 32}
@@ -76,13 +76,17 @@ class LlamaGenConfig(PreTrainedConfig):
         return 256 * -(-int(8 * self.hidden_size / 3) // 256)
 
 
-class _RMSNorm(nn.Module):
+class Norm(nn.Module):
+    """RMS norm in float32, rounded before it is scaled."""
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype == torch.float32:  # nothing is to be rounded on the way
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         exact = x.float()
         return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
 
@@ -96,13 +100,13 @@ class _Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
         batch, tokens, _ = x.shape
-        split = [self.heads * self.head_dim, self.key_heads * self.head_dim, self.key_heads * self.head_dim]
-        q, k, v = (
-            each.view(batch, tokens, -1, self.head_dim).transpose(1, 2) for each in self.wqkv(x).split(split, -1)
-        )
-        q, k = _rotate(q, rotation), _rotate(k, rotation)
+        both = self.heads + self.key_heads
+        mixed = self.wqkv(x).view(batch, tokens, both + self.key_heads, self.head_dim)
+        # Tokens stay before heads: so the output of attention is merged again without a copy.
+        qk, v = turn(mixed[:, :, :both], rotation), mixed[:, :, both:].transpose(1, 2)
+        q, k = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         causal, grouped = mask is None and tokens > 1, self.heads != self.key_heads
@@ -126,10 +130,10 @@ class _Block(nn.Module):
         super().__init__()
         self.attention = _Attention(config, layer)
         self.feed_forward = _FeedForward(config)
-        self.attention_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -177,7 +181,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         self.cls_embedding: Any = embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -236,17 +240,17 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         valid = torch.cat([valid, valid]) if guided else valid
         return self.cls_embedding.cap_proj(features), valid.bool()
 
-    def rotation(self, positions: Tensor) -> Tensor:
-        """Cosine and sine by position, ``[batch, tokens, head_dim // 2, 2]``, float32.
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Factors of `turn` by position ``[batch, tokens]``.
 
         The first half of the pairs turns with the row, the second with the column. Prefix positions get zeros and not
         a rotation by zero: the weights were trained with queries and keys of the prefix being zero vectors.
         """
         config = self.config
-        table = kept_table(
+        cosine, sine = kept_rotation(
             config.grid_size, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
         )
-        return table[positions]
+        return cosine[positions], sine[positions]
 
     def forward(
         self,
@@ -351,13 +355,6 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
             valid = F.pad(valid, (0, 1), value=True)
             mask = torch.where(valid, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
         return ids
-
-
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring channels of ``[batch, heads, tokens, head_dim]`` by the table of `LlamaGen.rotation`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = rotation[:, None].unbind(-1)
-    return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2).type_as(x)
 
 
 def _prefix_mask(valid: Tensor, embeddings: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from tersor.grids.model import LlamaGen
+from tersor.grids.model import LlamaGen, Norm
 from tersor.grids.nar_generation import NAROutput, Sampling, decode_fronts, raster_fronts, resolve_grid
-from tersor.grids.nar_model import NARConfig, NARModel, NARPreTrainedModel, Norm, Output
+from tersor.grids.nar_model import NARConfig, NARModel, NARPreTrainedModel, Output
 
 __all__ = ["NARConfig", "NARForImageGeneration", "NARImageOutput", "NARModel", "NAROutput", "mixing_plan", "visibility"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARImageOutput
 from tersor.grids.nar_generation import FrontCache, NAROutput, Sampling, draw, guide
-from tersor.grids.rotary import kept_table
+from tersor.grids.rotary import Rotation, kept_rotation
 
 
 @cache
@@ -146,10 +146,12 @@ class RasterVideo(LlamaGen):
 
     config_class = RasterVideoConfig
 
-    def rotation(self, positions: Tensor) -> Tensor:
+    def rotation(self, positions: Tensor) -> Rotation:
         """See `rotary_table`."""
         config = self.config
         rows, columns = config.grid_size
         grid = (config.frames, rows // config.frames, columns)
-        table = kept_table(grid, config.head_dim, config.condition_tokens, config.rope_theta, positions.device)
-        return table[positions]
+        cosine, sine = kept_rotation(
+            grid, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
+        )
+        return cosine[positions], sine[positions]

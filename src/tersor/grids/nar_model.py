@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tersor.grids.geometry import check_sizes
-from tersor.grids.model import _CaptionEmbedding, _ClassEmbedding, _FeedForward, _RMSNorm
-from tersor.grids.rotary import rotary_table
+from tersor.grids.model import Norm, _CaptionEmbedding, _ClassEmbedding, _FeedForward
+from tersor.grids.rotary import Rotation, kept_rotation, rotation_of, turn
 
 if TYPE_CHECKING:
     from tersor.grids.nar_generation import FrontCache
@@ -181,15 +180,6 @@ class _Attention(nn.Module):
         # Unlike in a raster model no mask means that a token sees all that there is, its own front included.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.key_heads)
         return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class Norm(_RMSNorm):
-    """The same norm in one call where nothing is to be rounded on the way."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return super().forward(x)
 
 
 class NARBlock(GradientCheckpointingLayer):
@@ -359,34 +349,8 @@ class NARModel(NARPreTrainedModel):
         """
         config = self.config
         # A compiled graph has its constants folded, and a cache within it would split it.
-        build = rotation_of if torch.compiler.is_compiling() else _kept_rotation
+        build = rotation_of if torch.compiler.is_compiling() else kept_rotation
         return build(grid_size, config.head_dim, config.condition_tokens, config.rope_theta, self.device)
-
-
-#: Factors of `turn`, each ``[tokens, 1, head_dim]`` in float32.
-Rotation = tuple[Tensor, Tensor]
-
-
-def turn(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring channels of ``[batch, tokens, heads, head_dim]``: (a, b) to (a cos - b sin, b cos + a sin)."""
-    cosine, sine = rotation
-    exact = x.float()
-    swapped = exact.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(exact * cosine, swapped, sine).type_as(x)
-
-
-def rotation_of(grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float, device: torch.device) -> Rotation:
-    """See `NARModel.rotation`."""
-    places = torch.arange(prefix + math.prod(grid_size), device=device)
-    cosine, sine = rotary_table(places, grid_size, head_dim, prefix, theta)[0].unbind(-1)
-    return cosine.repeat_interleave(2, -1)[:, None], torch.stack([-sine, sine], dim=-1).flatten(-2)[:, None]
-
-
-@lru_cache(maxsize=16)
-def _kept_rotation(*arguments: Any) -> Rotation:
-    # Whoever asks first may do so in inference mode; training must be able to use the table too.
-    with torch.inference_mode(False):
-        return rotation_of(*arguments)
 
 
 def sincos(places: Tensor, width: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +29,28 @@ def rotary_table(places: Tensor, grid_size: tuple[int, ...], head_dim: int, pref
     return (table * (places >= prefix)[:, None, None])[None]
 
 
+#: Factors of `turn`, each ``[..., tokens, 1, head_dim]`` in float32.
+Rotation = tuple[Tensor, Tensor]
+
+
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn neighbouring channels of ``[batch, tokens, heads, head_dim]``: (a, b) to (a cos - b sin, b cos + a sin)."""
+    cosine, sine = rotation
+    exact = x.float()
+    swapped = exact.view(*exact.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return torch.addcmul(exact * cosine, swapped, sine).type_as(x)
+
+
+def rotation_of(grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float, device: torch.device) -> Rotation:
+    """`rotary_table` of the prefix and every cell, as `turn` takes it."""
+    places = torch.arange(prefix + math.prod(grid_size), device=device)
+    cosine, sine = rotary_table(places, grid_size, head_dim, prefix, theta)[0].unbind(-1)
+    return cosine.repeat_interleave(2, -1)[:, None], torch.stack([-sine, sine], dim=-1).flatten(-2)[:, None]
+
+
 @lru_cache(maxsize=16)
-def kept_table(grid_size: tuple[int, ...], head_dim: int, prefix: int, theta: float, device: torch.device) -> Tensor:
-    """`rotary_table` of the prefix and every cell, ``[places, head_dim // 2, 2]``; made once, since each pass asks."""
+def kept_rotation(*arguments: Any) -> Rotation:
+    """`rotation_of`, made once, since each pass asks."""
     # Whoever asks first may do so in inference mode; training must be able to use the table too.
     with torch.inference_mode(False):
-        places = torch.arange(prefix + math.prod(grid_size), device=device)
-        return rotary_table(places, grid_size, head_dim, prefix, theta)[0]
+        return rotation_of(*arguments)
