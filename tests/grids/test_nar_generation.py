@@ -245,3 +245,15 @@ def test_a_generator_elsewhere_is_refused() -> None:
 
 def test_examples_in_docstrings() -> None:
     assert doctest.testmod(nar).failed == 0
+
+
+def test_what_is_decoded_can_be_trained_on() -> None:
+    out = model((3, 4)).generate(**condition(model((3, 4))), output_logits=True, return_dict_in_generate=True)
+    assert not out.sequences.is_inference() and not out.logits.is_inference()
+
+
+def test_logits_that_are_no_numbers_are_named() -> None:
+    of = model((3, 4))
+    torch.nn.init.constant_(of.outputs[0].weight, torch.nan)
+    with pytest.raises(ValueError, match="not a number"):
+        of.generate(**condition(of))

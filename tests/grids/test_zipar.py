@@ -489,6 +489,30 @@ def test_zipar_is_a_custom_generate(cases) -> None:
     assert torch.equal(out, case.zipar(inputs, window_size=2).sequences)
 
 
+def test_what_is_decoded_can_be_trained_on(case) -> None:
+    # Decoding runs in inference mode, whose tensors autograd refuses.
+    out = case.zipar(case.inputs(2, case.pads), window_size=2, adaptive=True, output_scores=True)
+    assert not any(each.is_inference() for each in (out.sequences, *out.scores))
+
+
+def test_infinity_can_be_taken_but_not_drawn() -> None:
+    scores, cells = torch.zeros(2, 3, 4), ((0, 2), (1, 1), (2, 0))
+    scores[1, 1, 3] = torch.inf
+    greedy, sampling = (Sampler([], do_sample) for do_sample in (False, True))
+    assert greedy.draw(greedy.process(scores, cells, lambda cell: scores))[1, 1] == 3
+    with pytest.raises(ValueError, match="row 1, column 1"):
+        sampling.process(scores, cells, lambda cell: scores)
+
+
+def test_draws_are_those_of_multinomial() -> None:
+    scores = 4 * torch.randn(3, 5, 50, generator=torch.Generator().manual_seed(1))
+    scores[..., ::3] = -torch.inf
+    one, other = (torch.Generator().manual_seed(2) for _ in range(2))
+    expected = torch.multinomial(scores.softmax(-1).flatten(0, 1), 1, generator=one).view(3, 5)
+    assert torch.equal(Sampler([], True, other).draw(scores), expected)
+    assert torch.equal(one.get_state(), other.get_state())
+
+
 def test_processors_that_read_only_scores_run_once_for_all_rows() -> None:
     calls = []
 

@@ -116,7 +116,7 @@ class Slots:
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=self.valid.device).tril()
         # Padding sees itself: a row without any visible key would give NaN in half precision.
         own = torch.eye(tokens, dtype=torch.bool, device=self.valid.device)
-        return _additive(causal & self.valid[:, None, :] | own, dtype)[:, None]
+        return _additive(~(causal & self.valid[:, None, :] | own), dtype)[:, None]
 
     def feed(self, offsets: Tensor, listed: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Take slots for the tokens of a pass; returns their additive mask ``[rows or 1, 1, queries, slots]``.
@@ -130,7 +130,7 @@ class Slots:
         again = self.held - first < len(slots)
         self.written = torch.tensor(slots, device=offsets.device) if again else Run(first, len(slots))
         write(self.offsets, 2, self.written, offsets.expand(len(self.offsets), 1, -1))
-        return _additive(self.offsets.narrow(2, 0, self.held) <= offsets.unsqueeze(1), dtype).unsqueeze(1)
+        return _additive(self.offsets.narrow(2, 0, self.held) > offsets.unsqueeze(1), dtype).unsqueeze(1)
 
 
 class SlotLayer(DynamicLayer):
@@ -157,9 +157,10 @@ class SlotLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Eager attention adds its mask, so a bool one would be right for sdpa only."""
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
+    blank = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return blank.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 @dataclass

@@ -167,7 +167,8 @@ class NARForImageGeneration(NARPreTrainedModel):
         for number, (source, weight) in enumerate(zip(plan.sources, plan.weights, strict=True)):
             head = min(number, last)
             # Half precision would overflow in the sum.
-            mixed = mixed + weight[:, None] * self.head_logits(head, states[head][:, source]).float()
+            part = weight[:, None] * self.head_logits(head, states[head].index_select(1, source)).float()
+            mixed = mixed + part if number else part
         return torch.as_tensor(mixed)
 
     def head_logits(self, head: int, state: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
-from tersor.grids.decoding import Sampler
+from tersor.grids.decoding import Run, Sampler, write
 from tersor.grids.geometry import check_sizes, fronts
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ class FrontCache:
             rows, heads, _, width = keys.shape
             shape = (rows, heads, self.slots, width)
             self.layers[layer], self.used[layer] = (keys.new_empty(shape), values.new_empty(shape)), 0
-        first, last = self.used[layer], self.used[layer] + keys.shape[2]
-        self.used[layer] = last
+        slots = Run(self.used[layer], keys.shape[2])
+        last = self.used[layer] = sum(slots)
         kept_keys, kept_values = self.layers[layer]
-        kept_keys[:, :, first:last], kept_values[:, :, first:last] = keys, values
-        return kept_keys[:, :, :last], kept_values[:, :, :last]
+        write(kept_keys, 2, slots, keys)
+        write(kept_values, 2, slots, values)
+        return kept_keys.narrow(2, 0, last), kept_values.narrow(2, 0, last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,20 +171,22 @@ def decode_fronts(
     ids = torch.zeros(samples, cells, dtype=torch.long, device=device)
     kept = torch.zeros(samples, cells, model.config.vocab_size, device=device) if output_logits else None
     places, embeddings, seen, decided = torch.arange(tokens, device=device), prefix, _prefix_mask(valid), 0
-    for number, (front, plan) in enumerate(plans):
-        states = model.model(embeddings, places, sizes, seen, cache)
-        if number == 0:
-            states = tuple(state[:, -1:] for state in states)
-        logits = model.mixed_logits(states, plan)
-        if kept is not None:
-            kept[:, front] = logits[:samples]
-        guided = sampling.guided and (sampling.cfg_interval == -1 or decided <= sampling.cfg_interval)
-        drawn = draw(sampler, guide(logits, samples, sampling.guidance_scale if guided else 1.0))
-        ids[:, front] = drawn
-        # Whatever is in the cache is no farther from the first cell, so only padding is to be hidden.
-        seen = F.pad(valid, (0, decided + len(front)), value=True)[:, None, None] if padded else None
-        embeddings = model.model.tok_embeddings(drawn if branches == 1 else drawn.repeat(branches, 1))
-        places, decided = tokens + front, decided + len(front)
+    # As in `Decoder.run`: what is returned is older than the mode, so that it can be trained on.
+    with torch.inference_mode():
+        for number, (front, plan) in enumerate(plans):
+            states = model.model(embeddings, places, sizes, seen, cache)
+            if number == 0:
+                states = tuple(state[:, -1:] for state in states)
+            logits = model.mixed_logits(states, plan)
+            if kept is not None:
+                kept[:, front] = logits[:samples]
+            guided = sampling.guided and (sampling.cfg_interval == -1 or decided <= sampling.cfg_interval)
+            drawn = draw(sampler, guide(logits, samples, sampling.guidance_scale if guided else 1.0))
+            ids.index_copy_(1, front, drawn)
+            # Whatever is in the cache is no farther from the first cell, so only padding is to be hidden.
+            seen = F.pad(valid, (0, decided + len(front)), value=True)[:, None, None] if padded else None
+            embeddings = model.model.tok_embeddings(drawn if branches == 1 else drawn.repeat(branches, 1))
+            places, decided = tokens + front, decided + len(front)
     return NAROutput(
         sequences=ids.view(samples, *sizes),
         logits=None if kept is None else kept.view(samples, *sizes, -1),

@@ -350,7 +350,9 @@ class NARModel(NARPreTrainedModel):
         config = self.config
         # A compiled graph has its constants folded, and a cache within it would split it.
         build = rotation_of if torch.compiler.is_compiling() else kept_rotation
-        return build(grid_size, config.head_dim, config.condition_tokens, config.rope_theta, self.device)
+        # The model's own `device` goes through all of its parameters.
+        device = self.tok_embeddings.weight.device
+        return build(grid_size, config.head_dim, config.condition_tokens, config.rope_theta, device)
 
 
 def sincos(places: Tensor, width: int) -> Tensor:
