@@ -120,16 +120,17 @@ class PARForImageGeneration(LlamaGen):
         embeddings, _ = self.condition(class_labels, guided=sampling.guided)
         places = torch.zeros(1, dtype=torch.long, device=embeddings.device)
         ids = torch.zeros(batch, rows * columns, dtype=torch.long, device=embeddings.device)
-        for number, group in enumerate(self.groups):
-            if number:
-                embeddings, places = self.fed(number, ids)
-                embeddings = embeddings.repeat(1 + sampling.guided, 1, 1)
-            # All that is in the cache is visible, as are the tokens of a pass to each other.
-            mask = embeddings.new_zeros(1, 1, len(places), kept.get_seq_length() + len(places))
-            out = super().forward(
-                inputs_embeds=embeddings, position_ids=places[None], attention_mask=mask, past_key_values=kept
-            )
-            ids[:, list(group)] = draw(sampler, guide(out.logits.float(), batch, scale))
+        with torch.inference_mode():  # as NAR's, which it is compared with
+            for number, group in enumerate(self.groups):
+                if number:
+                    embeddings, places = self.fed(number, ids)
+                    embeddings = embeddings.repeat(1 + sampling.guided, 1, 1)
+                # All that is in the cache is visible, as are the tokens of a pass to each other.
+                mask = embeddings.new_zeros(1, 1, len(places), kept.get_seq_length() + len(places))
+                out = super().forward(
+                    inputs_embeds=embeddings, position_ids=places[None], attention_mask=mask, past_key_values=kept
+                )
+                ids[:, list(group)] = draw(sampler, guide(out.logits.float(), batch, scale))
         return NAROutput(sequences=ids.view(batch, rows, columns), forward_passes=len(self.groups))
 
 
