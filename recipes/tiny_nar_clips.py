@@ -1,4 +1,4 @@
-"""Clips for tiny-nar-video: a digit of MNIST, or a shape of strokes, that crosses the picture."""
+"""Clips for tiny-nar-video: a digit of MNIST, or a shape of strokes, that moves and bounces off the edges."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 FRAMES = 8
 #: Of the square that holds MNIST's digits, and of where it starts in the 28 pixels.
 DIGIT, MARGIN = 20, 4
-#: Directions, as signs of rows and columns: right, left, down and up.
-DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+#: Directions in which a clip starts, as signs of rows and columns.
+DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,24 @@ class Clips:
     digits: Tensor
     directions: Tensor
 
-    @property
-    def classes(self) -> Tensor:
-        """``[n]``: of a digit four, one for each direction, as `tersor.bench.features.ClipClassifier` has them."""
-        return len(DIRECTIONS) * self.digits + self.directions
-
 
 def moving(images: Tensor, labels: Tensor, *, seed: int) -> Clips:
-    """A clip of each image ``[n, 1, 28, 28]``: it starts within a pixel of an edge and crosses, a pixel a frame.
+    """A clip of each image ``[n, 1, 28, 28]``: it starts anywhere, and moves a pixel a frame both ways.
 
-    Across its way it is within two pixels of the middle. A pure function of its arguments.
+    A pure function of its arguments.
     """
     generator = torch.Generator().manual_seed(seed)
     room, n = SIDE - DIGIT, len(images)
     digits = images[..., MARGIN : MARGIN + DIGIT, MARGIN : MARGIN + DIGIT]
     directions = torch.randint(len(DIRECTIONS), (n,), generator=generator)
     signs = torch.tensor(DIRECTIONS)[directions]
-    behind = torch.randint(2, (n, 1), generator=generator)
-    across = room // 2 + torch.randint(-2, 3, (n, 1), generator=generator)
-    start = torch.where(signs == 0, across, torch.where(signs > 0, behind, room - behind))
+    start = torch.randint(room + 1, (n, 2), generator=generator)
     pixels = torch.zeros(n, FRAMES, 1, SIDE, SIDE)
     rows = torch.arange(n)[:, None, None]
     for frame in range(FRAMES):
-        place = start + frame * signs
+        # A triangle wave: what passes the edge by k is k before it.
+        place = (start + frame * signs) % (2 * room)
+        place = torch.where(place > room, 2 * room - place, place)
         down, right = (place[:, axis, None] + torch.arange(DIGIT) for axis in (0, 1))
         pixels[rows, frame, 0, down[:, :, None], right[:, None, :]] = digits[:, 0]
     return Clips(pixels, labels, directions)

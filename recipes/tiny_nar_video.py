@@ -1,4 +1,4 @@
-"""Rebuild tiny-nar-video: digits that cross the picture as 4 by 7 by 7 tokens, 16 forward passes a clip instead of 196.
+"""Rebuild tiny-nar-video: moving digits as 4 by 7 by 7 tokens, 16 forward passes a clip instead of 196.
 
     python recipes/tiny_nar_video.py --data FOLDER --out OUT
 
@@ -74,7 +74,7 @@ def new_model(kind: str, plan: Plan, grid: tuple[int, int, int]) -> PreTrainedMo
     """An untrained model of a kind; a pure function of its arguments."""
     shared: dict[str, Any] = {
         "vocab_size": plan.codebook, "hidden_size": plan.hidden, "num_hidden_layers": plan.layers,
-        "num_attention_heads": plan.heads, "num_classes": 40, "condition_dropout": plan.dropout,
+        "num_attention_heads": plan.heads, "num_classes": 10, "condition_dropout": plan.dropout,
         "default_guidance": 1.0,
     }  # fmt: skip
     torch.manual_seed(plan.training.seed)
@@ -127,8 +127,8 @@ def train_judge(plan: Plan, clips: Clips, held_out: Clips, folder: Path) -> tupl
                 rate.step()
                 optimizer.zero_grad()
             _, guesses = judge.judge(held_out.pixels)
-            right = (guesses == held_out.classes).float().mean()
-            print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % right", flush=True)
+            right = (guesses == held_out.digits).float().mean()
+            print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % of digits right", flush=True)
         features, _ = judge.judge(held_out.pixels)
         save_judge(target, judge.eval(), Moments.of(features))
 
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = fit_tokenizer(plan, clips, args.out / "tokenizer")
         judge = train_judge(plan, clips, held_out, args.out / "classifier")
         tokens, others = (
-            Tokens(tokenizer.encode(each.pixels[:count]), plan.codebook, {"class_labels": each.classes[:count]})
+            Tokens(tokenizer.encode(each.pixels[:count]), plan.codebook, {"class_labels": each.digits[:count]})
             for each, count in ((clips, len(clips.pixels)), (held_out, plan.looked_at))
         )
         model = new_model(args.kind, plan, (tokens.grid_size[0], tokens.grid_size[1], tokens.grid_size[2]))

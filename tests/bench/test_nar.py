@@ -222,8 +222,6 @@ def test_a_judge_of_clips_comes_back_as_one(tmp_path: Path) -> None:
     again, moments = load_judge(tmp_path)
     assert isinstance(again, ClipClassifier) and moments.n == 9
     assert torch.equal(again.judge(clips)[0], features)
-    digits, directions = judge.output(features).argmax(-1), judge.direction(features).argmax(-1)
-    assert torch.equal(guesses, 4 * digits + directions) and judge(clips).shape == (9, 40)
     assert not torch.equal(judge.judge(clips.flip(1))[0], features), "it sees the order of frames"
 
 

@@ -34,27 +34,20 @@ class DigitClassifier(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return F.relu(self.hidden(x.flatten(1)))
 
-    def logits(self, features: Tensor) -> Tensor:
-        """``[batch, classes]`` of features ``[batch, FEATURES]``."""
-        logits: Tensor = self.output(features)
-        return logits
-
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[batch, classes]``."""
-        return self.logits(self.features(images))
+        """Logits ``[batch, 10]``."""
+        logits: Tensor = self.output(self.features(images))
+        return logits
 
     @torch.no_grad()
     def judge(self, images: Tensor, *, block: int = 500) -> tuple[Tensor, Tensor]:
         """Features ``[batch, FEATURES]`` and most likely classes ``[batch]``, ``block`` images at a time."""
         features = torch.cat([self.features(images[i : i + block]) for i in range(0, len(images), block)])
-        return features, self.logits(features).argmax(-1)
+        return features, self.output(features).argmax(-1)
 
 
 class ClipClassifier(DigitClassifier):
-    """Digit and direction of grey clips of 8 frames of 28 by 28 pixels from 0 to 1; its features serve both.
-
-    A class is a pair of them: four times the digit plus the direction.
-    """
+    """Digit and direction of grey clips of 8 frames of 28 by 28 pixels from 0 to 1; its features serve both."""
 
     FRAMES = 8
 
@@ -73,11 +66,6 @@ class ClipClassifier(DigitClassifier):
         for layer in (self.conv1, self.conv2, self.conv3):
             x = F.max_pool2d(F.relu(layer(x)), 2)
         return F.relu(self.hidden(x.flatten(1)))
-
-    def logits(self, features: Tensor) -> Tensor:
-        """``[batch, 40]``."""
-        pairs: Tensor = self.output(features)[:, :, None] + self.direction(features)[:, None]
-        return pairs.flatten(1)
 
 
 @dataclass(frozen=True)
