@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST = OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow check fix docs clean
+.PHONY: demo test test-slow test-gpu check fix docs clean
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
 
@@ -23,6 +23,10 @@ test: .venv/.stamp .venv/.vision-stamp
 
 test-slow: .venv/.stamp
 	$(PYTEST) -m slow
+
+# On a CUDA device, and not in Triton's interpreter.
+test-gpu: .venv/.stamp
+	TRITON_INTERPRET=0 $(OFFLINE) $(BIN)/python -m pytest -m gpu
 
 check: .venv/.stamp
 	$(BIN)/ruff check
