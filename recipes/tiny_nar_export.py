@@ -103,8 +103,8 @@ _ABOUT = {
         "decodes grey clips of 8 frames of 28 x 28 pixels by digit, on a grid of 4 x 7 x 7 tokens, in 16 forward "
         "passes",
         "`tokenizer/` is a `PatchTokenizer` of blocks of 2 frames by 4 by 4 pixels, by k-means. `classifier/` tells "
-        "digit and direction of a clip. `compared/` holds a raster model of the same backbone, trained by the same "
-        "recipe for as many steps.",
+        "digit and direction of a clip. `compared/` holds a raster model and a single-head NAR of the same backbone, "
+        "trained by the same recipe for as many steps.",
     ),
 }
 
