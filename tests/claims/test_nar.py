@@ -60,6 +60,8 @@ def test_images_show_their_class_more_often_than_the_parallel_baseline(images: K
 def test_the_ablations_are_worse(images: Known, clips: Known) -> None:
     assert of(images, SINGLE, "Fréchet distance").measured > 1.1 * of(images, NAR, "Fréchet distance").measured
     assert of(images, SINGLE, "class accuracy").high < of(images, NAR, "class accuracy").low
+    # Of clips, the single head's samples are no worse, though its held-out loss is; docs/nar.md says so.
+    assert of(clips, SINGLE, "Fréchet distance").high > of(clips, NAR, "Fréchet distance").low
     for known in (images, clips):
         for way in MIXINGS.values():
             if (f"{way}: samples", "Fréchet distance") in known:
@@ -74,7 +76,7 @@ def test_captions_are_heeded() -> None:
 
 @pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.7, 256), ("nar_video", 0.65, 64)])
 def test_fewer_passes_are_less_time(name: str, batch_1: float, largest: int) -> None:
-    """The goal is 0.8; docs/nar.md says what is missing and why. Speed-ups fall with the batch and stay above 1."""
+    """They are around the goal of 0.8; docs/nar.md says what is missing. Speed-ups fall with the batch, to above 1."""
     known = read(f"{name}_speed")
     assert known["raster: batch 1", "share of the pass ratio"].measured >= batch_1
     ratios = [
