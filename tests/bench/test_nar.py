@@ -162,7 +162,8 @@ def test_ways_are_timed_in_turns(chosen) -> None:
         (["--batches", "1,x"], "whole numbers"), (["--batches", "0"], "whole numbers"),
         (["--model", "tiny-lm"], "one of"),
         (["--samples", "1"], "at least 2"), (["--validation", "1"], "at least 2"), (["--seeds", "0"], "at least 1"),
-        (["--samples", "0", "--batches", ""], "nothing to measure"),
+        (["--samples", "0", "--batches", ""], "nothing to measure"), (["--device", "abacus"], "no torch device"),
+        (["--model", "tiny-nar-text", "--device", "meta"], "not for captions"),
         (["--model", "tiny-nar-text", "--samples", "0"], "nothing to measure"),
     ],
 )  # fmt: skip
