@@ -8,7 +8,6 @@ started again.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from tiny_experts_export import EXPERTS, character_tokenizer, scores, write_lock
 from tiny_experts_train import Fit, Progress, Size, as_record, fit, new_classifier, new_model, plant
-from training_state import keep_memory
+from training_state import command_line, started
 from transformers.utils import logging
 
 from tersor import _atomic
@@ -109,14 +108,7 @@ def make_router(plan: Plan, seed: int, out: Path) -> Router:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description=f"Rebuild {NAME}.")
-    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
+    args = started(command_line(NAME, threads=1), argv)
     logging.disable_progress_bar()
     plan, folder = SMOKE if args.smoke else FULL, args.out / NAME
     tokenizer = character_tokenizer()

@@ -9,16 +9,13 @@ from typing import Any
 from tiny_lm_data import Books, fetch_books, read_books
 from tiny_lm_eval import bits_per_byte, recall_by_task
 from tiny_lm_train import Trainer
+from training_state import command_line
 
 
 def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of the recipe of ``name``."""
-    parser = argparse.ArgumentParser(description=f"Rebuild {name}.")
+    parser = command_line(name)
     parser.add_argument("--data", type=Path, help="folder of *.txt books; fetched from their public home when absent")
-    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
     return parser.parse_args(argv)
 
 

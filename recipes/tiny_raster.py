@@ -9,7 +9,6 @@ started again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from tiny_raster_data import Split, load
 from tiny_raster_export import export, held_out_loss
 from torch import Tensor
-from training_state import keep_memory, load_state, made_once, save_state
+from training_state import command_line, load_state, made_once, save_state, started
 
 from tersor.bench.features import DigitClassifier, Moments, load_judge, save_judge
 from tersor.grids.model import LlamaGen, LlamaGenConfig
@@ -197,15 +196,9 @@ class Trainer:
 
 def main(argv: list[str] | None = None) -> int:
     """Fit, train, score and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-raster.")
+    parser = command_line("tiny-raster")
     parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
-    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
+    args = started(parser, argv)
     plan = SMOKE if args.smoke else Plan()
     try:
         args.out.mkdir(parents=True, exist_ok=True)

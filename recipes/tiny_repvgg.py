@@ -9,7 +9,6 @@ the network hard to quantize; training brings that about by itself.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tiny_repvgg_export import export
 from torch import Tensor, nn
-from training_state import keep_memory, load_state, save_state
+from training_state import command_line, load_state, save_state, started
 
 from tersor.bench.ptq_data import Labelled, Split, load_cifar
 from tersor.ptq.networks import RepNet, RepNetConfig
@@ -127,15 +126,9 @@ def train(net: RepNet, data: Labelled, plan: Plan, seed: int, state: Path) -> Pr
 def main(argv: list[str] | None = None, *, kind: str = "repvgg") -> int:
     """Train and export; returns the exit code."""
     name = f"tiny-{kind}"
-    parser = argparse.ArgumentParser(description=f"Rebuild {name}.")
+    parser = command_line(name, threads=1)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10_jpeg.zip")
-    parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
+    args = started(parser, argv)
     plan = SMOKE if args.smoke else PLANS[kind]
     try:
         args.out.mkdir(parents=True, exist_ok=True)

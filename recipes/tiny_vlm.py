@@ -8,7 +8,6 @@ started again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tiny_vlm_data import IGNORED, draw_batch
 from tiny_vlm_export import export, new_processor, score
-from training_state import keep_memory, load_state, save_state
+from training_state import command_line, load_state, save_state, started
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 SAVE_EVERY_S = 60.0
@@ -187,14 +186,7 @@ class Trainer:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Rebuild tiny-vlm.")
-    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_memory()
+    args = started(command_line("tiny-vlm"), argv)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(SMOKE if args.smoke else Plan(), args.seed, args.out / "state.pt")

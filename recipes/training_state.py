@@ -1,7 +1,8 @@
-"""What recipes that train a model have in common: state and folders to go on from, and memory that is kept."""
+"""What recipes that train a model share: command lines, state and folders to go on from, and memory that is kept."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,25 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> None:
         partial = folder.with_name(folder.name + ".partial")
         make(partial)
         partial.replace(folder)
+
+
+def command_line(what: str, *, threads: int = 2, seeded: bool = True) -> argparse.ArgumentParser:
+    """The arguments that all recipes take, to add others to; ``what`` is rebuilt, ``seeded`` if by any seed."""
+    parser = argparse.ArgumentParser(description=f"Rebuild {what}.")
+    parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
+    if seeded:
+        parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, for a test of the recipe")
+    return parser
+
+
+def started(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The parsed ``argv``, in a process that is ready to train."""
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    return args
 
 
 def keep_memory() -> None:

@@ -240,6 +240,11 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         valid = torch.cat([valid, valid]) if guided else valid
         return self.cls_embedding.cap_proj(features), valid.bool()
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Sizes of the grid whose coordinates the rotary positions turn by."""
+        return tuple(self.config.grid_size)
+
     def rotation(self, positions: Tensor) -> Rotation:
         """Factors of `turn` by position ``[batch, tokens]``.
 
@@ -248,7 +253,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         cosine, sine = kept_rotation(
-            config.grid_size, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
+            self.axes, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
         )
         return cosine[positions], sine[positions]
 

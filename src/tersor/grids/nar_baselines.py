@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARImageOutput
 from tersor.grids.nar_generation import FrontCache, NAROutput, Sampling, draw, guide
-from tersor.grids.rotary import Rotation, kept_rotation
 
 
 @cache
@@ -147,12 +146,7 @@ class RasterVideo(LlamaGen):
 
     config_class = RasterVideoConfig
 
-    def rotation(self, positions: Tensor) -> Rotation:
-        """See `rotary_table`."""
-        config = self.config
-        rows, columns = config.grid_size
-        grid = (config.frames, rows // config.frames, columns)
-        cosine, sine = kept_rotation(
-            grid, config.head_dim, config.condition_tokens, config.rope_theta, positions.device
-        )
-        return cosine[positions], sine[positions]
+    @property
+    def axes(self) -> tuple[int, ...]:
+        rows, columns = self.config.grid_size
+        return (self.config.frames, rows // self.config.frames, columns)
