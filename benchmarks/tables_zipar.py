@@ -61,8 +61,8 @@ def quality_table(records: list[Record]) -> str:
         markdown(titles, rows)
         + f"\n`{first.command}`: {first.n:,} images a row, in equal parts by seed; the distance is their mean, "
         "its interval by Student's t, that of accuracies by bootstrap. It is between features of a small classifier "
-        f"and those of {reference.n:,} held-out images; the last two rows are {floor.n:,} other real images, and what "
-        f"the tokenizer makes of them. Fewer images of a seed make a distance a little larger. {made_on(first)}\n"
+        f"and those of {reference.joint.n:,} held-out images; the last two rows are {floor.n:,} other real images, and "
+        f"what the tokenizer makes of them. Fewer images of a seed make a distance a little larger. {made_on(first)}\n"
     )
 
 

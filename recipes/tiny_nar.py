@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from tiny_nar_cli import arguments
-from tiny_nar_export import export, with_tokenizer
+from tiny_nar_export import export, floors_of, with_tokenizer
 from tiny_raster_data import Split, load
 from transformers import PreTrainedModel
 
@@ -42,7 +42,7 @@ class Plan:
     training: NARTraining
     images: int | None = None
     hidden: int = 64
-    layers: int = 5
+    layers: int = 8
     heads: int = 4
     dropout: float = 0.1
     looked_at: int = 500
@@ -51,7 +51,7 @@ class Plan:
 #: Small batches: at this length of a training more steps on fewer samples learn more in the same time.
 FULL = Plan(
     NARTraining(
-        steps=4800, batch_size=8, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
+        steps=8000, batch_size=8, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
         evaluate_every=800, save_every=400, seed=1,
     )
 )  # fmt: skip
@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tiny_nar: {error}", file=sys.stderr)
         return 2
     folder = args.out / "tiny-nar"
-    lock = export(model, args.kind, plan, split, curve, out=folder, recipe="recipes/tiny_nar.py")
+    scores = floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
+    lock = export(model, args.kind, plan, split, curve, out=folder, recipe="recipes/tiny_nar.py", scores=scores)
     with_tokenizer(folder, JUDGE)
     print(lock["scores"], flush=True)
     return 0

@@ -12,10 +12,11 @@ import torch
 from tiny_nar_clips import Clips
 from tiny_raster_data import Split
 from tiny_raster_export import FLOOR_SETS, floors, share_of, spread
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tersor import _atomic, zoo
-from tersor.bench.features import ClipClassifier, Moments, save_judge
+from tersor.bench.features import ClipClassifier, DigitClassifier, Reference, save_judge
 from tersor.bench.measure import machine, versions
 from tersor.grids.nar_pipeline import TubeletTokenizer
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: In a checkpoint's folder: what it is compared with.
 COMPARED = "compared"
+#: Samples of a seed in `tersor bench nar`: of fewer, a Fréchet distance is larger, and so is the floor.
+SEED_SAMPLES = 1000
 
 
 def export(
@@ -62,8 +65,19 @@ def with_tokenizer(folder: Path, judge: str) -> None:
     shutil.copytree(zoo.path(judge) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
 
 
+def floors_of(judge: tuple[DigitClassifier, Reference], tokenizer: Any, pixels: Tensor) -> dict[str, Any]:
+    """The Fréchet distances of real samples, as a part of a lock's scores."""
+    size = min(SEED_SAMPLES, len(pixels) // FLOOR_SETS)
+    return {"frechet_floors": {"images": size, **floors(*judge, tokenizer, pixels, images=size)}}
+
+
+def restored(tokenizer: TubeletTokenizer, clips: Tensor) -> Tensor:
+    """Clips as their tokens show them."""
+    return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in clips.split(500)])
+
+
 def export_video(
-    tokenizer: TubeletTokenizer, judge: tuple[ClipClassifier, Moments], clips: tuple[Clips, Clips], *, out: Path
+    tokenizer: TubeletTokenizer, judge: tuple[ClipClassifier, Reference], clips: tuple[Clips, Clips], *, out: Path
 ) -> dict[str, Any]:
     """Write tokenizer and classifier of clips; returns their scores on held-out clips."""
     classifier, reference = judge
@@ -72,18 +86,14 @@ def export_video(
     save_judge(out / "classifier", classifier, reference)
     features, guesses = classifier.judge(held_out.pixels)
     toward = classifier.direction(features).argmax(-1)
-    restored = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in held_out.pixels.split(500)])
-    _, seen = classifier.judge(restored)
-    size = min(3000, len(train.pixels) // FLOOR_SETS)
+    again = restored(tokenizer, held_out.pixels)
+    _, seen = classifier.judge(again)
     return {
-        "reconstruction_mse": round((restored - held_out.pixels).square().mean().item(), 6),
+        "reconstruction_mse": round((again - held_out.pixels).square().mean().item(), 6),
         "classifier_accuracy": share_of(guesses == held_out.digits),
         "direction_accuracy": share_of(toward == held_out.directions),
         "classifier_accuracy_reconstructed": share_of(seen == held_out.digits),
-        "frechet_floors": {
-            "images": size,
-            **floors(classifier, reference, tokenizer, train.pixels, images=size),
-        },
+        **floors_of(judge, tokenizer, train.pixels),
     }
 
 
@@ -103,7 +113,8 @@ _ABOUT = {
         "decodes grey clips of 8 frames of 28 x 28 pixels by digit, on a grid of 4 x 7 x 7 tokens, in 16 forward "
         "passes",
         "`tokenizer/` is a `PatchTokenizer` of blocks of 2 frames by 4 by 4 pixels, by k-means. `classifier/` tells "
-        "digit and direction of a clip. `compared/` holds a raster model and a single-head NAR of the same backbone, "
+        "digit and direction of a clip; distances are to what it sees in held-out clips as their tokens show "
+        "them. `compared/` holds a raster model and a single-head NAR of the same backbone, "
         "trained by the same recipe for as many steps.",
     ),
 }
@@ -124,7 +135,8 @@ def card(name: str, lock: dict[str, Any]) -> str:
             rows.append([f"{label} [95 % Wilson]", _percent(scores[key])])
     if "reconstruction_mse" in scores:
         rows.append(["tokenizer, mean squared error", f"{scores['reconstruction_mse']:.6f}"])
-    for key, label in (("real", "other real clips"), ("reconstructed", "their reconstructions")):
+    kind = "clips" if "video" in name else "images"
+    for key, label in (("real", f"other real {kind}"), ("reconstructed", "of their reconstructions")):
         if "frechet_floors" in scores:
             count = scores["frechet_floors"]["images"]
             rows.append([f"Fréchet distance of {count:,} {label}", spread(scores["frechet_floors"][key])])

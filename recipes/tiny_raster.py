@@ -22,7 +22,7 @@ from tiny_raster_export import export, held_out_loss
 from torch import Tensor
 from training_state import command_line, load_state, made_once, save_state, started
 
-from tersor.bench.features import DigitClassifier, Moments, load_judge, save_judge
+from tersor.bench.features import DigitClassifier, Reference, load_judge, save_judge
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.tokenizer import PatchTokenizer
 
@@ -86,8 +86,8 @@ def fit_tokenizer(plan: Plan, split: Split, seed: int, folder: Path) -> PatchTok
     return PatchTokenizer.from_pretrained(folder)
 
 
-def train_classifier(plan: Plan, split: Split, seed: int, folder: Path) -> tuple[DigitClassifier, Moments]:
-    """Classifier, and moments of the held-out images, from ``folder`` if they are there."""
+def train_classifier(plan: Plan, split: Split, seed: int, folder: Path) -> tuple[DigitClassifier, Reference]:
+    """Classifier, and what it sees in the held-out images, from ``folder`` if they are there."""
 
     def fit(target: Path) -> None:
         torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def train_classifier(plan: Plan, split: Split, seed: int, folder: Path) -> tuple
             right = (guesses == split.held_out_labels).float().mean()
             print(f"classifier, epoch {epoch + 1}: {100 * right:.2f} % right", flush=True)
         features, _ = classifier.judge(split.held_out)
-        save_judge(target, classifier.eval(), Moments.of(features))
+        save_judge(target, classifier.eval(), Reference.of(features, split.held_out_labels))
 
     made_once(folder, fit)
     return load_judge(folder)

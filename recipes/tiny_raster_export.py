@@ -12,7 +12,7 @@ from tiny_raster_data import Split
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.features import DigitClassifier, Moments, frechet_distance, save_judge
+from tersor.bench.features import DigitClassifier, Reference, save_judge
 from tersor.bench.measure import machine, versions, wilson_interval
 from tersor.grids.model import LlamaGen
 from tersor.grids.tokenizer import PatchTokenizer
@@ -35,7 +35,7 @@ def held_out_loss(model: LlamaGen, ids: Tensor, labels: Tensor) -> float:
 
 
 def floors(
-    classifier: DigitClassifier, reference: Moments, tokenizer: Any, pixels: Tensor, *, images: int
+    classifier: DigitClassifier, reference: Reference, tokenizer: Any, pixels: Tensor, *, images: int
 ) -> dict[str, list[float]]:
     """Fréchet distance to held-out images or clips of sets of real ones that are not among them, and reconstructed.
 
@@ -47,7 +47,7 @@ def floors(
         real = pixels[index * images : (index + 1) * images]
         for name, each in (("real", real), ("reconstructed", tokenizer.decode(tokenizer.encode(real)))):
             features, _ = classifier.judge(each)
-            found[name].append(round(frechet_distance(Moments.of(features), reference), 4))
+            found[name].append(round(reference.distance(features), 4))
     return found
 
 
@@ -60,7 +60,7 @@ def share_of(right: Tensor) -> dict[str, float]:
 def export(
     trainer: Trainer,
     tokenizer: PatchTokenizer,
-    judge: tuple[DigitClassifier, Moments],
+    judge: tuple[DigitClassifier, Reference],
     split: Split,
     *,
     out: Path,
@@ -109,7 +109,7 @@ def card(lock: dict[str, Any]) -> str:
             "",
             f"`tokenizer/` is a `PatchTokenizer`: {plan['codebook']} patches of {plan['patch']} x {plan['patch']} "
             "pixels, by k-means. `classifier/` is the `DigitClassifier` that samples are judged by, with mean and "
-            "covariance of its features over the held-out images.",
+            "covariance of its features and the class over the held-out images.",
             "",
             "## Scores on held-out images",
             "",

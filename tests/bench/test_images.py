@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tersor.bench import images
-from tersor.bench.features import DigitClassifier, Moments
+from tersor.bench.features import DigitClassifier, Reference
 from tersor.bench.images import RASTER, Plan, Quality, Samples, over_seeds, run_plan, sample, time_ways, ways
 from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
@@ -27,7 +27,7 @@ def world():
     tokenizer = PatchTokenizer.fit(torch.rand(20, 1, 28, 28), patch_size=4, codebook_size=12, seed=0, rounds=2)
     classifier = DigitClassifier().eval()
     features, _ = classifier.judge(torch.rand(50, 1, 28, 28))
-    return model, tokenizer, (classifier, Moments.of(features))
+    return model, tokenizer, (classifier, Reference.of(features, torch.arange(50) % 10))
 
 
 CHOSEN = ways(COLUMNS, [3, 7], [3], [2])
@@ -91,8 +91,8 @@ def test_a_stopped_run_goes_on(world, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_quality_is_over_all_seeds() -> None:
-    ours = Quality([Samples([1, 1, 0, 1], 2.0, [30, 32]), Samples([1, 1, 1, 1], 4.0, [34, 32])])
-    base = Quality([Samples([1, 1, 1, 1], 2.0, [49]), Samples([1, 1, 1, 1], 4.0, [49])])
+    ours = Quality([Samples([1, 1, 0, 1], 2.0, 3.0, [30, 32]), Samples([1, 1, 1, 1], 4.0, 6.0, [34, 32])])
+    base = Quality([Samples([1, 1, 1, 1], 2.0, 3.0, [49]), Samples([1, 1, 1, 1], 4.0, 6.0, [49])])
     assert ours.accuracy().value == pytest.approx(7 / 8)
     assert ours.against(base).value == pytest.approx(-1 / 8)
     assert ours.passes() == 32

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tersor.bench.captions import LONGEST, WORDS, Captions, caption, slant, thickness
 from tersor.bench.cli_nar import EXCESS, caption_records, nar_records
-from tersor.bench.features import ClipClassifier, DigitClassifier, Moments, load_judge, save_judge
+from tersor.bench.features import ClipClassifier, DigitClassifier, Reference, load_judge, save_judge
 from tersor.bench.images import Quality, Samples
 from tersor.bench.measure import Estimate, PairedTimes
 from tersor.bench.nar import (
@@ -61,7 +61,7 @@ def judge():
     torch.manual_seed(0)
     classifier = DigitClassifier().eval()
     features, _ = classifier.judge(torch.rand(80, 1, 28, 28, generator=torch.Generator().manual_seed(1)))
-    return classifier, Moments.of(features)
+    return classifier, Reference.of(features, torch.arange(80) % 10)
 
 
 def test_every_way_takes_its_passes_and_draws(chosen) -> None:
@@ -96,7 +96,7 @@ def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_
 
     def counted(way, tokenizer, judged, settings, *, samples, seed):
         asked.append((way.name, str(settings), samples, seed))
-        return Samples([1, 0], 10.0 - settings.guidance - settings.temperature, [way.passes])
+        return Samples([1, 0], 1.0, 10.0 - settings.guidance - settings.temperature, [way.passes])
 
     monkeypatch.setattr(module, "sample", counted)
     plan = Plan("m", tuple(way.name for way in chosen), 2, (1, 2), 3)
@@ -114,13 +114,13 @@ def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_
         list(run_plan(Plan("m", plan.ways, 5, (1, 2), 3), chosen, Decoder(), judge, file))
 
 
-def test_the_nearest_settings_are_chosen() -> None:
-    done = {f"w/{each}": Samples([1], float(index != 3), [1]) for index, each in enumerate(CHOICES)}
+def test_the_settings_are_those_of_the_smallest_joint_distance() -> None:
+    done = {f"w/{each}": Samples([1], float(index != 5), float(index != 3), [1]) for index, each in enumerate(CHOICES)}
     assert choose(done, "w") == CHOICES[3]
 
 
 def quality(*distances: float) -> Quality:
-    return Quality([Samples([1, 0, 1, 1], distance, [7]) for distance in distances])
+    return Quality([Samples([1, 0, 1, 1], distance, 2 * distance, [7]) for distance in distances])
 
 
 def test_the_excess_is_the_ratio_above_the_floor() -> None:
@@ -140,6 +140,7 @@ def test_records_say_what_was_measured() -> None:
     assert records["NAR: samples", "guidance"].measured == 1.5
     assert records["NAR: samples", EXCESS].measured == pytest.approx(1)
     assert records["NAR: samples", "class accuracy"].measured == 0.75
+    assert records["NAR: samples", "Fréchet joint distance"].measured == 12
     assert records["reconstructed samples: floor", "Fréchet distance"].measured == 2
     assert records["raster: batch 8", "speed-up of NAR"].measured == pytest.approx(4)
     assert records["raster: batch 8", "share of the pass ratio"].measured == pytest.approx(4 * 7 / 16)
@@ -219,9 +220,9 @@ def test_a_judge_of_clips_comes_back_as_one(tmp_path: Path) -> None:
     clips = torch.rand(9, 8, 1, 28, 28)
     features, guesses = judge.judge(clips)
     assert features.shape == (9, 64) and guesses.shape == (9,) and judge.direction(features).shape == (9, 4)
-    save_judge(tmp_path, judge, Moments.of(features))
-    again, moments = load_judge(tmp_path)
-    assert isinstance(again, ClipClassifier) and moments.n == 9
+    save_judge(tmp_path, judge, Reference.of(features, guesses))
+    again, reference = load_judge(tmp_path)
+    assert isinstance(again, ClipClassifier) and reference.joint.n == 9
     assert torch.equal(again.judge(clips)[0], features)
     assert not torch.equal(judge.judge(clips.flip(1))[0], features), "it sees the order of frames"
 
@@ -252,5 +253,6 @@ def test_the_demo_judges_by_the_numbers() -> None:
         return Estimate(value, value - half, value + half, "95% bootstrap")
 
     assert judge_loss(estimate(-2, 1), None) == "holds"
-    assert judge_loss(estimate(-2, 1), -1.0) == "partly", "PAR loses less"
+    assert judge_loss(estimate(-2, 1), -1.5) == "holds"
+    assert judge_loss(estimate(-2, 1), -0.5) == "partly", "PAR loses less"
     assert judge_loss(estimate(-5, 3), None) == "partly" and judge_loss(estimate(-9, 3), None) == "fails"

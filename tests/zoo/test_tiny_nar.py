@@ -132,20 +132,32 @@ def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
     assert (made.config.grid_size, made.config.frames) == ((28, 7), 4)
 
 
-def test_clips_move_and_bounce(recipes) -> None:
-    from tiny_nar_clips import DIRECTIONS, moving
+def test_clips_cross_the_picture_from_corner_to_corner(recipes) -> None:
+    from tiny_nar_clips import DIRECTIONS, moving, own_direction
 
     images = torch.zeros(40, 1, 28, 28)
     images[:, :, 4:24, 4:24] = 1.0
-    clips = moving(images, torch.arange(40), seed=0)
-    assert clips.pixels.shape == (40, 8, 1, 28, 28) and torch.equal(clips.digits, torch.arange(40))
-    assert torch.equal(clips.pixels, moving(images, torch.arange(40), seed=0).pixels)
-    tops = clips.pixels[:, :, 0].amax(-1).argmax(-1)
-    assert (clips.pixels.sum((2, 3, 4)) == 400).all() and tops.min() == 0 and tops.max() == 8
-    assert (tops.diff(dim=1).abs() == 1).all(), "a pixel a frame"
-    down = torch.tensor([DIRECTIONS[each][0] for each in clips.directions])
-    free = (tops[:, 0] > 0) & (tops[:, 0] < 8)
-    assert torch.equal(tops.diff(dim=1)[free, 0], down[free])
+    digits = torch.arange(40) % 10
+    clips = moving(images, digits, own_direction(digits))
+    assert clips.pixels.shape == (40, 8, 1, 28, 28) and torch.equal(clips.digits, digits)
+    torch.testing.assert_close(clips.pixels.sum((2, 3, 4)), torch.full((40, 8), 14.0**2))
+    for axis, reduced in ((0, -1), (1, -2)):
+        starts = clips.pixels[:, :, 0].amax(reduced).argmax(-1)
+        signs = torch.tensor([DIRECTIONS[each][axis] for each in clips.directions])
+        assert (starts.diff(dim=1) == 2 * signs[:, None]).all(), "two pixels a frame"
+        assert torch.equal(starts[:, 0], torch.where(signs > 0, 0, 14)) and set(starts[:, -1].tolist()) == {0, 14}
+
+
+def test_a_digit_has_its_own_direction_but_where_the_classifier_learns(recipes) -> None:
+    from tiny_nar_clips import clips_of, judged_clips
+    from tiny_raster_data import load
+
+    split = load("procedural", seed=0, count=350, download=Path())
+    for clips in clips_of(split):
+        assert torch.equal(clips.directions, clips.digits % 4)
+    judged = judged_clips(split, seed=0, count=200)
+    assert len({*zip(judged.digits.tolist(), judged.directions.tolist(), strict=True)}) > 35
+    assert torch.equal(judged.pixels, judged_clips(split, seed=0, count=200).pixels)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,7 +26,7 @@ _MODELS = ("tiny-nar", "tiny-nar-video", "tiny-nar-text")
 
 def bench_nar(
     model: Annotated[str, typer.Option(help="'tiny-nar', 'tiny-nar-video' or 'tiny-nar-text'.")] = "tiny-nar",
-    samples: Annotated[int, typer.Option(help="Samples a way and seed; 0 leaves quality out.")] = 3000,
+    samples: Annotated[int, typer.Option(help="Samples a way and seed; 0 leaves quality out.")] = 1000,
     seeds: Annotated[int, typer.Option(help="Seeds: 1, 2, and so on up to this one.")] = 3,
     validation: Annotated[int, typer.Option(help="Samples of another seed, to choose each model's settings.")] = 500,
     batches: Annotated[str, typer.Option(help="Batch sizes to time; '' leaves speed out.")] = "1,4,16,64,256",
@@ -60,7 +60,7 @@ def bench_nar(
     network: Any = zoo.load_model(model).to(target)
     video = len(network.config.grid_size) == 3
     tokenizer: Any = zoo.load_video_tokenizer(model) if video else zoo.load_image_tokenizer(model)
-    judged_by = zoo.judge_of(model)
+    judge = zoo.load_judge(zoo.judge_of(model))
     chosen = ways(network, {kind: each.to(target) for kind, each in zoo.load_compared(model).items()})
     plan = Plan(model, tuple(way.name for way in chosen), samples, tuple(range(1, seeds + 1)), validation)
     progress = None if out is None else out.with_suffix(out.suffix + ".partial")
@@ -69,16 +69,16 @@ def bench_nar(
     with spinner() as status:
         if samples:
             status.update(f"{chosen[0].name}: choosing settings, then {samples} samples a seed")
-            for name, settings, quality in run_plan(plan, chosen, tokenizer, zoo.load_judge(judged_by), progress):
+            for name, settings, quality in run_plan(plan, chosen, tokenizer, judge, progress):
                 found[name] = (settings, quality)
                 status.update(f"{name} done")
         for batch in sizes:
             status.update(f"timing, batch {batch}, {repeats} rounds")
             speeds.append(time_ways(chosen, batch=batch, repeats=repeats, seed=0))
     records = nar_records(
-        model, found, speeds, floors=floors(zoo.path(judged_by)), device=target.type, command=command_line()
+        model, found, speeds, floors=floors(zoo.path(model)), device=target.type, command=command_line()
     )
-    give(records, out, as_json, lambda: _print(found, speeds, floors(zoo.path(judged_by))))
+    give(records, out, as_json, lambda: _print(found, speeds, floors(zoo.path(model))))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -190,6 +190,7 @@ def nar_records(
                 record(item, "accuracy against raster", "share", quality.against(raster), n, baseline=0.0),
                 record(item, "Fréchet distance", "", quality.distance(), n, baseline=raster.distance().value),
                 record(item, EXCESS, "x", excess(quality, raster, floor), n, baseline=1.0),
+                record(item, "Fréchet joint distance", "", quality.joint(), n, baseline=raster.joint().value),
             ]  # fmt: skip
     for speed in speeds:
         for name, passes in speed.passes.items():

@@ -1,4 +1,4 @@
-"""What generated images are judged by: a small classifier, its features, and the Fréchet distance between them."""
+"""What generated images are judged by: a small classifier, its features, and Fréchet distances between them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 _Floats = npt.NDArray[np.float64]
 _WEIGHTS, _REFERENCE = "classifier.safetensors", "reference.safetensors"
-#: Width of the features, which is the penultimate layer's.
-FEATURES = 64
+#: Width of the features, which is the penultimate layer's, and the classes.
+FEATURES, CLASSES = 64, 10
 
 
 class DigitClassifier(nn.Module):
@@ -26,7 +26,7 @@ class DigitClassifier(nn.Module):
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
         self.hidden = nn.Linear(32 * 7 * 7, FEATURES)
-        self.output = nn.Linear(FEATURES, 10)
+        self.output = nn.Linear(FEATURES, CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
         """``[batch, FEATURES]`` of images ``[batch, 1, 28, 28]``."""
@@ -84,6 +84,12 @@ class Moments:
         values = features.double().numpy()
         return cls(values.mean(0), np.cov(values, rowvar=False), len(values))
 
+    def scaled(self, factors: _Floats) -> Moments:
+        """With each channel times its factor ``[width]``; one that has none left is left out."""
+        kept = factors != 0
+        mean, covariance = self.mean * factors, self.covariance * np.outer(factors, factors)
+        return Moments(mean[kept], covariance[np.ix_(kept, kept)], self.n)
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """``|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)``, the distance between the Gaussians of these moments.
@@ -103,26 +109,62 @@ def _square_root(matrix: _Floats) -> _Floats:
     return root
 
 
-def save_judge(folder: Path, classifier: DigitClassifier, reference: Moments) -> None:
+@dataclass(frozen=True)
+class Reference:
+    """Real samples as a classifier sees them.
+
+    Args:
+        joint: moments of the features with the one-hot class beside them, ``[FEATURES + CLASSES]`` channels.
+    """
+
+    joint: Moments
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor) -> Reference:
+        """Of features ``[n, FEATURES]`` and classes ``[n]``."""
+        return cls(Moments.of(_beside(features, labels)))
+
+    def distance(self, features: Tensor) -> float:
+        """Fréchet distance of samples' features; it does not see whether they are of the class that was asked for."""
+        return self._distance(Moments.of(F.pad(features, (0, CLASSES))), 0.0)
+
+    def joint_distance(self, features: Tensor, labels: Tensor) -> float:
+        """Fréchet joint distance (arXiv 1907.08175): of features with the class that was asked for beside them.
+
+        As in the paper a class weighs as much as the features, whose length is the root of its mean square here.
+        """
+        of_features = self.joint.covariance.diagonal()[:FEATURES] + self.joint.mean[:FEATURES] ** 2
+        return self._distance(Moments.of(_beside(features, labels)), float(np.sqrt(of_features.sum())))
+
+    def _distance(self, found: Moments, weight: float) -> float:
+        factors = np.repeat([1.0, weight], [FEATURES, CLASSES])
+        return frechet_distance(found.scaled(factors), self.joint.scaled(factors))
+
+
+def _beside(features: Tensor, labels: Tensor) -> Tensor:
+    return torch.cat([features, F.one_hot(labels, CLASSES).to(features.dtype)], dim=1)
+
+
+def save_judge(folder: Path, classifier: DigitClassifier, reference: Reference) -> None:
     """Write classifier and the real images' moments into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: each.contiguous() for name, each in classifier.state_dict().items()}
     save_file(weights, folder / _WEIGHTS)
     moments = {
-        "mean": torch.from_numpy(reference.mean),
-        "covariance": torch.from_numpy(reference.covariance),
-        "n": torch.tensor(reference.n),
+        "mean": torch.from_numpy(reference.joint.mean),
+        "covariance": torch.from_numpy(reference.joint.covariance),
+        "n": torch.tensor(reference.joint.n),
     }
     save_file(moments, folder / _REFERENCE)
 
 
-def load_judge(folder: Path) -> tuple[DigitClassifier, Moments]:
-    """Read what `save_judge` wrote: classifier (eval mode) and moments; raises `ValueError` where there is none."""
+def load_judge(folder: Path) -> tuple[DigitClassifier, Reference]:
+    """Read what `save_judge` wrote: classifier (eval mode) and reference; raises `ValueError` where there is none."""
     if not (folder / _WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no classifier: there is no {_WEIGHTS}")
     weights = load_file(folder / _WEIGHTS)
     classifier = ClipClassifier() if "direction.weight" in weights else DigitClassifier()
     classifier.load_state_dict(weights)
     stored = load_file(folder / _REFERENCE)
-    reference = Moments(stored["mean"].numpy(), stored["covariance"].numpy(), int(stored["n"]))
-    return classifier.eval(), reference
+    joint = Moments(stored["mean"].numpy(), stored["covariance"].numpy(), int(stored["n"]))
+    return classifier.eval(), Reference(joint)

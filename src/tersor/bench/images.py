@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.features import DigitClassifier, Moments, frechet_distance
+from tersor.bench.features import DigitClassifier, Reference
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_difference, bootstrap_interval, time_paired
 from tersor.grids.model import LlamaGen
 from tersor.grids.tokenizer import ImageTokenizer
@@ -109,11 +109,13 @@ class Samples:
     Args:
         right: 1 for each sample that is taken for its class, else 0.
         distance: Fréchet distance of all samples to the real images.
+        joint: Fréchet joint distance, of samples with their classes.
         passes: forward passes of each batch.
     """
 
     right: list[int]
     distance: float
+    joint: float
     passes: list[int]
 
 
@@ -140,6 +142,10 @@ class Quality:
         """Mean Fréchet distance with its 95 % interval over seeds."""
         return over_seeds([each.distance for each in self.seeds])
 
+    def joint(self) -> Estimate:
+        """Mean Fréchet joint distance with its 95 % interval over seeds."""
+        return over_seeds([each.joint for each in self.seeds])
+
     def passes(self) -> float:
         """Mean over batches."""
         return float(np.mean([each for samples in self.seeds for each in samples.passes]))
@@ -157,7 +163,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 def sample(
     model: LlamaGen,
     tokenizer: ImageTokenizer,
-    judge: tuple[DigitClassifier, Moments],
+    judge: tuple[DigitClassifier, Reference],
     way: Way,
     *,
     samples: int,
@@ -174,15 +180,15 @@ def sample(
         features.append(found)
         right += (guesses == part).int().tolist()
         passes.append(starts[-1] + model.config.grid_size[1] - 1)
-    distance = frechet_distance(Moments.of(torch.cat(features)), reference)
-    return Samples(right, distance, passes)
+    every = torch.cat(features)
+    return Samples(right, reference.distance(every), reference.joint_distance(every, labels), passes)
 
 
 def run_plan(
     plan: Plan,
     model: LlamaGen,
     tokenizer: ImageTokenizer,
-    judge: tuple[DigitClassifier, Moments],
+    judge: tuple[DigitClassifier, Reference],
     progress: Path | None,
 ) -> Iterator[tuple[str, Quality]]:
     """Yield ``(way, quality)``; what is finished is kept in ``progress`` and not drawn again.

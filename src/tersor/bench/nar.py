@@ -1,8 +1,9 @@
 """NAR against raster and PAR of the same backbone: quality of samples, and images a second by batch size.
 
 Quality: the share of samples that a classifier takes for the class that was asked for, and the Fréchet distance of its
-features to those of real images. Every model has its temperature and guidance chosen, by that distance, on samples of a
-seed that is not evaluated; one-sided mixing takes NAR's. Speed: all ways in turns, for each batch size.
+features to those of real images. Every model has its temperature and guidance chosen on samples of a seed that is not
+evaluated, by the Fréchet joint distance, which sees whether a sample is of its class; one-sided mixing takes NAR's.
+Speed: all ways in turns, for each batch size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tersor.bench.captions import Captions, caption
-from tersor.bench.features import DigitClassifier, Moments, frechet_distance
+from tersor.bench.features import DigitClassifier, Reference
 from tersor.bench.images import Quality, Samples, over_seeds, read_progress, write_progress
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time_paired
 from tersor.grids.geometry import front_count
@@ -56,7 +57,7 @@ class Settings:
 
 
 #: From the model's own law to sharper ones.
-CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.5, 2.0) for t in (1.0, 0.9))
+CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.25, 1.5, 2.0) for t in (1.0, 0.9))
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Plan:
     validation: int
 
 
-Judge = tuple[DigitClassifier, Moments]
+Judge = tuple[DigitClassifier, Reference]
 
 
 def sample(way: Way, tokenizer: Decoder, judge: Judge, settings: Settings, *, samples: int, seed: int) -> Samples:
@@ -143,13 +144,13 @@ def sample(way: Way, tokenizer: Decoder, judge: Judge, settings: Settings, *, sa
         found, guesses = classifier.judge(tokenizer.decode(way.draw(part, generator, settings).cpu()))
         features.append(found)
         right += (guesses == part).int().tolist()
-    distance = frechet_distance(Moments.of(torch.cat(features)), reference)
-    return Samples(right, distance, [way.passes] * len(labels.split(BATCH)))
+    every, passes = torch.cat(features), [way.passes] * len(labels.split(BATCH))
+    return Samples(right, reference.distance(every), reference.joint_distance(every, labels), passes)
 
 
 def choose(done: dict[str, Samples], way: str) -> Settings:
-    """The settings whose validation samples are nearest to real ones."""
-    return min(CHOICES, key=lambda each: done[f"{way}/{each}"].distance)
+    """The settings whose validation samples are, with their classes, nearest to real ones."""
+    return min(CHOICES, key=lambda each: done[f"{way}/{each}"].joint)
 
 
 def run_plan(
@@ -284,7 +285,7 @@ def time_ways(chosen: Sequence[Way], *, batch: int, repeats: int, seed: int) -> 
 
 
 def floors(folder: Path) -> dict[str, Any]:
-    """Fréchet distances of real and of reconstructed samples, from the lock of the checkpoint that judges."""
+    """Fréchet distances of real and of reconstructed samples, as many as of a seed, from a checkpoint's lock."""
     lock = json.loads((folder / "recipe.lock.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = lock["scores"]["frechet_floors"]
     return found

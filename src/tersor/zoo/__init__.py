@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
 
-    from tersor.bench.features import DigitClassifier, Moments
+    from tersor.bench.features import DigitClassifier, Reference
     from tersor.grids.nar_pipeline import TubeletTokenizer, WordFeatures
     from tersor.grids.tokenizer import ImageTokenizer
     from tersor.ptq.networks import RepNet
@@ -137,8 +137,8 @@ def judge_of(name: str) -> str:
     return _JUDGES.get(name, name)
 
 
-def load_judge(name: str) -> tuple[DigitClassifier, Moments]:
-    """The classifier that a model's images are judged by, and the moments of its features over real ones.
+def load_judge(name: str) -> tuple[DigitClassifier, Reference]:
+    """The classifier that a model's images are judged by, and what it sees in real ones.
 
     Raises `ValueError` for a model without one.
     """
