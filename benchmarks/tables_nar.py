@@ -100,6 +100,24 @@ def speed_plot(records: list[Record]) -> str:
     )
 
 
+def shapes_table(records: list[Record]) -> str:
+    """Markdown: images a second of the published shape by batch size, and NAR's gain over the other two."""
+    cells = {record.item: f"{record.measured:.3g}{'x' if record.unit == 'x' else ''}" for record in records}
+    batches = list(dict.fromkeys(item.rpartition(", ")[2] for item in cells))
+    whats = list(dict.fromkeys(item.rpartition(", ")[0] for item in cells))
+    rows = []
+    for what in whats:
+        some = next(record for record in records if record.item.startswith(f"{what}, "))
+        paper = "" if some.claim is None else f"{some.claim:.3g}{'x' if some.unit == 'x' else ''}"
+        rows.append([what, paper, *(cells[f"{what}, {batch}"] for batch in batches)])
+    first = records[0]
+    commands = " and ".join(f"`{each}`" for each in dict.fromkeys(record.command for record in records))
+    return (
+        markdown(["images a second", "paper", *batches], rows)
+        + f"\n{commands}: {first.model}, {first.shapes}. The paper's: {first.claim_source}. {made_on(first)}\n"
+    )
+
+
 def captions_table(records: list[Record]) -> str:
     """Markdown: what captions ask for, and how often it is seen."""
     rows = [[record.item.removeprefix("captions: "), interval(record), percent(record.baseline)] for record in records]
@@ -150,6 +168,7 @@ def build() -> dict[Path, str]:
     drawn = json.loads((RESULTS / "nar_samples.json").read_text(encoding="utf-8"))
     found = {TABLES / "nar_text.md": captions_table(read_jsonl(RESULTS / "nar_text.jsonl")), **pictures(drawn)}
     found[TABLES / "nar_cuda_speed.md"] = speed_table(read_jsonl(RESULTS / "nar_cuda_speed.jsonl"))
+    found[TABLES / "nar_gpu.md"] = shapes_table(read_jsonl(RESULTS / "nar_gpu.jsonl"))
     for name in ("nar", "nar_video"):
         # Speed is a run of its own, with nothing else on the machine.
         speed = read_jsonl(RESULTS / f"{name}_speed.jsonl")

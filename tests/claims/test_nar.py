@@ -92,3 +92,11 @@ def test_fewer_passes_are_less_time(name: str, batch_1: float, largest: int) -> 
         known[f"raster: batch {batch}", "speed-up of NAR"].measured for batch in (1, 4, 16, 64, 256) if batch <= largest
     ]
     assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
+
+
+def test_published_shapes_gain_what_the_passes_say_on_a_gpu() -> None:
+    gains = [record for record in read_jsonl(RESULTS / "nar_gpu.jsonl") if record.unit == "x"]
+    assert len(gains) == 8
+    for record in gains:
+        assert record.measured is not None and record.peer is not None
+        assert record.measured >= 0.85 * record.peer, record.item
