@@ -102,19 +102,22 @@ def speed_plot(records: list[Record]) -> str:
 
 def shapes_table(records: list[Record]) -> str:
     """Markdown: images a second of the published shape by batch size, and NAR's gain over the other two."""
-    cells = {record.item: f"{record.measured:.3g}{'x' if record.unit == 'x' else ''}" for record in records}
-    batches = list(dict.fromkeys(item.rpartition(", ")[2] for item in cells))
-    whats = list(dict.fromkeys(item.rpartition(", ")[0] for item in cells))
-    rows = []
-    for what in whats:
-        some = next(record for record in records if record.item.startswith(f"{what}, "))
-        paper = "" if some.claim is None else f"{some.claim:.3g}{'x' if some.unit == 'x' else ''}"
-        rows.append([what, paper, *(cells[f"{what}, {batch}"] for batch in batches)])
+    by_way: dict[str, dict[str, Record]] = {}
+    for record in records:
+        way, _, batch = record.item.rpartition(", ")
+        by_way.setdefault(way, {})[batch] = record
     first = records[0]
-    commands = " and ".join(f"`{each}`" for each in dict.fromkeys(record.command for record in records))
+    batches = by_way[first.item.rpartition(", ")[0]]
+    rows = [
+        [way, f"{found['batch 1'].claim:.3g}", *(spread(found[batch]) for batch in batches)]
+        for way, found in by_way.items()
+    ]
+    rounds = {record.command: record.n for record in records}
+    runs = " and ".join(f"`{command}` ({n} rounds)" for command, n in rounds.items())
     return (
-        markdown(["images a second", "paper", *batches], rows)
-        + f"\n{commands}: {first.model}, {first.shapes}. The paper's: {first.claim_source}. {made_on(first)}\n"
+        markdown(["images a second, or times", "paper", *batches], rows)
+        + f"\n{runs}: {first.model}, {first.shapes}; medians with quartiles, gains with 95 % bootstrap intervals. "
+        f"The paper's: {first.claim_source}. {made_on(first)}\n"
     )
 
 
