@@ -131,6 +131,12 @@ def captions_table(records: list[Record]) -> str:
     )
 
 
+def from_right(name: str) -> bool:
+    """Whether a model of the zoo decodes the rows of a grid from their last token."""
+    config = json.loads((zoo.path(name) / "config.json").read_text(encoding="utf-8"))
+    return len(config["grid_size"]) - 1 in config.get("flipped_axes", ())
+
+
 def pictures(content: dict[str, Any]) -> dict[Path, str]:
     """Orders of decoding, and sheets by way, of clips and of captions."""
     images, clips = zoo.load_image_tokenizer("tiny-nar"), zoo.load_video_tokenizer("tiny-nar-video")
@@ -138,14 +144,15 @@ def pictures(content: dict[str, Any]) -> dict[Path, str]:
     by_way = {each["way"]: each for each in content["images"]}
     starts = {RASTER: [1 + row * columns for row in range(rows)], NAR: [1 + row for row in range(rows)]}
     moving = [
-        Panel(name, begins, columns, as_png(images.decode(torch.tensor(by_way[name]["ids"]))))
+        Panel(name, begins, columns, as_png(images.decode(torch.tensor(by_way[name]["ids"]))),
+              from_right=name == NAR and from_right("tiny-nar"))
         for name, begins in starts.items()
-    ]
+    ]  # fmt: skip
     clip = torch.tensor(next(each for each in content["clips"] if each["way"] == NAR)["ids"])[-1:]
     frames = clips.decode(clip)[0, ::2]
     order = [
         Panel(f"frames {2 * t + 1} and {2 * t + 2}", [1 + t + row for row in range(clip.shape[2])], clip.shape[3],
-              as_png(frames[t : t + 1]))
+              as_png(frames[t : t + 1]), from_right=from_right("tiny-nar-video"))
         for t in range(clip.shape[1])
     ]  # fmt: skip
     sheets = [(name, as_png(images.decode(torch.tensor(by_way[name]["sheet"])), columns=5)) for name in SHEETS]

@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tiny_nar: {error}", file=sys.stderr)
         return 2
     folder = args.out / "tiny-nar"
-    scores = floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
+    scores = {}
+    if args.kind == "nar":
+        scores = floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
     lock = export(model, args.kind, plan, split, curve, out=folder, recipe="recipes/tiny_nar.py", scores=scores)
     with_tokenizer(folder, JUDGE)
     print(lock["scores"], flush=True)

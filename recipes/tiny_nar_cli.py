@@ -1,12 +1,40 @@
-"""What the recipes of the NAR models share: their command line, and a process that is ready to train."""
+"""What the recipes of the NAR models share: the ablation with one head, and their command line."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from training_state import command_line, started
 from transformers.utils import logging
+
+from tersor.grids.nar import MixingPlan, NARForImageGeneration
+
+
+def with_losses_apart(model: NARForImageGeneration) -> NARForImageGeneration:
+    """``model`` so that each of its predictions of a cell is a target of its own in training, as the ablation wants.
+
+    One head for the neighbours along all axes has to predict different tokens from one state. With the loss of the
+    mixed logits it could say little there and leave it to the mixture to add up, and would be half of a second head.
+    """
+    of_mixed = model._loss
+
+    def loss(states: tuple[Tensor, ...], plan: MixingPlan, labels: Tensor) -> Tensor:
+        if not model.training:
+            return of_mixed(states, plan, labels)
+        total = torch.zeros(())
+        for number, (source, weight) in enumerate(zip(plan.sources, plan.weights, strict=True)):
+            head = min(number, len(model.outputs) - 1)
+            logits = model.head_logits(head, states[head].index_select(1, source)).float()
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            total = total + (weight * losses.view_as(labels)).mean()
+        return total
+
+    model._loss = loss  # type: ignore[method-assign]  # of this one alone, so that it is saved as what it is
+    return model
 
 
 def arguments(name: str, argv: list[str] | None, *, kinds: Sequence[str] = ()) -> argparse.Namespace:

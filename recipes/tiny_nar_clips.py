@@ -1,21 +1,20 @@
-"""Clips for tiny-nar-video: a digit of MNIST, or a shape of strokes, that crosses the picture from corner to corner."""
+"""Clips for tiny-nar-video: a digit of MNIST, or a shape of strokes, that moves down, to the left or both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from tiny_raster_data import SIDE, Split
 from torch import Tensor
 
 FRAMES = 8
-#: Of the square that holds MNIST's digits, where it starts in the 28 pixels, and its side in a clip.
-BOX, MARGIN, DIGIT = 20, 4, 14
-#: Pixels a frame: the way from one corner to the other takes seven of them.
-SPEED = 2
-#: Ways to move, as signs of rows and columns.
-DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+#: The square that holds MNIST's digits: where it starts in the 28 pixels, and its side.
+MARGIN, DIGIT = 4, 20
+#: Ways to move, as pixels of rows and columns that a frame adds; all lead away from the top right corner, where NAR
+#: starts. It draws the cells of a front without each other, and along a front, down and to the right, motion would have
+#: to be guessed by each of them.
+DIRECTIONS = ((1, 0), (0, -1), (1, -1))
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,19 @@ def own_direction(digits: Tensor) -> Tensor:
 
 
 def moving(images: Tensor, labels: Tensor, directions: Tensor) -> Clips:
-    """A clip of each image ``[n, 1, 28, 28]``, which crosses the picture from a corner to the one across.
+    """A clip of each image ``[n, 1, 28, 28]``, whose digit moves from one side of the picture towards the other.
 
     Args:
         directions: indices ``[n]`` of `DIRECTIONS`.
     """
-    digits = images[..., MARGIN : MARGIN + BOX, MARGIN : MARGIN + BOX]
-    digits = F.interpolate(digits, (DIGIT, DIGIT), mode="bilinear", antialias=True).clamp(0, 1)
-    signs = torch.tensor(DIRECTIONS)[directions]
+    digits = images[..., MARGIN : MARGIN + DIGIT, MARGIN : MARGIN + DIGIT]
+    steps = torch.tensor(DIRECTIONS)[directions]
+    # Along an axis without motion it stays in the middle.
+    first = torch.tensor([SIDE - DIGIT, MARGIN, 0])[1 + steps]
     pixels = torch.zeros(len(images), FRAMES, 1, SIDE, SIDE)
     rows = torch.arange(len(images))[:, None, None]
     for frame in range(FRAMES):
-        place = torch.where(signs > 0, frame * SPEED, SIDE - DIGIT - frame * SPEED)
+        place = first + frame * steps
         down, right = (place[:, axis, None] + torch.arange(DIGIT) for axis in (0, 1))
         pixels[rows, frame, 0, down[:, :, None], right[:, None, :]] = digits[:, 0]
     return Clips(pixels, labels, directions)

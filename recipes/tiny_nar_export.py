@@ -110,8 +110,8 @@ _ABOUT = {
         "projection is what embeds it. `captions.json` has the thirds of thickness and slant that the captions name.",
     ),
     "tiny-nar-video": (
-        "decodes grey clips of 8 frames of 28 x 28 pixels by digit, on a grid of 4 x 7 x 7 tokens, in 16 forward "
-        "passes",
+        "decodes grey clips of 8 frames of 28 x 28 pixels by digit, on a grid of 4 x 7 x 7 tokens from its top right "
+        "corner, in 16 forward passes",
         "`tokenizer/` is a `PatchTokenizer` of blocks of 2 frames by 4 by 4 pixels, by k-means. `classifier/` tells "
         "digit and direction of a clip; distances are to what it sees in held-out clips as their tokens show "
         "them. `compared/` holds a raster model and a single-head NAR of the same backbone, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nar_models import TEXT, model
@@ -125,7 +126,18 @@ def quality(*distances: float) -> Quality:
 
 def test_the_excess_is_the_ratio_above_the_floor() -> None:
     found = excess(quality(5.0, 7.0), quality(4.0, 5.0), 3.0)
-    assert found.value == pytest.approx((2 / 1 + 4 / 2) / 2) and found.low == found.high == pytest.approx(2)
+    assert found.value == pytest.approx((2 + 4) / (1 + 2)) and found.low == found.high == pytest.approx(2)
+
+
+def test_the_excess_has_the_interval_of_its_linear_part() -> None:
+    """Against draws of the means: a ratio of normal variables whose lower one is far from zero."""
+    ours, theirs, floor = np.array([9.0, 9.8, 10.1]), np.array([7.9, 8.1, 8.3]), 4.0
+    found = excess(quality(*ours), quality(*theirs), floor)
+    assert found.value == pytest.approx((ours.mean() - floor) / (theirs.mean() - floor))
+    covariance = np.cov(ours, theirs) / 3
+    above, below = np.random.default_rng(0).multivariate_normal((ours.mean(), theirs.mean()), covariance, 100_000).T
+    spread = ((above - floor) / (below - floor)).std()
+    assert (found.high - found.low) / 2 == pytest.approx(4.303 * spread, rel=0.05), "Student's t of three seeds"
 
 
 def test_records_say_what_was_measured() -> None:

@@ -121,7 +121,7 @@ def test_a_png_holds_the_images_in_rows() -> None:
 
 def test_images_side_by_side_share_a_clock() -> None:
     png = as_png(torch.zeros(1, 1, 4, 6))
-    panels = [Panel("raster", [1, 4, 7], 3, png), Panel("a & b", [1, 2, 3], 3, png)]
+    panels = [Panel("raster", [1, 4, 7], 3, png), Panel("a & b", [1, 2, 3], 3, png, from_right=True)]
     root = ElementTree.fromstring(compare_svg(panels, description="two ways"))
     texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["raster, 9 passes", "a & b, 5 passes"]
@@ -131,8 +131,9 @@ def test_images_side_by_side_share_a_clock() -> None:
     assert ends[:5] == ends[9:]
     assert ends[8] == pytest.approx(0.8)
     assert ends[4] == pytest.approx(0.8 * 5 / 9, abs=1e-4)
-    # The third pass of the second image decides (0, 2), (1, 1) and (2, 0).
-    assert paths[11].get("d") == "M2 0h1v1h-1zM1 1h1v1h-1zM0 2h1v1h-1z"
+    # The third pass of the first image decides (0, 2), of the second one (0, 0), (1, 1) and (2, 2).
+    assert paths[2].get("d") == "M2 0h1v1h-1z"
+    assert paths[11].get("d") == "M0 0h1v1h-1zM1 1h1v1h-1zM2 2h1v1h-1z"
     sheets = ElementTree.fromstring(samples_svg([("raster", png)], description="samples"))
     assert len(list(sheets.iter("{http://www.w3.org/2000/svg}image"))) == 1
     with pytest.raises(ValueError, match="no images"):

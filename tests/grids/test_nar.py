@@ -81,6 +81,20 @@ def test_mixing_of_constant_heads_in_every_region() -> None:
             assert float(mixed[cell]) == pytest.approx(sum(seen) / len(seen))
 
 
+@pytest.mark.parametrize(("sizes", "axes"), [((3, 4), (1,)), ((3, 4), (0, 1)), ((2, 3, 4), (2,))])
+def test_flipped_axes_are_the_same_model_of_a_mirrored_grid(sizes, axes) -> None:
+    of, mirrored = model(sizes), model(sizes, flipped_axes=axes)
+    ids, over = random_ids(of).view(2, *sizes), [1 + axis for axis in axes]
+    given = condition(of)
+    with torch.no_grad():
+        plain = of(ids.flip(over), labels=ids.flip(over), **given)
+        found = mirrored(ids, labels=ids, **given)
+    torch.testing.assert_close(found.logits.view(2, *sizes, -1), plain.logits.view(2, *sizes, -1).flip(over))
+    torch.testing.assert_close(found.loss, plain.loss)
+    drawn = [each.generate(**given, generator=torch.Generator().manual_seed(0)) for each in (of, mirrored)]
+    assert torch.equal(drawn[1], drawn[0].flip(over)) and not torch.equal(*drawn)
+
+
 @pytest.mark.parametrize(("mixing", "head"), [("right", 0), ("below", 1), ("later", 2)])
 def test_one_sided_mixing_takes_one_head_where_it_sees_the_cell(mixing, head) -> None:
     sizes = (2, 3, 2)
@@ -363,6 +377,7 @@ def test_a_raster_model_is_a_start() -> None:
         ({"position_type": "alibi"}, "position_type='alibi' must be one of"),
         ({"mixing": "gate"}, "mixing='gate' must be one of"),
         ({"mixing": "later"}, "is for videos"),
+        ({"flipped_axes": (2,)}, r"flipped_axes=\(2,\) must be among \(0, 1\)"),
         ({"condition_tokens": 3}, "must be 1"),
         ({"head_layers": (0, 1, 1)}, "must have 2 numbers"),
         ({"head_layers": (0, -1)}, "must have 2 numbers"),

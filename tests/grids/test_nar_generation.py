@@ -24,6 +24,8 @@ CASES = [
     ((2, 3), {"condition": "none"}, False),
     ((2, 3), {"head_layers": (0,)}, False),
     ((3, 3), {"num_key_value_heads": 1, "head_layers": (1, 2)}, False),
+    ((3, 4), {"flipped_axes": (1,)}, False),
+    ((2, 3, 2), {"flipped_axes": (0, 2)}, False),
     ((3, 4), {"mixing": "below"}, False),
     ((2, 3, 4), {"position_type": "learned"}, False),
     ((3, 2, 2), {}, False),

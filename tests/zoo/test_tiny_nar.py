@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tersor import zoo
 from tersor.bench.captions import WORDS, Captions
 from tersor.bench.features import ClipClassifier
-from tersor.bench.nar import Settings, sample, score_captions, ways
+from tersor.bench.nar import Settings, one_sided, sample, score_captions, ways
 from tersor.grids.nar import NARForImageGeneration
 from tersor.grids.nar_baselines import PARForImageGeneration, RasterVideo
 from tersor.grids.nar_pipeline import NARPipeline
@@ -132,7 +133,7 @@ def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
     assert (made.config.grid_size, made.config.frames) == ((28, 7), 4)
 
 
-def test_clips_cross_the_picture_from_corner_to_corner(recipes) -> None:
+def test_clips_move_by_a_pixel_a_frame(recipes) -> None:
     from tiny_nar_clips import DIRECTIONS, moving, own_direction
 
     images = torch.zeros(40, 1, 28, 28)
@@ -140,24 +141,47 @@ def test_clips_cross_the_picture_from_corner_to_corner(recipes) -> None:
     digits = torch.arange(40) % 10
     clips = moving(images, digits, own_direction(digits))
     assert clips.pixels.shape == (40, 8, 1, 28, 28) and torch.equal(clips.digits, digits)
-    torch.testing.assert_close(clips.pixels.sum((2, 3, 4)), torch.full((40, 8), 14.0**2))
+    torch.testing.assert_close(clips.pixels.sum((2, 3, 4)), torch.full((40, 8), 20.0**2))
     for axis, reduced in ((0, -1), (1, -2)):
         starts = clips.pixels[:, :, 0].amax(reduced).argmax(-1)
-        signs = torch.tensor([DIRECTIONS[each][axis] for each in clips.directions])
-        assert (starts.diff(dim=1) == 2 * signs[:, None]).all(), "two pixels a frame"
-        assert torch.equal(starts[:, 0], torch.where(signs > 0, 0, 14)) and set(starts[:, -1].tolist()) == {0, 14}
+        steps = torch.tensor([DIRECTIONS[each][axis] for each in clips.directions])
+        assert (starts.diff(dim=1) == steps[:, None]).all()
+        assert starts[:, 0].tolist() == [{1: 0, 0: 4, -1: 8}[int(each)] for each in steps], "the middle if it stays"
 
 
 def test_a_digit_has_its_own_direction_but_where_the_classifier_learns(recipes) -> None:
-    from tiny_nar_clips import clips_of, judged_clips
+    from tiny_nar_clips import DIRECTIONS, clips_of, judged_clips
     from tiny_raster_data import load
 
+    assert len(DIRECTIONS) == ClipClassifier.DIRECTIONS
     split = load("procedural", seed=0, count=350, download=Path())
     for clips in clips_of(split):
-        assert torch.equal(clips.directions, clips.digits % 4)
+        assert torch.equal(clips.directions, clips.digits % 3)
     judged = judged_clips(split, seed=0, count=200)
-    assert len({*zip(judged.digits.tolist(), judged.directions.tolist(), strict=True)}) > 35
+    assert len({*zip(judged.digits.tolist(), judged.directions.tolist(), strict=True)}) > 27
     assert torch.equal(judged.pixels, judged_clips(split, seed=0, count=200).pixels)
+
+
+def test_the_single_head_has_a_target_for_each_neighbour(recipes) -> None:
+    """In training the mean of the predictions' losses; in evaluation that of the mixed logits, as all others."""
+    from dataclasses import replace
+
+    from tiny_nar_video import SMOKE, new_model
+
+    plan = replace(SMOKE, codebook=20)
+    trained, same = (new_model("single-head", plan, (1, 3, 4)) for _ in range(2))
+    for each in (trained, same):
+        each.config.condition_dropout = 0.0
+        each.outputs[0].weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    del same._loss  # the class's own again
+    ids, labels = torch.randint(20, (2, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([1, 2])
+    given = {"class_labels": labels, "labels": ids}
+    assert torch.equal(trained.eval()(ids, **given).loss, same.eval()(ids, **given).loss)
+    right, below = (one_sided(same, mixing)(ids, **given).logits.view(2, 3, 4, 20) for mixing in ("right", "below"))
+    # One-sided mixing falls back to the other axis at the borders, where there is one prediction.
+    both = [F.cross_entropy(each.flatten(0, 2), ids.flatten()) for each in (right, below)]
+    torch.testing.assert_close(trained.train()(ids, **given).loss, sum(both) / 2)
+    assert type(trained) is NARForImageGeneration, "and so it is saved"
 
 
 @pytest.mark.parametrize("name", NAMES)

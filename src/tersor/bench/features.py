@@ -49,7 +49,7 @@ class DigitClassifier(nn.Module):
 class ClipClassifier(DigitClassifier):
     """Digit and direction of grey clips of 8 frames of 28 by 28 pixels from 0 to 1; its features serve both."""
 
-    FRAMES = 8
+    FRAMES, DIRECTIONS = 8, 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ClipClassifier(DigitClassifier):
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
         self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
         self.hidden = nn.Linear(64 * 3 * 3, FEATURES)
-        self.direction = nn.Linear(FEATURES, 4)
+        self.direction = nn.Linear(FEATURES, self.DIRECTIONS)
 
     def features(self, images: Tensor) -> Tensor:
         """``[batch, FEATURES]`` of clips ``[batch, 8, 1, 28, 28]``."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Settings:
 
 
 #: From the model's own law to sharper ones.
-CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.25, 1.5, 2.0) for t in (1.0, 0.9))
+CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.1, 1.25, 1.5, 2.0) for t in (1.0, 0.95, 0.9))
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,14 @@ def score_captions(
 
 
 def excess(ours: Quality, theirs: Quality, floor: float) -> Estimate:
-    """Ratio of the Fréchet distances above the tokenizer's ``floor``; the seeds are paired."""
-    return over_seeds(
-        [(a.distance - floor) / (b.distance - floor) for a, b in zip(ours.seeds, theirs.seeds, strict=True)]
-    )
+    """Ratio of the mean Fréchet distances above the tokenizer's ``floor``; the seeds are paired.
+
+    The interval is that of the ratio's linear part. A mean of the seeds' own ratios would be ruled by the seed in which
+    ``theirs`` comes nearest to the floor.
+    """
+    above, below = (np.array([each.distance for each in quality.seeds]) - floor for quality in (ours, theirs))
+    ratio = float(above.mean() / below.mean())
+    return over_seeds((ratio + (above - ratio * below) / below.mean()).tolist())
 
 
 @dataclass(frozen=True)

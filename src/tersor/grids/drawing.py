@@ -58,12 +58,14 @@ class Panel:
         starts: the pass that decides each row's first token; every later one takes one pass more.
         columns: of the grid.
         png: the finished image.
+        from_right: a row is decided from its last token to its first.
     """
 
     title: str
     starts: Sequence[int]
     columns: int
     png: bytes
+    from_right: bool = False
 
     @property
     def passes(self) -> int:
@@ -87,7 +89,11 @@ def compare_svg(panels: Sequence[Panel], *, description: str) -> str:
         ]
         for number in range(1, panel.passes + 1):
             cells = ((row, number - start) for row, start in enumerate(panel.starts))
-            squares = "".join(f"M{column} {row}h1v1h-1z" for row, column in cells if 0 <= column < panel.columns)
+            squares = "".join(
+                f"M{panel.columns - 1 - column if panel.from_right else column} {row}h1v1h-1z"
+                for row, column in cells
+                if 0 <= column < panel.columns
+            )
             times = f"0;{(number - 1) * share:.5g};{number * share:.5g}"
             lines.append(
                 f'<path d="{squares}" fill="none"><animate attributeName="fill" values="{_OPEN};{_NEW};none" '

@@ -108,6 +108,13 @@ def visibility(sizes: tuple[int, ...], prefix: int, device: torch.device | None 
     return (front <= front[:, None]) & ((front >= 0) | (front[:, None] >= 0) | (causal <= causal[:, None]))
 
 
+def flipped(cells: Tensor, sizes: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
+    """What the cells of a grid hold, ``[batch, cells, ...]``, with some axes of the grid from end to start."""
+    if not axes:
+        return cells
+    return cells.unflatten(1, sizes).flip(tuple(1 + axis for axis in axes)).flatten(1, len(sizes))
+
+
 class NARForImageGeneration(NARPreTrainedModel):
     """A `NARModel` with a norm and an output matrix for each axis, whose logits are mixed."""
 
@@ -211,14 +218,13 @@ class NARForImageGeneration(NARPreTrainedModel):
         states = self.model(embeddings, places, sizes, mask)
         states = tuple(state[:, config.condition_tokens - 1 :] for state in states)
         plan = mixing_plan(sizes, config.mixing, ids.device)
-        if labels is None:
-            return NARImageOutput(logits=self.mixed_logits(states, plan))
-        targets = self._checked(labels, sizes, "labels")
-        if self.training:
-            return NARImageOutput(loss=self._loss(states, plan, targets))
-        return NARImageOutput(loss=self._loss(states, plan, targets), logits=self.mixed_logits(states, plan))
+        loss = None if labels is None else self._loss(states, plan, self._checked(labels, sizes, "labels"))
+        if self.training and labels is not None:
+            return NARImageOutput(loss=loss)
+        return NARImageOutput(loss, flipped(self.mixed_logits(states, plan), sizes, config.flipped_axes))
 
     def _checked(self, ids: Tensor, sizes: tuple[int, ...], name: str) -> Tensor:
+        """Ids ``[batch, cells]`` as the fronts count the cells, which starts in the corner of ``flipped_axes``."""
         cells, most = math.prod(sizes), self.config.vocab_size - 1
         if ids.is_floating_point() or ids.ndim < 2 or tuple(ids.shape[1:]) not in ((cells,), sizes):
             raise ValueError(
@@ -228,7 +234,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         # A value that decides about an error would split a compiled graph.
         if not torch.compiler.is_compiling() and not bool(allowed.all()):
             raise ValueError(f"{name} must be from 0 to {most}; got {int(ids.min())} to {int(ids.max())}")
-        return ids.flatten(1)
+        return flipped(ids.flatten(1), sizes, self.config.flipped_axes)
 
     def _mask(self, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
         """`visibility` without the prefix's padding, bool ``[batch or 1, 1, tokens, tokens]``."""
@@ -334,4 +340,9 @@ class NARForImageGeneration(NARPreTrainedModel):
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
         plans = front_plans(sizes, config.mixing, self.device)
         out = decode_fronts(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
+        if config.flipped_axes:
+            # Axis 0 is the batch.
+            axes = tuple(1 + axis for axis in config.flipped_axes)
+            out.sequences = out.sequences.flip(axes)
+            out.logits = None if out.logits is None else out.logits.flip(axes)
         return out if return_dict_in_generate else out.sequences

@@ -47,6 +47,9 @@ class NARConfig(PreTrainedConfig):
         head_layers: further blocks of each head, from the one of the last axis on, each on top of those before it;
             the default is none for the first and one for the others. A single entry is a model with one head for all
             axes, the paper's ablation.
+        flipped_axes: of the grid, along which generation goes from the last cell to the first: ``(1,)`` starts an
+            image in its top right corner, ``(2,)`` a video. The fronts from that corner cross what those from the top
+            left run along, such as strokes that lean to the right, and cells of a front are drawn without each other.
         position_type: ``"rope"`` turns by the coordinates, ``"learned"`` and ``"sincos"`` add a vector by the place in
             the sequence.
         condition: ``"class"`` and ``"none"`` (one prefix token), or ``"text"`` (``condition_tokens`` features).
@@ -72,6 +75,7 @@ class NARConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     head_layers: tuple[int, ...] | list[int] | None = None
     grid_size: tuple[int, ...] | list[int] = (16, 16)
+    flipped_axes: tuple[int, ...] | list[int] = ()
     position_type: str = "rope"
     rope_theta: float = 10000.0
     condition: str = "class"
@@ -94,6 +98,9 @@ class NARConfig(PreTrainedConfig):
         check_sizes(self.grid_size)
         if len(self.grid_size) not in (2, 3):
             raise ValueError(f"grid_size={self.grid_size} must be (rows, columns) or (frames, rows, columns)")
+        self.flipped_axes = tuple(sorted(set(self.flipped_axes)))
+        if not set(self.flipped_axes) <= set(range(len(self.grid_size))):
+            raise ValueError(f"flipped_axes={self.flipped_axes} must be among {tuple(range(len(self.grid_size)))}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
