@@ -102,7 +102,7 @@ def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_
     monkeypatch.setattr(module, "sample", counted)
     plan = Plan("m", tuple(way.name for way in chosen), 2, (1, 2), 3)
     results = {name: (settings, quality) for name, settings, quality in run_plan(plan, chosen, Decoder(), judge, file)}
-    best = Settings(temperature=1.0, guidance=2.0)
+    best = Settings(temperature=1.0, guidance=1.5)
     assert {name: settings for name, (settings, _) in results.items()} == dict.fromkeys(plan.ways, best)
     # Each model of its own has all choices; one-sided mixing takes NAR's.
     assert len(asked) == 4 * len(CHOICES) + len(chosen) * 2
@@ -231,7 +231,7 @@ def test_a_judge_of_clips_comes_back_as_one(tmp_path: Path) -> None:
     judge = ClipClassifier().eval()
     clips = torch.rand(9, 8, 1, 28, 28)
     features, guesses = judge.judge(clips)
-    assert features.shape == (9, 64) and guesses.shape == (9,) and judge.direction(features).shape == (9, 4)
+    assert features.shape == (9, 64) and guesses.shape == (9,) and judge.direction(features).shape == (9, 3)
     save_judge(tmp_path, judge, Reference.of(features, guesses))
     again, reference = load_judge(tmp_path)
     assert isinstance(again, ClipClassifier) and reference.joint.n == 9

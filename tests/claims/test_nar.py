@@ -51,9 +51,11 @@ def test_samples_are_near_rasters_at_equal_steps(images: Known, clips: Known) ->
     """The goal is 1.5 times raster's distance above the floor; docs/nar.md says by how much it is missed."""
     assert of(images, NAR, EXCESS).low <= 1.5 and of(images, NAR, EXCESS).measured <= 2
     for known in (images, clips):
-        assert of(known, NAR, "accuracy against raster").high >= -0.03, "within 3 points, or not clearly outside"
+        assert of(known, NAR, "accuracy against raster").measured >= -0.03, "within 3 points"
         floor = known["reconstructed samples: floor", "Fréchet distance"].measured
         assert of(known, NAR, "Fréchet distance").measured <= 2.5 * floor
+    floor = clips["reconstructed samples: floor", "Fréchet distance"]
+    assert all(of(clips, way, "Fréchet distance").low < floor.high for way in (NAR, RASTER)), "within its spread"
 
 
 def test_images_are_no_worse_than_the_parallel_baselines_in_half_the_passes(images: Known) -> None:
@@ -66,14 +68,14 @@ def test_images_are_no_worse_than_the_parallel_baselines_in_half_the_passes(imag
 
 def test_the_ablations_are_worse(images: Known, clips: Known) -> None:
     assert of(images, SINGLE, "Fréchet distance").measured > 1.1 * of(images, NAR, "Fréchet distance").measured
-    assert of(clips, SINGLE, "Fréchet distance").low > 5 * of(clips, NAR, "Fréchet distance").high
+    assert of(clips, SINGLE, "Fréchet distance").low > 20 * of(clips, NAR, "Fréchet distance").high
     for known in (images, clips):
         assert of(known, SINGLE, "class accuracy").high < of(known, NAR, "class accuracy").low
+    # Of clips that move by a pixel a frame the head of the later frame knows all that there is to know.
     for known in (images, clips):
-        for way in MIXINGS.values():
-            if (f"{way}: samples", "Fréchet distance") in known:
-                assert of(known, way, "Fréchet distance").low > 1.3 * of(known, NAR, "Fréchet distance").high
-                assert of(known, way, "class accuracy").high < of(known, NAR, "class accuracy").low
+        for way in (MIXINGS["right"], MIXINGS["below"]):
+            assert of(known, way, "Fréchet distance").low > 1.3 * of(known, NAR, "Fréchet distance").high
+            assert of(known, way, "class accuracy").high < of(known, NAR, "class accuracy").low
 
 
 def test_captions_are_heeded() -> None:
@@ -81,7 +83,7 @@ def test_captions_are_heeded() -> None:
         assert record.baseline is not None and record.low is not None and record.low > 1.5 * record.baseline
 
 
-@pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.8, 256), ("nar_video", 0.75, 64)])
+@pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.8, 256), ("nar_video", 0.7, 64)])
 def test_fewer_passes_are_less_time(name: str, batch_1: float, largest: int) -> None:
     """The goal is 0.8; docs/nar.md says what is missing. Speed-ups fall with the batch, to above 1."""
     known = read(f"{name}_speed")
