@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tiny_nar_clips import Clips
 from tiny_raster_data import Split
-from tiny_raster_export import FLOOR_SETS, floors, share_of, spread
+from tiny_raster_export import floors, share_of, spread
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 COMPARED = "compared"
 #: Samples of a seed in `tersor bench nar`: of fewer, a Fréchet distance is larger, and so is the floor.
 SEED_SAMPLES = 1000
+#: Sets of so many real samples: the distance of a single one may be half of the mean or twice as much.
+FLOOR_SETS = 30
 
 
 def export(
@@ -67,8 +69,9 @@ def with_tokenizer(folder: Path, judge: str) -> None:
 
 def floors_of(judge: tuple[DigitClassifier, Reference], tokenizer: Any, pixels: Tensor) -> dict[str, Any]:
     """The Fréchet distances of real samples, as a part of a lock's scores."""
-    size = min(SEED_SAMPLES, len(pixels) // FLOOR_SETS)
-    return {"frechet_floors": {"images": size, **floors(*judge, tokenizer, pixels, images=size)}}
+    size = min(SEED_SAMPLES, len(pixels) // 2)
+    sets = min(FLOOR_SETS, len(pixels) // size)
+    return {"frechet_floors": {"images": size, **floors(*judge, tokenizer, pixels, images=size, sets=sets)}}
 
 
 def restored(tokenizer: TubeletTokenizer, clips: Tensor) -> Tensor:

@@ -35,15 +35,21 @@ def held_out_loss(model: LlamaGen, ids: Tensor, labels: Tensor) -> float:
 
 
 def floors(
-    classifier: DigitClassifier, reference: Reference, tokenizer: Any, pixels: Tensor, *, images: int
+    classifier: DigitClassifier,
+    reference: Reference,
+    tokenizer: Any,
+    pixels: Tensor,
+    *,
+    images: int,
+    sets: int = FLOOR_SETS,
 ) -> dict[str, list[float]]:
     """Fréchet distance to held-out images or clips of sets of real ones that are not among them, and reconstructed.
 
     Args:
-        pixels: in random order; enough for `FLOOR_SETS` sets of ``images``.
+        pixels: in random order; enough for ``sets`` sets of ``images``.
     """
     found: dict[str, list[float]] = {"real": [], "reconstructed": []}
-    for index in range(FLOOR_SETS):
+    for index in range(sets):
         real = pixels[index * images : (index + 1) * images]
         for name, each in (("real", real), ("reconstructed", tokenizer.decode(tokenizer.encode(real)))):
             features, _ = classifier.judge(each)

@@ -156,7 +156,9 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, mean, mean, "95% t-interval")
-    half = _STUDENT.get(len(values) - 1, 1.96) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    freedom = len(values) - 1
+    # Beyond the table, the first term of its expansion in 1 / freedom.
+    half = _STUDENT.get(freedom, 1.96 + 2.37 / freedom) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half, "95% t-interval")
 
 
