@@ -150,9 +150,10 @@ def pictures(content: dict[str, Any]) -> dict[Path, str]:
     ]  # fmt: skip
     clip = torch.tensor(next(each for each in content["clips"] if each["way"] == NAR)["ids"])[-1:]
     frames = clips.decode(clip)[0, ::2]
+    mirrored = from_right("tiny-nar-video")
     order = [
         Panel(f"frames {2 * t + 1} and {2 * t + 2}", [1 + t + row for row in range(clip.shape[2])], clip.shape[3],
-              as_png(frames[t : t + 1]), from_right=from_right("tiny-nar-video"))
+              as_png(frames[t : t + 1]), from_right=mirrored)
         for t in range(clip.shape[1])
     ]  # fmt: skip
     sheets = [(name, as_png(images.decode(torch.tensor(by_way[name]["sheet"])), columns=5)) for name in SHEETS]

@@ -108,11 +108,9 @@ def visibility(sizes: tuple[int, ...], prefix: int, device: torch.device | None 
     return (front <= front[:, None]) & ((front >= 0) | (front[:, None] >= 0) | (causal <= causal[:, None]))
 
 
-def flipped(cells: Tensor, sizes: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
-    """What the cells of a grid hold, ``[batch, cells, ...]``, with some axes of the grid from end to start."""
-    if not axes:
-        return cells
-    return cells.unflatten(1, sizes).flip(tuple(1 + axis for axis in axes)).flatten(1, len(sizes))
+def flipped(grids: Tensor, axes: tuple[int, ...] | list[int]) -> Tensor:
+    """Grids ``[batch, *sizes, ...]`` with some of their axes from end to start."""
+    return grids.flip([1 + axis for axis in axes]) if axes else grids
 
 
 class NARForImageGeneration(NARPreTrainedModel):
@@ -221,7 +219,8 @@ class NARForImageGeneration(NARPreTrainedModel):
         loss = None if labels is None else self._loss(states, plan, self._checked(labels, sizes, "labels"))
         if self.training and labels is not None:
             return NARImageOutput(loss=loss)
-        return NARImageOutput(loss, flipped(self.mixed_logits(states, plan), sizes, config.flipped_axes))
+        logits = flipped(self.mixed_logits(states, plan).unflatten(1, sizes), config.flipped_axes)
+        return NARImageOutput(loss, logits.flatten(1, -2))
 
     def _checked(self, ids: Tensor, sizes: tuple[int, ...], name: str) -> Tensor:
         """Ids ``[batch, cells]`` as the fronts count the cells, which starts in the corner of ``flipped_axes``."""
@@ -234,7 +233,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         # A value that decides about an error would split a compiled graph.
         if not torch.compiler.is_compiling() and not bool(allowed.all()):
             raise ValueError(f"{name} must be from 0 to {most}; got {int(ids.min())} to {int(ids.max())}")
-        return flipped(ids.flatten(1), sizes, self.config.flipped_axes)
+        return flipped(ids.reshape(-1, *sizes), self.config.flipped_axes).flatten(1)
 
     def _mask(self, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
         """`visibility` without the prefix's padding, bool ``[batch or 1, 1, tokens, tokens]``."""
@@ -340,9 +339,6 @@ class NARForImageGeneration(NARPreTrainedModel):
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
         plans = front_plans(sizes, config.mixing, self.device)
         out = decode_fronts(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
-        if config.flipped_axes:
-            # Axis 0 is the batch.
-            axes = tuple(1 + axis for axis in config.flipped_axes)
-            out.sequences = out.sequences.flip(axes)
-            out.logits = None if out.logits is None else out.logits.flip(axes)
+        out.sequences = flipped(out.sequences, config.flipped_axes)
+        out.logits = None if out.logits is None else flipped(out.logits, config.flipped_axes)
         return out if return_dict_in_generate else out.sequences
