@@ -261,7 +261,8 @@ class Speed:
 
     def realized(self, other: str) -> float:
         """Share of the ratio of passes that is there in time."""
-        return self.over(other).value * self.passes[NAR] / self.passes[other]
+        # Equal passes give exactly 1 here, which a product followed by a division may miss by rounding.
+        return self.over(other).value / (self.passes[other] / self.passes[NAR])
 
 
 #: What is timed: the ablations take NAR's passes.
