@@ -29,7 +29,7 @@ from tersor.bench.records import Record, write_jsonl
 from tersor.grids.geometry import front_count
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_baselines import PARForImageGeneration, par_groups
+from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration, par_groups
 
 NAR, PAR, RASTER = "NAR", "PAR-4X", "raster"
 #: The paper's images a second, of NAR, PAR-4X and LlamaGen with the same backbone (ImageNet, 256 pixels).
@@ -51,10 +51,11 @@ def new_models(args: argparse.Namespace, grid: tuple[int, int]) -> dict[str, Any
         changes |= {"hidden_size": args.hidden, "num_attention_heads": 4}
     nar = NARConfig.preset(args.size, grid_size=grid, **changes)
     shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    raster = LlamaGenConfig(**{name: getattr(nar, name) for name in shared}, grid_size=grid)
+    sizes = {name: getattr(nar, name) for name in shared}
+    raster, par = (kind(**sizes, grid_size=grid) for kind in (LlamaGenConfig, PARConfig))
     made: dict[str, Any] = {}
     for name, kind, config in (
-        (NAR, NARForImageGeneration, nar), (PAR, PARForImageGeneration, raster), (RASTER, LlamaGen, raster)
+        (NAR, NARForImageGeneration, nar), (PAR, PARForImageGeneration, par), (RASTER, LlamaGen, raster)
     ):  # fmt: skip
         with torch.device("meta"):
             model: Any = kind(config)

@@ -6,7 +6,7 @@ FOLDER holds mnist_png.zip; 'mnist' fetches it, 'procedural' draws strokes inste
 classifier are those of tiny-raster, and so is the split. What NAR is compared with has the same backbone and is trained
 by the same recipe and for as many steps:
 
-    python recipes/tiny_nar.py --data FOLDER --out OUT --kind raster      (or par4x, or single-head)
+    python recipes/tiny_nar.py --data FOLDER --out OUT --kind raster      (or par4x, par14x or single-head)
 
 A run resumes where it was when started again.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_nar_cli import arguments
+from tiny_nar_cli import arguments, with_losses_apart
 from tiny_nar_export import export, floors_of, with_tokenizer
 from tiny_raster_data import Split, load
 from transformers import PreTrainedModel
@@ -27,11 +27,13 @@ from transformers import PreTrainedModel
 from tersor import zoo
 from tersor.grids.model import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_baselines import PARForImageGeneration
+from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration
 from tersor.grids.nar_tokens import Tokens
 from tersor.grids.nar_training import NARTraining, train
 
-KINDS = ("nar", "raster", "par4x", "single-head")
+KINDS = ("nar", "raster", "par4x", "par14x", "single-head")
+#: Of PAR, from top to bottom and from left to right. Fourteen take as many passes as NAR.
+REGIONS = {"par4x": (2, 2), "par14x": (7, 2)}
 JUDGE = "tiny-raster"
 
 
@@ -72,12 +74,16 @@ def new_model(kind: str, plan: Plan, vocab_size: int, grid_size: tuple[int, int]
         "default_guidance": 1.0,
     }  # fmt: skip
     torch.manual_seed(plan.training.seed)
-    if kind in ("raster", "par4x"):
-        return (LlamaGen if kind == "raster" else PARForImageGeneration)(LlamaGenConfig(**shared))
+    if kind == "raster":
+        return LlamaGen(LlamaGenConfig(**shared))
+    if kind in REGIONS:
+        return PARForImageGeneration(PARConfig(**shared, regions=REGIONS[kind]))
     # None of the compared models has dropout: so few steps do not overfit.
     none = dict.fromkeys(("token_dropout", "residual_dropout", "ffn_dropout"), 0.0)
     heads = (1,) if kind == "single-head" else None
-    return NARForImageGeneration(NARConfig(**shared, **none, head_layers=heads))
+    config = NARConfig(**shared, **none, head_layers=heads, flipped_axes=(1,))
+    model = NARForImageGeneration(config)
+    return with_losses_apart(model) if kind == "single-head" else model
 
 
 def tokens_of(split: Split, plan: Plan, file: Path) -> tuple[Tokens, Tokens]:

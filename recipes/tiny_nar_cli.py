@@ -28,7 +28,7 @@ def with_losses_apart(model: NARForImageGeneration) -> NARForImageGeneration:
         total = torch.zeros(())
         for number, (source, weight) in enumerate(zip(plan.sources, plan.weights, strict=True)):
             head = min(number, len(model.outputs) - 1)
-            logits = model.head_logits(head, states[head].index_select(1, source)).float()
+            logits = model.outputs[head](model.norms[head](states[head].index_select(1, source))).float()
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             total = total + (weight * losses.view_as(labels)).mean()
         return total

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 #: In a checkpoint's folder: what it is compared with.
 COMPARED = "compared"
 #: Samples of a seed in `tersor bench nar`: of fewer, a Fréchet distance is larger, and so is the floor.
-SEED_SAMPLES = 1000
+SEED_SAMPLES = 3000
 #: Sets of so many real samples: the distance of a single one may be half of the mean or twice as much.
-FLOOR_SETS = 30
+FLOOR_SETS = 10
 
 
 def export(
@@ -58,7 +58,8 @@ def export(
     }  # fmt: skip
     _atomic.write_text(folder / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
     if kind == "nar":
-        _atomic.write_text(folder / "CARD.md", card(out.name, lock))
+        further = model.config.exits[-1] - model.config.num_hidden_layers
+        _atomic.write_text(folder / "CARD.md", card(out.name, lock, further))
     return lock
 
 
@@ -102,9 +103,11 @@ def export_video(
 
 _ABOUT = {
     "tiny-nar": (
-        "decodes grey images of 28 x 28 pixels by class, on a grid of 14 x 14 tokens, in 27 forward passes",
-        "`tokenizer/` is tiny-raster's, whose classifier also judges the samples. `compared/` holds a raster model, a "
-        "PAR-4X and a single-head NAR of the same backbone, trained by the same recipe for as many steps.",
+        "decodes grey images of 28 x 28 pixels by class, on a grid of 14 x 14 tokens from its top right corner, in "
+        "27 forward passes",
+        "`tokenizer/` is tiny-raster's, whose classifier also judges the samples. `compared/` holds a raster model, "
+        "PAR with 4 and with 14 parts, and a single-head NAR of the same backbone, trained by the same recipe for as "
+        "many steps.",
     ),
     "tiny-nar-text": (
         'decodes grey images of 28 x 28 pixels from captions such as "a thick seven slanted left", on a grid of '
@@ -123,8 +126,8 @@ _ABOUT = {
 }
 
 
-def card(name: str, lock: dict[str, Any]) -> str:
-    """The model card as Markdown; every figure comes from the lock."""
+def card(name: str, lock: dict[str, Any], further: int) -> str:
+    """The model card as Markdown; every figure comes from the lock but ``further``, the layers on top for the heads."""
     plan, scores = lock["plan"], lock["scores"]
     training = plan["training"]
     what, parts = _ABOUT[name]
@@ -148,7 +151,7 @@ def card(name: str, lock: dict[str, Any]) -> str:
             f"# {name}",
             "",
             f"A `tersor.grids.nar.NARForImageGeneration` with {lock['parameters']:,} parameters ({plan['layers']} "
-            f"layers and one more for each further head, width {plan['hidden']}, {plan['heads']} heads) that "
+            f"layers and {further} more for the heads, width {plan['hidden']}, {plan['heads']} heads) that "
             f"{what}. Weights are stored in bfloat16. It was trained without its condition for "
             f"{100 * plan['dropout']:.0f} % of the samples, so it takes guidance; by default there is none.",
             "",

@@ -33,7 +33,7 @@ from tersor.bench.nar import (
 )  # fmt: skip
 from tersor.cli import app
 from tersor.grids.model import LlamaGen, LlamaGenConfig
-from tersor.grids.nar_baselines import PARForImageGeneration
+from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration
 from tersor.grids.nar_pipeline import NARPipeline, WordFeatures
 
 SHAPE = {"vocab_size": 20, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_classes": 5}
@@ -49,9 +49,10 @@ class Decoder:
 @pytest.fixture
 def chosen():
     torch.manual_seed(0)
-    config = LlamaGenConfig(**SHAPE, grid_size=(4, 4), initializer_range=0.3)
+    shape = {**SHAPE, "grid_size": (4, 4), "initializer_range": 0.3}
     compared = {
-        "raster": LlamaGen(config).eval(), "par4x": PARForImageGeneration(config).eval(),
+        "raster": LlamaGen(LlamaGenConfig(**shape)).eval(),
+        "par4x": PARForImageGeneration(PARConfig(**shape)).eval(),
         "single-head": model((4, 4), head_layers=(1,)),
     }  # fmt: skip
     return ways(model((4, 4)), compared)
@@ -97,7 +98,7 @@ def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_
 
     def counted(way, tokenizer, judged, settings, *, samples, seed):
         asked.append((way.name, str(settings), samples, seed))
-        return Samples([1, 0], 1.0, 10.0 - settings.guidance - settings.temperature, [way.passes])
+        return Samples([1, 0], 10.0 - settings.guidance - settings.temperature, 1.0, [way.passes])
 
     monkeypatch.setattr(module, "sample", counted)
     plan = Plan("m", tuple(way.name for way in chosen), 2, (1, 2), 3)
@@ -115,8 +116,8 @@ def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_
         list(run_plan(Plan("m", plan.ways, 5, (1, 2), 3), chosen, Decoder(), judge, file))
 
 
-def test_the_settings_are_those_of_the_smallest_joint_distance() -> None:
-    done = {f"w/{each}": Samples([1], float(index != 5), float(index != 3), [1]) for index, each in enumerate(CHOICES)}
+def test_the_settings_are_those_of_the_smallest_distance() -> None:
+    done = {f"w/{each}": Samples([1], float(index != 3), float(index != 5), [1]) for index, each in enumerate(CHOICES)}
     assert choose(done, "w") == CHOICES[3]
 
 

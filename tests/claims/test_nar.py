@@ -11,7 +11,7 @@ from tersor.bench.nar import MIXINGS, NAR, RASTER, SHOWN
 from tersor.bench.records import Record, read_jsonl
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-PAR, SINGLE = SHOWN["par4x"], SHOWN["single-head"]
+PAR, EQUAL_PASSES, SINGLE = (SHOWN[kind] for kind in ("par4x", "par14x", "single-head"))
 
 Known = dict[tuple[str, str], Record]
 
@@ -41,41 +41,31 @@ def test_enough_was_drawn(images: Known, clips: Known) -> None:
 
 
 def test_passes(images: Known, clips: Known) -> None:
-    assert {way: of(images, way, "forward passes").measured for way in (NAR, PAR, RASTER)} == {
-        NAR: 27, PAR: 52, RASTER: 196
+    assert {way: of(images, way, "forward passes").measured for way in (NAR, PAR, EQUAL_PASSES, RASTER)} == {
+        NAR: 27, PAR: 52, EQUAL_PASSES: 27, RASTER: 196
     }  # fmt: skip
     assert (of(clips, NAR, "forward passes").measured, of(clips, RASTER, "forward passes").measured) == (16, 196)
 
 
 def test_samples_are_near_rasters_at_equal_steps(images: Known, clips: Known) -> None:
-    """The goal is 1.5 times raster's distance above the floor; docs/nar.md says by how much it is missed."""
-    assert of(images, NAR, EXCESS).low <= 1.5 and of(images, NAR, EXCESS).measured <= 2
-    for known in (images, clips):
-        assert of(known, NAR, "accuracy against raster").measured >= -0.03, "within 3 points"
-        floor = known["reconstructed samples: floor", "Fréchet distance"].measured
-        assert of(known, NAR, "Fréchet distance").measured <= 2.5 * floor
-    for way in (NAR, RASTER):
-        found, floor = of(clips, way, "Fréchet distance"), clips["reconstructed samples: floor", "Fréchet distance"]
-        assert found.measured - floor.measured < found.high - found.low, "less than its spread"
+    """The goals are 1.5 times raster's distance above the floor, and 3 points; docs/nar.md says what is missed."""
+    assert of(images, NAR, EXCESS).measured <= 1.5
+    for known, points in ((images, 0.05), (clips, 0.03)):
+        assert of(known, NAR, "accuracy against raster").measured >= -points
+        assert of(known, NAR, "Fréchet distance").measured < 1.5 * of(known, RASTER, "Fréchet distance").measured
 
 
-def test_images_are_no_worse_than_the_parallel_baselines_in_half_the_passes(images: Known) -> None:
-    """In distance and class; the joint distance, in which PAR is ahead, differs by less than its interval."""
-    assert of(images, NAR, "Fréchet distance").measured < of(images, PAR, "Fréchet distance").measured
-    assert of(images, NAR, "class accuracy").measured > of(images, PAR, "class accuracy").measured
-    joint = "Fréchet joint distance"
-    assert of(images, PAR, joint).low < of(images, NAR, joint).measured < of(images, PAR, joint).high
+def test_images_are_no_farther_than_the_parallel_baselines(images: Known) -> None:
+    """Than those of PAR-4X in half of its passes, and than PAR's in as many."""
+    ours, theirs, equal = (of(images, way, "Fréchet distance").measured for way in (NAR, PAR, EQUAL_PASSES))
+    assert ours < theirs < equal
 
 
 def test_the_ablations_are_worse(images: Known, clips: Known) -> None:
-    assert of(images, SINGLE, "Fréchet distance").measured > 1.1 * of(images, NAR, "Fréchet distance").measured
-    assert of(clips, SINGLE, "Fréchet distance").low > 20 * of(clips, NAR, "Fréchet distance").high
-    for known in (images, clips):
-        assert of(known, SINGLE, "class accuracy").high < of(known, NAR, "class accuracy").low
     # Of clips that move by a pixel a frame the head of the later frame knows all that there is to know.
     for known in (images, clips):
-        for way in (MIXINGS["right"], MIXINGS["below"]):
-            assert of(known, way, "Fréchet distance").low > 1.3 * of(known, NAR, "Fréchet distance").high
+        for way in (SINGLE, MIXINGS["right"], MIXINGS["below"]):
+            assert of(known, way, "Fréchet distance").low > 20 * of(known, NAR, "Fréchet distance").high
             assert of(known, way, "class accuracy").high < of(known, NAR, "class accuracy").low
 
 
@@ -84,9 +74,9 @@ def test_captions_are_heeded() -> None:
         assert record.baseline is not None and record.low is not None and record.low > 1.5 * record.baseline
 
 
-@pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.8, 256), ("nar_video", 0.7, 64)])
+@pytest.mark.parametrize(("name", "batch_1", "largest"), [("nar", 0.8, 256), ("nar_video", 0.8, 64)])
 def test_fewer_passes_are_less_time(name: str, batch_1: float, largest: int) -> None:
-    """The goal is 0.8; docs/nar.md says what is missing. Speed-ups fall with the batch, to above 1."""
+    """The goal is 0.8. Speed-ups fall with the batch, to above 1."""
     known = read(f"{name}_speed")
     for (item, quantity), record in known.items():
         if item.endswith("batch 1") and quantity == "share of the pass ratio":

@@ -74,7 +74,7 @@ def test_the_plan_is_the_mean_of_the_heads_that_see_a_cell(sizes) -> None:
 def test_mixing_of_constant_heads_in_every_region() -> None:
     for sizes, values in (((3, 4), (2.0, 5.0)), ((2, 3, 2), (2.0, 5.0, 11.0))):
         of = model(sizes)
-        of.head_logits = lambda head, state, values=values: torch.full((*state.shape[:2], 20), values[head])
+        of.head_logits = lambda head, normed, values=values: torch.full((*normed.shape[:2], 20), values[head])
         mixed = logits_of(of, random_ids(of)).view(2, *sizes, 20)[0, ..., 0]
         for cell in cells_of(sizes):
             seen = [value for value, place in zip(values, reversed(cell), strict=True) if place > 0] or values
@@ -201,7 +201,8 @@ def test_the_loss_is_the_cross_entropy_of_the_mixed_logits_and_of_each_head(vari
             head = min(number, len(variant.outputs) - 1)
             state = states[0][head][:, start:].unflatten(1, sizes)
             if sizes[axis] > 1:
-                predicted = variant.head_logits(head, state.narrow(axis + 1, 0, sizes[axis] - 1).flatten(1, -2))
+                before = state.narrow(axis + 1, 0, sizes[axis] - 1).flatten(1, -2)
+                predicted = variant.outputs[head](variant.norms[head](before))
                 wanted = labels.narrow(axis + 1, 1, sizes[axis] - 1)
                 expected = expected + 0.5 * F.cross_entropy(predicted.flatten(0, 1), wanted.flatten())
     torch.testing.assert_close(loss, expected)

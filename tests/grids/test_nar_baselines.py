@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from tersor.grids.model import LlamaGenConfig
-from tersor.grids.nar_baselines import PARForImageGeneration, RasterVideo, RasterVideoConfig, par_groups
+from tersor.grids.geometry import front_count
+from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration, RasterVideo, RasterVideoConfig, par_groups
 
 SHAPE = {
     "vocab_size": 20, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_classes": 5,
@@ -15,10 +17,10 @@ SHAPE = {
 LABELS = torch.tensor([4, 1])
 
 
-@pytest.fixture
-def par() -> PARForImageGeneration:
+@pytest.fixture(params=[(2, 2), (2, 3)])
+def par(request) -> PARForImageGeneration:
     torch.manual_seed(0)
-    return PARForImageGeneration(LlamaGenConfig(**SHAPE, grid_size=(4, 6))).eval()
+    return PARForImageGeneration(PARConfig(**SHAPE, grid_size=(4, 6), regions=request.param)).eval()
 
 
 @torch.no_grad()
@@ -34,15 +36,17 @@ def test_groups_are_the_papers() -> None:
         groups = par_groups(rows, columns)
         assert sorted(cell for group in groups for cell in group) == list(range(rows * columns))
         assert len(groups) == 4 + rows * columns // 4 - 1
-    with pytest.raises(ValueError, match="multiple of regions=2"):
+    with pytest.raises(ValueError, match="multiple of regions=\\(2, 2\\)"):
         par_groups(3, 4)
+    assert len(par_groups(14, 14, (7, 2))) == 14 + 14 * 14 // 14 - 1 == front_count((14, 14))
 
 
 def test_decoding_is_what_was_trained(par) -> None:
     widths: list[int] = []
     par.layers[0].register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
     out = par.generate(LABELS, guidance_scale=1.0, temperature=0)
-    assert widths == [1] * 4 + [4] * 5 and out.forward_passes == len(par.groups) == 9
+    parts = math.prod(par.config.regions)
+    assert widths == [1] * parts + [parts] * (24 // parts - 1) and out.forward_passes == len(par.groups) == len(widths)
     assert torch.equal(logits_of(par, out.sequences).argmax(-1).view(2, 4, 6), out.sequences)
     drawn = par.generate(LABELS, guidance_scale=2.0, generator=torch.Generator().manual_seed(0))
     assert drawn.sequences.shape == (2, 4, 6) and not torch.equal(drawn.sequences, out.sequences)

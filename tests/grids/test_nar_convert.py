@@ -102,7 +102,7 @@ def test_each_head_reads_the_block_that_it_was_trained_on(tmp_path) -> None:
                 torch.testing.assert_close(states[head], hidden)
                 normed = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-5)
                 expected = normed * weights[f"norm_{name}.weight"] @ weights[f"output_{name}.weight"].T
-                torch.testing.assert_close(of.head_logits(head, states[head]), expected)
+                torch.testing.assert_close(of.outputs[head](of.norms[head](states[head])), expected)
 
 
 def raster(weights):

@@ -109,7 +109,7 @@ def by_the_rule(of, given, guidance) -> torch.Tensor:
         embeddings = torch.cat([prefix, of.model.tok_embeddings(doubled.flatten(1))], dim=1)
         places = torch.arange(embeddings.shape[1])
         states = of.model(embeddings, places, None, of._mask((rows, columns), valid))
-        right, below = (of.head_logits(head, state) for head, state in enumerate(states))
+        right, below = (of.outputs[head](of.norms[head](state)) for head, state in enumerate(states))
         for row, column in front:
             found = []
             if column > 0:
@@ -199,7 +199,7 @@ def test_another_grid_goes_with_rotary_positions_only() -> None:
 
 def test_half_precision_mixes_in_float32() -> None:
     of = model((2, 2)).to(torch.bfloat16)
-    of.head_logits = lambda head, state: torch.full((*state.shape[:2], 20), 6e4, dtype=torch.float16)
+    of.head_logits = lambda head, normed: torch.full((*normed.shape[:2], 20), 6e4, dtype=torch.float16)
     out = of.generate(torch.tensor([1]), output_logits=True, return_dict_in_generate=True)
     assert out.logits.dtype == torch.float32 and bool((out.logits == 6e4).all()), "fp16 ends at 65,504"
 

@@ -37,8 +37,8 @@ def test_it_loads_as_its_own_class(name) -> None:
 
 def test_what_they_are_compared_with_has_the_same_backbone_and_steps() -> None:
     kinds = {name: {kind: type(each) for kind, each in zoo.load_compared(name).items()} for name in NAMES}
-    assert kinds["tiny-nar"]["par4x"] is PARForImageGeneration
-    assert set(kinds["tiny-nar"]) == {"raster", "par4x", "single-head"}
+    assert kinds["tiny-nar"]["par4x"] is kinds["tiny-nar"]["par14x"] is PARForImageGeneration
+    assert set(kinds["tiny-nar"]) == {"raster", "par4x", "par14x", "single-head"}
     assert set(kinds["tiny-nar-video"]) == {"raster", "single-head"} and not kinds["tiny-nar-text"]
     assert kinds["tiny-nar-video"]["raster"] is RasterVideo
     for name in ("tiny-nar", "tiny-nar-video"):
@@ -125,7 +125,11 @@ def test_the_recipe_runs_and_a_second_run_changes_nothing(recipes, name, tmp_pat
 
 def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
     smoke = ["--data", "procedural", "--out", str(tmp_path), "--smoke", "--threads", "1"]
-    for kind, made in (("par4x", PARForImageGeneration), ("single-head", NARForImageGeneration)):
+    for kind, made in (
+        ("par4x", PARForImageGeneration),
+        ("par14x", PARForImageGeneration),
+        ("single-head", NARForImageGeneration),
+    ):
         assert recipes["tiny-nar"].main([*smoke, "--kind", kind]) == 0
         assert made.from_pretrained(tmp_path / "tiny-nar" / "compared" / kind).config.grid_size == (14, 14)
     assert recipes["tiny-nar-video"].main([*smoke, "--kind", "raster"]) == 0

@@ -2,7 +2,7 @@
 
 Quality: the share of samples that a classifier takes for the class that was asked for, and the Fréchet distance of its
 features to those of real images. Every model has its temperature and guidance chosen on samples of a seed that is not
-evaluated, by the Fréchet joint distance, which sees whether a sample is of its class; one-sided mixing takes NAR's.
+evaluated, by that distance, as the field does; one-sided mixing takes NAR's.
 Speed: all ways in turns, for each batch size.
 """
 
@@ -30,8 +30,8 @@ from tersor.grids.nar_baselines import PARForImageGeneration
 from tersor.grids.nar_pipeline import NARPipeline
 
 NAR, RASTER = "NAR", "raster"
-#: Names of what a checkpoint is compared with, as they are shown.
-SHOWN = {"raster": RASTER, "par4x": "PAR-4X", "single-head": "single head"}
+#: Names of what a checkpoint is compared with, as they are shown; of images PAR-14X takes as many passes as NAR.
+SHOWN = {"raster": RASTER, "par4x": "PAR-4X", "par14x": "PAR-14X", "single-head": "single head"}
 MIXINGS = {"right": "right head alone", "below": "head below alone", "later": "later head alone"}
 #: Samples at once.
 BATCH = 100
@@ -150,8 +150,8 @@ def sample(way: Way, tokenizer: Decoder, judge: Judge, settings: Settings, *, sa
 
 
 def choose(done: dict[str, Samples], way: str) -> Settings:
-    """The settings whose validation samples are, with their classes, nearest to real ones."""
-    return min(CHOICES, key=lambda each: done[f"{way}/{each}"].joint)
+    """The settings whose validation samples are nearest to real ones."""
+    return min(CHOICES, key=lambda each: done[f"{way}/{each}"].distance)
 
 
 def run_plan(

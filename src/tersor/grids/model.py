@@ -76,6 +76,14 @@ class LlamaGenConfig(PreTrainedConfig):
         return 256 * -(-int(8 * self.hidden_size / 3) // 256)
 
 
+def unscaled_norm(x: Tensor, eps: float) -> Tensor:
+    """RMS norm of ``[..., width]`` in float32, rounded to the type of ``x``."""
+    if x.dtype == torch.float32:  # nothing is to be rounded on the way
+        return F.rms_norm(x, x.shape[-1:], None, eps)
+    exact = x.float()
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).type_as(x)
+
+
 class Norm(nn.Module):
     """RMS norm in float32, rounded before it is scaled."""
 
@@ -85,10 +93,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype == torch.float32:  # nothing is to be rounded on the way
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        exact = x.float()
-        return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+        return unscaled_norm(x, self.eps) * self.weight
 
 
 class _Attention(nn.Module):

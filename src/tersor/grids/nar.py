@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from tersor.grids.model import LlamaGen, Norm
+from tersor.grids.model import LlamaGen, Norm, unscaled_norm
 from tersor.grids.nar_generation import NAROutput, Sampling, decode_fronts, raster_fronts, resolve_grid
 from tersor.grids.nar_model import NARConfig, NARModel, NARPreTrainedModel, Output
 
@@ -72,7 +72,7 @@ def mixing_plan(sizes: tuple[int, ...], mixing: str = "mean", device: torch.devi
     return MixingPlan(found, taken / taken.sum(0, keepdim=True))
 
 
-@lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=16)
 def front_plans(
     sizes: tuple[int, ...], mixing: str = "mean", device: torch.device | None = None
 ) -> tuple[tuple[Tensor, MixingPlan], ...]:
@@ -167,18 +167,21 @@ class NARForImageGeneration(NARPreTrainedModel):
         Args:
             states: of each head, ``[batch, tokens, width]``; the plan's sources point into their tokens.
         """
-        last = len(self.outputs) - 1
-        mixed: Tensor | float = 0.0
-        for number, (source, weight) in enumerate(zip(plan.sources, plan.weights, strict=True)):
-            head = min(number, last)
-            # Half precision would overflow in the sum.
-            part = weight[:, None] * self.head_logits(head, states[head].index_select(1, source)).float()
-            mixed = mixed + part if number else part
-        return torch.as_tensor(mixed)
+        heads = [min(number, len(self.outputs) - 1) for number in range(len(plan.sources))]
+        neighbours = [states[head].index_select(1, source) for head, source in zip(heads, plan.sources, strict=True)]
+        # The heads' norms differ in scale alone. Half precision would overflow in the sum.
+        normed = unscaled_norm(torch.stack(neighbours), self.config.rms_norm_eps)
+        parts = (
+            weight[:, None] * self.head_logits(head, state).float()
+            for head, state, weight in zip(heads, normed, plan.weights, strict=True)
+        )
+        return functools.reduce(torch.add, parts)
 
-    def head_logits(self, head: int, state: Tensor) -> Tensor:
-        """One head's logits of the cells next to those that ``state`` ``[batch, tokens, width]`` stands for."""
-        logits: Tensor = self.outputs[head](self.norms[head](state))
+    def head_logits(self, head: int, normed: Tensor) -> Tensor:
+        """One head's logits of the cells next to those that ``normed``, states after `unscaled_norm`, stand for."""
+        norm = self.norms[head]
+        assert isinstance(norm, Norm)
+        logits: Tensor = self.outputs[head](normed * norm.weight)
         return logits
 
     def forward(

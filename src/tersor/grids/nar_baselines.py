@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,44 +16,57 @@ from tersor.grids.nar_generation import FrontCache, NAROutput, Sampling, draw, g
 
 
 @cache
-def par_groups(rows: int, columns: int, regions: int = 2) -> tuple[tuple[int, ...], ...]:
+def par_groups(rows: int, columns: int, regions: tuple[int, int] = (2, 2)) -> tuple[tuple[int, ...], ...]:
     """Raster indices of the cells that each pass of PAR decides.
 
-    The image is cut into ``regions`` by ``regions`` parts. Their first tokens come one by one, then a pass decides the
-    next token of every part, each part in raster order.
+    The image is cut into so many ``regions`` from top to bottom and from left to right. Their first tokens come one by
+    one, then a pass decides the next token of every part, each part in raster order.
 
     Raises:
         ValueError: for sides that the regions do not divide.
     """
-    if regions < 1 or rows % regions or columns % regions:
-        raise ValueError(f"grid {(rows, columns)} must be a multiple of regions={regions} on both sides")
-    height, width = rows // regions, columns // regions
+    down, across = regions
+    if min(regions) < 1 or rows % down or columns % across:
+        raise ValueError(f"grid {(rows, columns)} must be a multiple of regions={regions}")
+    height, width = rows // down, columns // across
     corners = [
-        row * height * columns + column * width for row in range(regions) for column in range(regions)
+        row * height * columns + column * width for row in range(down) for column in range(across)
     ]  # of the parts, in raster order
     inside = [row * columns + column for row in range(height) for column in range(width)]
     groups = [tuple(corner + cell for corner in corners) for cell in inside]
     return (*((cell,) for cell in groups[0]), *groups[1:])
 
 
+class PARConfig(LlamaGenConfig):
+    """A `LlamaGenConfig` with the number of ``regions`` from top to bottom and from left to right; 2 by 2 is PAR-4X."""
+
+    model_type = "tersor_par"
+
+    regions: tuple[int, int] | list[int] = (2, 2)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.regions = (self.regions[0], self.regions[1])
+        super().__post_init__(**kwargs)
+
+
 class PARForImageGeneration(LlamaGen):
-    """LlamaGen in PAR's order with two by two regions, "PAR-4X", by class.
+    """LlamaGen in PAR's order, by class.
 
     Each token of a part yields the next one of its part; the tokens of a pass see each other and all earlier ones.
     Where the passes become parallel, the last single token is fed with one learned token for each other part.
     """
 
-    REGIONS = 2
+    config_class = PARConfig
 
-    def __init__(self, config: LlamaGenConfig) -> None:
+    def __init__(self, config: PARConfig) -> None:
         super().__init__(config)
-        self.transition = nn.Parameter(torch.empty(self.REGIONS**2 - 1, config.hidden_size))
+        self.transition = nn.Parameter(torch.empty(math.prod(config.regions) - 1, config.hidden_size))
         nn.init.normal_(self.transition, std=config.initializer_range)
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """See `par_groups`."""
-        return par_groups(*self.config.grid_size, self.REGIONS)
+        return par_groups(*self.config.grid_size, self.config.regions)
 
     def forward(  # type: ignore[override]  # the whole image at once; its passes use the parent's
         self, input_ids: Tensor, class_labels: Tensor | None = None, labels: Tensor | None = None
@@ -90,7 +105,7 @@ class PARForImageGeneration(LlamaGen):
         Args:
             ids: ``[batch, cells]``, decided as far as the passes before.
         """
-        before, single = self.groups[number - 1], self.REGIONS**2
+        before, single = self.groups[number - 1], math.prod(self.config.regions)
         if number != single:
             cells = torch.tensor(before, device=ids.device)
             return self.tok_embeddings(ids[:, cells]), self.config.condition_tokens + cells
@@ -115,7 +130,7 @@ class PARForImageGeneration(LlamaGen):
         sampling = Sampling(guidance_scale=scale, temperature=temperature, top_k=top_k)
         sampler, batch = sampling.sampler(generator), len(class_labels)
         rows, columns = self.config.grid_size
-        kept = FrontCache(1 + rows * columns)
+        kept = FrontCache(1 + rows * columns, len(self.layers))
         embeddings, _ = self.condition(class_labels, guided=sampling.guided)
         places = torch.zeros(1, dtype=torch.long, device=embeddings.device)
         ids = torch.zeros(batch, rows * columns, dtype=torch.long, device=embeddings.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
-from tersor.grids.decoding import Run, Sampler, write
+from tersor.grids.decoding import Sampler
 from tersor.grids.geometry import check_sizes, fronts
 
 if TYPE_CHECKING:
@@ -41,33 +41,44 @@ class NAROutput(ModelOutput):
 class FrontCache:
     """Keys and values of one decoding in the order in which they are fed, in memory that is taken once.
 
-    A cache that grows would be copied in every pass, which in large batches takes as long as the products.
+    A cache that grows would be copied in every pass, which in large batches takes as long as the products. In small
+    ones each operation takes as long as another, so a pass's views are made for all layers at once.
 
     Args:
         slots: tokens that there will be, prefix and cells.
+        layers: of the model.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.used: dict[int, int] = {}
+    def __init__(self, slots: int, layers: int) -> None:
+        self.slots, self.layers, self.used = slots, layers, 0
+        self.memory: Tensor | None = None
+        # Keys and values of each layer in turns: where this pass's go, and all that there is.
+        self.written: tuple[Tensor, ...] = ()
+        self.kept: tuple[Tensor, ...] = ()
 
     def get_seq_length(self) -> int:
         """Tokens that are there."""
-        return self.used.get(0, 0)
+        return self.used
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append ``[rows, heads, tokens, head_dim]`` and return all that there is, as the library's caches do."""
-        if layer not in self.layers:
-            rows, heads, _, width = keys.shape
-            shape = (rows, heads, self.slots, width)
-            self.layers[layer], self.used[layer] = (keys.new_empty(shape), values.new_empty(shape)), 0
-        slots = Run(self.used[layer], keys.shape[2])
-        last = self.used[layer] = sum(slots)
-        kept_keys, kept_values = self.layers[layer]
-        write(kept_keys, 2, slots, keys)
-        write(kept_values, 2, slots, values)
-        return kept_keys.narrow(2, 0, last), kept_values.narrow(2, 0, last)
+        """Append ``[rows, heads, tokens, head_dim]`` and return all that there is, as the library's caches do.
+
+        A pass goes through the layers from 0 on.
+        """
+        if layer == 0:
+            self._begin(keys)
+        self.written[2 * layer].copy_(keys)
+        self.written[2 * layer + 1].copy_(values)
+        return self.kept[2 * layer], self.kept[2 * layer + 1]
+
+    def _begin(self, keys: Tensor) -> None:
+        """Make the views of a pass that feeds as many tokens as ``keys`` has."""
+        rows, heads, tokens, width = keys.shape
+        if self.memory is None:
+            self.memory = keys.new_empty(2 * self.layers, rows, heads, self.slots, width)
+        self.written = self.memory.narrow(3, self.used, tokens).unbind()
+        self.used += tokens
+        self.kept = self.memory.narrow(3, 0, self.used).unbind()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +177,8 @@ def decode_fronts(
         plans: see `front_plans`.
     """
     device, tokens, branches = prefix.device, prefix.shape[1], 1 + sampling.guided
-    samples, cells, cache = len(prefix) // branches, math.prod(sizes), FrontCache(tokens + math.prod(sizes))
+    samples, cells = len(prefix) // branches, math.prod(sizes)
+    cache = FrontCache(tokens + cells, len(model.model.layers))
     sampler, padded = sampling.sampler(generator), not bool(valid.all())
     ids = torch.zeros(samples, cells, dtype=torch.long, device=device)
     kept = torch.zeros(samples, cells, model.config.vocab_size, device=device) if output_logits else None

@@ -334,7 +334,7 @@ class NARModel(NARPreTrainedModel):
             attention_mask: bool ``[batch or 1, 1, tokens, keys]``, True where a token sees a key; None is everywhere.
             past_key_values: tokens of earlier passes; it is appended to.
         """
-        config, hidden = self.config, self.token_dropout(inputs_embeds)
+        config, hidden = self.config, self.token_dropout(inputs_embeds) if self.training else inputs_embeds
         rotation = None
         if config.position_type == "rope":
             cosine, sine = self.rotation(tuple(grid_size or config.grid_size))
