@@ -17,10 +17,9 @@ import torch
 
 from tersor import _atomic, zoo
 from tersor.bench.captions import caption
-from tersor.bench.demo_nar import SETTINGS
+from tersor.bench.demo_nar import CLIPS, IMAGES, SETTINGS, TEXT
 from tersor.bench.nar import Way, ways
 
-IMAGES, CLIPS, TEXT = "tiny-nar", "tiny-nar-video", "tiny-nar-text"
 #: The class that is shown being decoded; classes of clips; and captions as digit, stroke and slant.
 SHOWN, MOVING = 3, (0, 3, 7)
 CAPTIONS = ((7, 2, 0), (7, 0, 2), (0, 2, 1), (3, 0, 1))
