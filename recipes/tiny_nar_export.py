@@ -32,12 +32,22 @@ SEED_SAMPLES = 3000
 FLOOR_SETS = 10
 
 
+def begun_on(folder: Path) -> dict[str, Any]:
+    """The machine, and the versions there, on which the training in ``folder`` was first started."""
+    file = folder / "begun.json"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _atomic.write_text(file, json.dumps({"versions": versions(), "machine": machine()}, indent=1) + "\n")
+    begun: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return begun
+
+
 def export(
     model: PreTrainedModel,
     kind: str,
     plan: tiny_nar.Plan | tiny_nar_video.Plan,
     split: Split,
-    curve: list[dict[str, Any]],
+    trained: tuple[list[dict[str, Any]], dict[str, Any]],
     *,
     out: Path,
     recipe: str,
@@ -46,15 +56,16 @@ def export(
     """Write bfloat16 weights and the lock, and of NAR itself the card; returns the lock.
 
     Args:
+        trained: the curve, and what `begun_on` says.
         out: the folder of the NAR model; other kinds go into one of their name below it.
     """
-    folder = out if kind == "nar" else out / COMPARED / kind
+    folder, (curve, begun) = out if kind == "nar" else out / COMPARED / kind, trained
     model.to(torch.bfloat16).save_pretrained(folder)
     lock = {
         "recipe": recipe, "kind": kind, "data": split.source, "sha256": split.sha256, "plan": asdict(plan),
         "parameters": sum(p.numel() for p in model.parameters()),
         "scores": {"held_out_nats_per_token": round(curve[-1]["eval_loss"], 4), **(scores or {})},
-        "curve": [row for row in curve if "eval_loss" in row], "versions": versions(), "machine": machine(),
+        "curve": [row for row in curve if "eval_loss" in row], **begun,
     }  # fmt: skip
     _atomic.write_text(folder / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
     if kind == "nar":
@@ -168,7 +179,7 @@ def card(name: str, lock: dict[str, Any], further: int) -> str:
             "## Training",
             "",
             f"`python {lock['recipe']} --data FOLDER --out OUT`, seed {training['seed']}: {training['steps']:,} steps "
-            f"of {training['batch_size']} samples on a core ({lock['machine']['cpu']}). "
+            f"of {training['batch_size']} samples on {lock['machine']['gpu'] or lock['machine']['cpu']}. "
             f"Data: {lock['data']}, shuffled; one image in seven is held out.",
             "",
             "| step | held out |",

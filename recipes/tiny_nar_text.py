@@ -15,7 +15,7 @@ import torch
 from tiny_nar import FULL as BY_CLASS
 from tiny_nar import JUDGE, SMOKE, Plan
 from tiny_nar_cli import arguments
-from tiny_nar_export import export, with_tokenizer
+from tiny_nar_export import begun_on, export, with_tokenizer
 from tiny_raster_data import load
 from torch import Tensor
 
@@ -27,7 +27,10 @@ from tersor.grids.nar_tokens import Tokens
 from tersor.grids.nar_training import train
 
 #: Smaller than tiny-nar, and trained for fewer steps.
-FULL = replace(BY_CLASS, layers=5, training=replace(BY_CLASS.training, steps=2400, evaluate_every=400, save_every=200))
+FULL = replace(
+    BY_CLASS, layers=5,
+    training=replace(BY_CLASS.training, steps=2400, batch_size=8, evaluate_every=400, save_every=200),
+)  # fmt: skip
 #: Share of the captions that leave stroke or slant out, each by itself.
 LEFT_OUT = 0.2
 
@@ -88,12 +91,13 @@ def main(argv: list[str] | None = None) -> int:
             seed=plan.training.seed + 1,
         )
         model = new_model(plan, tokens)
+        begun = begun_on(args.out / "text")
         curve = train(model, tokens, plan.training, args.out / "text", held_out=held_out)
     except (ValueError, OSError) as error:
         print(f"tiny_nar_text: {error}", file=sys.stderr)
         return 2
     folder = args.out / "tiny-nar-text"
-    lock = export(model, "nar", plan, split, curve, out=folder, recipe="recipes/tiny_nar_text.py")
+    lock = export(model, "nar", plan, split, (curve, begun), out=folder, recipe="recipes/tiny_nar_text.py")
     with_tokenizer(folder, JUDGE)
     captions.save(folder)
     print(lock["scores"], flush=True)

@@ -4,7 +4,8 @@
 
 FOLDER holds mnist_png.zip; 'mnist' fetches it, 'procedural' draws strokes instead and fetches nothing. A codebook of
 blocks of 2 frames by 4 by 4 pixels, a classifier of digit and direction, then the transformer. With ``--kind`` raster
-or single-head it makes what NAR is compared with, by the same recipe. A run resumes where it was when started again.
+or single-head it makes what NAR is compared with, by the same recipe. Each takes minutes on a GPU, which is used if
+there is one, and hours on a core. A run resumes where it was when started again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tiny_nar_cli import arguments, with_losses_apart
 from tiny_nar_clips import Clips, clips_of, judged_clips
-from tiny_nar_export import export, export_video, restored
+from tiny_nar_export import begun_on, export, export_video, restored
 from tiny_raster import seed_of
 from tiny_raster_data import Split, load
 from training_state import made_once
@@ -58,10 +59,11 @@ class Plan:
     looked_at: int = 500
 
 
+#: Nearly five times through the data.
 FULL = Plan(
     NARTraining(
-        steps=8800, batch_size=8, learning_rate=3e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
-        evaluate_every=800, save_every=400, seed=1,
+        steps=8800, batch_size=32, learning_rate=3e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
+        evaluate_every=880, save_every=400, seed=1,
     )
 )  # fmt: skip
 SMOKE = Plan(
@@ -165,13 +167,15 @@ def main(argv: list[str] | None = None) -> int:
             for each, count in ((clips, len(clips.pixels)), (held_out, plan.looked_at))
         )
         model = new_model(args.kind, plan, (tokens.grid_size[0], tokens.grid_size[1], tokens.grid_size[2]))
+        begun = begun_on(args.out / args.kind)
         curve = train(model, tokens, plan.training, args.out / args.kind, held_out=others)
     except (ValueError, OSError) as error:
         print(f"tiny_nar_video: {error}", file=sys.stderr)
         return 2
     folder = args.out / "tiny-nar-video"
     scores = export_video(tokenizer, judge, (clips, held_out), out=folder) if args.kind == "nar" else {}
-    lock = export(model, args.kind, plan, split, curve, out=folder, recipe="recipes/tiny_nar_video.py", scores=scores)
+    recipe = "recipes/tiny_nar_video.py"
+    lock = export(model, args.kind, plan, split, (curve, begun), out=folder, recipe=recipe, scores=scores)
     print(lock["scores"], flush=True)
     return 0
 

@@ -28,7 +28,7 @@ def bench_nar(
     model: Annotated[str, typer.Option(help="'tiny-nar', 'tiny-nar-video' or 'tiny-nar-text'.")] = "tiny-nar",
     samples: Annotated[int, typer.Option(help="Samples a way and seed; 0 leaves quality out.")] = 3000,
     seeds: Annotated[int, typer.Option(help="Seeds: 1, 2, and so on up to this one.")] = 3,
-    validation: Annotated[int, typer.Option(help="Samples of another seed, to choose each model's settings.")] = 1000,
+    validation: Annotated[int, typer.Option(help="Samples of another seed, to choose each model's settings.")] = 3000,
     batches: Annotated[str, typer.Option(help="Batch sizes to time; '' leaves speed out.")] = "1,4,16,64,256",
     repeats: Annotated[int, typer.Option(help="Rounds of the timing.")] = 9,
     device: Annotated[str, typer.Option(help="'cpu', 'cuda', ...; samples are judged on the CPU.")] = "cpu",
