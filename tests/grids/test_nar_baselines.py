@@ -38,6 +38,8 @@ def test_groups_are_the_papers() -> None:
         assert len(groups) == 4 + rows * columns // 4 - 1
     with pytest.raises(ValueError, match="multiple of regions=\\(2, 2\\)"):
         par_groups(3, 4)
+    with pytest.raises(ValueError, match="multiple of regions=\\(3, 2\\)"):
+        PARForImageGeneration(PARConfig(**SHAPE, grid_size=(4, 6), regions=(3, 2)))
     assert len(par_groups(14, 14, (7, 2))) == 14 + 14 * 14 // 14 - 1 == front_count((14, 14))
 
 

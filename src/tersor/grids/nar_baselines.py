@@ -60,13 +60,11 @@ class PARForImageGeneration(LlamaGen):
 
     def __init__(self, config: PARConfig) -> None:
         super().__init__(config)
+        rows, columns = config.grid_size
+        #: See `par_groups`, which refuses regions that do not fit the grid.
+        self.groups = par_groups(rows, columns, (config.regions[0], config.regions[1]))
         self.transition = nn.Parameter(torch.empty(math.prod(config.regions) - 1, config.hidden_size))
         nn.init.normal_(self.transition, std=config.initializer_range)
-
-    @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """See `par_groups`."""
-        return par_groups(*self.config.grid_size, self.config.regions)
 
     def forward(  # type: ignore[override]  # the whole image at once; its passes use the parent's
         self, input_ids: Tensor, class_labels: Tensor | None = None, labels: Tensor | None = None
