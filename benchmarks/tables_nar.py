@@ -31,6 +31,7 @@ def quality_table(records: list[Record]) -> str:
             [
                 name,
                 f"{known[name, SAMPLES, 'forward passes'].measured:.4g}",
+                f"{known[name, 'real samples', 'held-out loss'].measured:.3f}",
                 f"{known[name, SAMPLES, 'temperature'].measured:g}, {known[name, SAMPLES, 'guidance'].measured:g}",
                 spread(known[name, SAMPLES, "Fréchet distance"]),
                 spread(known[name, SAMPLES, EXCESS]) if name != RASTER else "1",
@@ -40,17 +41,20 @@ def quality_table(records: list[Record]) -> str:
             ]
         )
     for name in ("real samples", "reconstructed samples"):
-        rows.append([f"({name})", "", "", spread(known[name, "floor", "Fréchet distance"]), *[""] * 4])
+        rows.append([f"({name})", "", "", "", spread(known[name, "floor", "Fréchet distance"]), *[""] * 4])
     titles = [
-        "way", "passes", "temperature, guidance", "Fréchet distance [95 %]", "above the floor, raster's is 1 [95 %]",
+        "way", "passes", "held-out loss, nats a token", "temperature, guidance", "Fréchet distance [95 %]",
+        "above the floor, raster's is 1 [95 %]",
         "joint with the class [95 %]", "class accuracy, % [95 %]", "against raster, points [95 %]",
     ]  # fmt: skip
     first, floor = known[RASTER, SAMPLES, "class accuracy"], known["reconstructed samples", "floor", "Fréchet distance"]
+    loss = known[RASTER, "real samples", "held-out loss"]
     return (
         markdown(titles, rows)
         + f"\n`{first.command}`: {first.n:,} samples a row, in equal parts by seed. Distances are means over seeds "
         "with intervals by Student's t, accuracies have bootstrap intervals. The floor is the distance of "
-        f"reconstructed real samples, {floor.n:,} at a time, as of a seed. {made_on(first)}\n"
+        f"reconstructed real samples, {floor.n:,} at a time, as of a seed. Losses are of {loss.n} samples. "
+        f"{made_on(first)}\n"
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from tiny_nar_cli import arguments, with_losses_apart
-from tiny_nar_export import begun_on, export, floors_of, with_tokenizer
+from tiny_nar_export import begun_on, export, floors_of, heads_alone, with_tokenizer
 from tiny_raster_data import Split, load
 from transformers import PreTrainedModel
 
@@ -122,8 +122,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder = args.out / "tiny-nar"
     scores = {}
-    if args.kind == "nar":
-        scores = floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
+    if isinstance(model, NARForImageGeneration) and args.kind == "nar":
+        scores = heads_alone(model, held_out)
+        scores |= floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
     lock = export(
         model, args.kind, plan, split, (curve, begun), out=folder, recipe="recipes/tiny_nar.py", scores=scores
     )

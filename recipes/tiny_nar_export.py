@@ -18,7 +18,10 @@ from transformers import PreTrainedModel
 from tersor import _atomic, zoo
 from tersor.bench.features import ClipClassifier, DigitClassifier, Reference, save_judge
 from tersor.bench.measure import machine, versions
+from tersor.bench.nar import MIXINGS, one_sided
+from tersor.grids.nar import NARForImageGeneration
 from tersor.grids.nar_pipeline import TubeletTokenizer
+from tersor.grids.nar_tokens import Tokens
 
 if TYPE_CHECKING:
     import tiny_nar
@@ -84,6 +87,20 @@ def floors_of(judge: tuple[DigitClassifier, Reference], tokenizer: Any, pixels: 
     size = min(SEED_SAMPLES, len(pixels) // 2)
     sets = min(FLOOR_SETS, len(pixels) // size)
     return {"frechet_floors": {"images": size, **floors(*judge, tokenizer, pixels, images=size, sets=sets)}}
+
+
+def heads_alone(model: NARForImageGeneration, held_out: Tokens) -> dict[str, Any]:
+    """The held-out losses with each head alone wherever it sees the cell, as a part of a lock's scores."""
+    model.eval()
+    found = {}
+    for head in tuple(MIXINGS)[: len(model.config.grid_size)]:
+        alone, losses = one_sided(model, head), []
+        for rows in torch.arange(len(held_out)).split(50):
+            batch = {name: each.to(model.device) for name, each in held_out.__getitems__(rows.tolist()).items()}
+            with torch.no_grad():
+                losses.append(len(rows) * alone(**batch).loss.item())
+        found[head] = round(sum(losses) / len(held_out), 4)
+    return {"held_out_nats_per_token_of_heads_alone": found}
 
 
 def restored(tokenizer: TubeletTokenizer, clips: Tensor) -> Tensor:

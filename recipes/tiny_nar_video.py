@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tiny_nar_cli import arguments, with_losses_apart
 from tiny_nar_clips import Clips, clips_of, judged_clips
-from tiny_nar_export import begun_on, export, export_video, restored
+from tiny_nar_export import begun_on, export, export_video, heads_alone, restored
 from tiny_raster import seed_of
 from tiny_raster_data import Split, load
 from training_state import made_once
@@ -173,7 +173,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tiny_nar_video: {error}", file=sys.stderr)
         return 2
     folder = args.out / "tiny-nar-video"
-    scores = export_video(tokenizer, judge, (clips, held_out), out=folder) if args.kind == "nar" else {}
+    scores = {}
+    if isinstance(model, NARForImageGeneration) and args.kind == "nar":
+        scores = heads_alone(model, others) | export_video(tokenizer, judge, (clips, held_out), out=folder)
     recipe = "recipes/tiny_nar_video.py"
     lock = export(model, args.kind, plan, split, (curve, begun), out=folder, recipe=recipe, scores=scores)
     print(lock["scores"], flush=True)

@@ -20,6 +20,7 @@ from tersor.bench.nar import (
     NAR,
     RASTER,
     CaptionScores,
+    Locked,
     Plan,
     Settings,
     Speed,
@@ -146,10 +147,13 @@ def test_records_say_what_was_measured() -> None:
     times = PairedTimes({NAR: (0.1, 0.1, 0.1), RASTER: (0.4, 0.4, 0.4)})
     speed = Speed(8, {NAR: 7, RASTER: 16}, times)
     floors = {"real": [1.0, 1.0], "reconstructed": [2.0, 2.0], "images": 30}
+    facts = Locked(floors, {NAR: 0.5, RASTER: 0.25}, held_out=20)
     records = {
         (record.item, record.quantity): record
-        for record in nar_records("m", found, [speed], floors=floors, device="cpu", command="c")
+        for record in nar_records("m", found, [speed], facts=facts, device="cpu", command="c")
     }
+    loss = records["NAR: real samples", "held-out loss"]
+    assert (loss.measured, loss.baseline, loss.n) == (0.5, 0.25, 20)
     assert records["NAR: samples", "guidance"].measured == 1.5
     assert records["NAR: samples", EXCESS].measured == pytest.approx(1)
     assert records["NAR: samples", "class accuracy"].measured == 0.75

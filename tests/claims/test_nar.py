@@ -36,7 +36,7 @@ def of(known: Known, way: str, quantity: str) -> Record:
 
 def test_enough_was_drawn(images: Known, clips: Known) -> None:
     for known in (images, clips):
-        assert all(record.n >= 3000 for (item, _), record in known.items() if item.endswith("samples"))
+        assert all(record.n >= 3000 for (item, _), record in known.items() if item.endswith(": samples"))
         assert "--seeds" not in of(known, NAR, "class accuracy").command, "three seeds are the default"
 
 
@@ -48,22 +48,27 @@ def test_passes(images: Known, clips: Known) -> None:
 
 
 def test_samples_are_near_rasters_at_equal_steps(images: Known, clips: Known) -> None:
-    """The goals are 1.5 times raster's distance above the floor, and 3 points; docs/nar.md says what is missed."""
-    assert of(images, NAR, EXCESS).measured <= 1.5
-    for known, points in ((images, 0.05), (clips, 0.03)):
-        assert of(known, NAR, "accuracy against raster").measured >= -points
-        assert of(known, NAR, "Fréchet distance").measured < 1.5 * of(known, RASTER, "Fréchet distance").measured
+    """The goals are 1.5 times raster's distance above the floor, and 3 points; clips are nearer than raster's."""
+    for known, times in ((images, 1.5), (clips, 1.0)):
+        assert of(known, NAR, EXCESS).measured <= times
+        low = of(known, NAR, "accuracy against raster").low
+        assert low is not None and low >= -0.03
 
 
-def test_images_are_no_farther_than_the_parallel_baselines(images: Known) -> None:
-    """Than those of PAR-4X in half of its passes, and than PAR's in as many."""
-    ours, theirs, equal = (of(images, way, "Fréchet distance").measured for way in (NAR, PAR, EQUAL_PASSES))
-    assert ours < theirs < equal
+def test_images_are_as_near_as_those_of_the_parallel_baselines(images: Known) -> None:
+    """As PAR-4X's in half of its passes, which shows the class less often, and nearer than PAR's in as many passes."""
+    ours, theirs, equal = (of(images, way, "Fréchet distance") for way in (NAR, PAR, EQUAL_PASSES))
+    assert ours.low < theirs.measured and theirs.low < ours.measured < min(equal.measured, 1.1 * theirs.measured)
+    assert of(images, NAR, "class accuracy").measured > of(images, PAR, "class accuracy").measured
 
 
 def test_the_ablations_are_worse(images: Known, clips: Known) -> None:
-    # Of clips that move by a pixel a frame the head of the later frame knows all that there is to know.
     for known in (images, clips):
+        losses = {
+            item.partition(":")[0]: each.measured for (item, what), each in known.items() if what == "held-out loss"
+        }
+        assert all(losses[way] > 1.05 * losses[NAR] for way in (SINGLE, *MIXINGS.values()) if way in losses)
+        # Of clips that move by a pixel a frame the later head's samples are as good alone; only its loss is not.
         for way in (SINGLE, MIXINGS["right"], MIXINGS["below"]):
             assert of(known, way, "Fréchet distance").low > 20 * of(known, NAR, "Fréchet distance").high
             assert of(known, way, "class accuracy").high < of(known, NAR, "class accuracy").low

@@ -14,7 +14,7 @@ from tersor.bench.cli import command_line, give
 if TYPE_CHECKING:
     from tersor.bench.images import Quality
     from tersor.bench.measure import Estimate
-    from tersor.bench.nar import CaptionScores, Settings, Speed
+    from tersor.bench.nar import CaptionScores, Locked, Settings, Speed
     from tersor.bench.records import Record
 
     Found = dict[str, tuple[Settings, Quality]]
@@ -55,7 +55,7 @@ def bench_nar(
         _bench_captions(model, samples, seeds, validation, out, as_json)
         return
     from tersor import zoo
-    from tersor.bench.nar import Plan, floors, run_plan, time_ways, ways
+    from tersor.bench.nar import Plan, locked, run_plan, time_ways, ways
 
     network: Any = zoo.load_model(model).to(target)
     video = len(network.config.grid_size) == 3
@@ -75,10 +75,9 @@ def bench_nar(
         for batch in sizes:
             status.update(f"timing, batch {batch}, {repeats} rounds")
             speeds.append(time_ways(chosen, batch=batch, repeats=repeats, seed=0))
-    records = nar_records(
-        model, found, speeds, floors=floors(zoo.path(model)), device=target.type, command=command_line()
-    )
-    give(records, out, as_json, lambda: _print(found, speeds, floors(zoo.path(model))))
+    facts = locked(zoo.path(model))
+    records = nar_records(model, found, speeds, facts=facts, device=target.type, command=command_line())
+    give(records, out, as_json, lambda: _print(found, speeds, facts))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -152,7 +151,7 @@ def _print_captions(records: list[Record]) -> None:
 
 
 def nar_records(
-    model: str, found: Found, speeds: list[Speed], *, floors: dict[str, Any], device: str, command: str
+    model: str, found: Found, speeds: list[Speed], *, facts: Locked, device: str, command: str
 ) -> list[Record]:
     """Floors of the distance; by way its quality; by batch size the samples a second and NAR's speed-ups."""
     from tersor.bench.images import over_seeds
@@ -177,12 +176,14 @@ def nar_records(
     records: list[Record] = []
     if found:
         for name in ("real", "reconstructed"):
-            distance = over_seeds(floors[name])
-            records.append(record(f"{name} samples: floor", "Fréchet distance", "", distance, floors["images"]))
-        floor, (_, raster) = over_seeds(floors["reconstructed"]).value, found[RASTER]
+            distance, size = over_seeds(facts.floors[name]), facts.floors["images"]
+            records.append(record(f"{name} samples: floor", "Fréchet distance", "", distance, size))
+        floor, (_, raster) = over_seeds(facts.floors["reconstructed"]).value, found[RASTER]
         for name, (settings, quality) in found.items():
             n, item = len(quality.right), f"{name}: samples"
+            loss, usual = facts.losses[name], facts.losses[RASTER]
             records += [
+                record(f"{name}: real samples", "held-out loss", "nats/token", loss, facts.held_out, baseline=usual),
                 record(item, "temperature", "", settings.temperature, n),
                 record(item, "guidance", "", settings.guidance, n),
                 record(item, "forward passes", "passes", quality.passes(), n, baseline=raster.passes()),
@@ -209,7 +210,7 @@ def nar_records(
     return records
 
 
-def _print(found: Found, speeds: list[Speed], floors: dict[str, Any]) -> None:
+def _print(found: Found, speeds: list[Speed], facts: Locked) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -219,7 +220,7 @@ def _print(found: Found, speeds: list[Speed], floors: dict[str, Any]) -> None:
     console = Console()
     if found:
         table = Table("way", "settings", box=box.SIMPLE_HEAD)
-        for title in ("passes", "Fréchet distance [95%]", "class accuracy, % [95%]"):
+        for title in ("passes", "held-out nats a token", "Fréchet distance [95%]", "class accuracy, % [95%]"):
             table.add_column(title, justify="right")
         for name, (settings, quality) in found.items():
             distance, accuracy = quality.distance(), quality.accuracy()
@@ -227,11 +228,13 @@ def _print(found: Found, speeds: list[Speed], floors: dict[str, Any]) -> None:
                 name,
                 str(settings),
                 f"{quality.passes():.0f}",
+                f"{facts.losses[name]:.4f}",
                 f"{distance.value:.2f} [{distance.low:.2f}, {distance.high:.2f}]",
                 f"{100 * accuracy.value:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
             )
         console.print(table)
-        console.print(f"floors of the distance: real {floors['real']}, reconstructed {floors['reconstructed']}")
+        console.print(f"floors of the distance: real {facts.floors['real']}")
+        console.print(f"reconstructed {facts.floors['reconstructed']}")
     if speeds:
         table = Table("batch", box=box.SIMPLE_HEAD)
         others = [name for name in speeds[0].passes if name != NAR]

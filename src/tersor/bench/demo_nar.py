@@ -53,8 +53,8 @@ def run(say: Callable[[str], None]) -> DemoResult:
         intro=(
             "Small transformers draw digits on a grid of 14 by 14 tokens, and moving digits on one of 4 by 7 by 7. "
             "All cells at one distance from the first corner are decided in one pass. Raster and PAR-4X "
-            "have the same backbone and were trained by the same recipe for as many steps. Distances to real samples, "
-            "in which raster is ahead, take more samples than a demo draws; they are in the documentation."
+            "have the same backbone and were trained by the same recipe for as many steps. Distances to real samples "
+            "take more samples than a demo draws; they are in the documentation."
         ),
         figures=[
             Figure(samples_svg(sheets, description="Samples by model and way"), "Ten samples each, one a class; of "

@@ -1,8 +1,9 @@
 """NAR against raster and PAR of the same backbone: quality of samples, and images a second by batch size.
 
 Quality: the share of samples that a classifier takes for the class that was asked for, and the Fréchet distance of its
-features to those of real images. Every model has its temperature and guidance chosen on samples of a seed that is not
-evaluated, by that distance, as the field does; one-sided mixing takes NAR's.
+features to those of real images; the loss on held-out images stands in the checkpoints' locks. Every model has its
+temperature and guidance chosen on samples of a seed that is not evaluated, by that distance, as the field does;
+one-sided mixing takes NAR's.
 Speed: all ways in turns, for each batch size.
 """
 
@@ -291,8 +292,30 @@ def time_ways(chosen: Sequence[Way], *, batch: int, repeats: int, seed: int) -> 
     return Speed(batch, {way.name: way.passes for way in timed}, PairedTimes(seconds))
 
 
-def floors(folder: Path) -> dict[str, Any]:
-    """Fréchet distances of real and of reconstructed samples, as many as of a seed, from a checkpoint's lock."""
-    lock = json.loads((folder / "recipe.lock.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = lock["scores"]["frechet_floors"]
-    return found
+@dataclass(frozen=True)
+class Locked:
+    """What a checkpoint's recipe has measured on real samples.
+
+    Args:
+        floors: Fréchet distances of ``"real"`` and of ``"reconstructed"`` samples, ``"images"`` at a time.
+        losses: nats a token, by the name of a way, of ``held_out`` samples.
+    """
+
+    floors: dict[str, Any]
+    losses: dict[str, float]
+    held_out: int
+
+
+def locked(folder: Path) -> Locked:
+    """From the locks of the checkpoint in ``folder`` and of what is compared with it."""
+
+    def lock(folder: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / "recipe.lock.json").read_text(encoding="utf-8"))
+        return found
+
+    own, others = lock(folder), folder / "compared"
+    scores, key = own["scores"], "held_out_nats_per_token"
+    losses = {NAR: scores[key]}
+    losses |= {name: lock(others / kind)["scores"][key] for kind, name in SHOWN.items() if (others / kind).is_dir()}
+    losses |= {MIXINGS[head]: loss for head, loss in scores[f"{key}_of_heads_alone"].items()}
+    return Locked(scores["frechet_floors"], losses, own["plan"]["looked_at"])
