@@ -88,7 +88,7 @@ def _bench_captions(model: str, samples: int, seeds: int, validation: int, out: 
         raise ValueError("--samples 0 leaves nothing to measure of a model of captions")
     from tersor import zoo
     from tersor.bench.captions import Captions
-    from tersor.bench.nar import CHOICES, VALIDATION_SEED, CaptionScores, score_captions
+    from tersor.bench.nar import CAPTION_CHOICES, VALIDATION_SEED, CaptionScores, score_captions
     from tersor.grids.nar_pipeline import NARPipeline
 
     network: Any = zoo.load_model(model)
@@ -98,7 +98,7 @@ def _bench_captions(model: str, samples: int, seeds: int, validation: int, out: 
     with spinner() as status:
         status.update(f"choosing settings, {validation} samples each")
         settings = max(
-            CHOICES,
+            CAPTION_CHOICES,
             key=lambda each: score_captions(
                 pipeline, classifier, borders, each, samples=validation, seed=VALIDATION_SEED
             ).share("all").value,

@@ -61,6 +61,9 @@ class Settings:
 #: From the model's own law to sharper ones.
 CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5) for t in (1.0, 0.95, 0.9))
 
+#: Of captions, which are heeded more with more guidance.
+CAPTION_CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.5, 2.0, 3.0) for t in (1.0, 0.95, 0.9))
+
 
 @dataclass(frozen=True)
 class Way:
