@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicCache, QuantoQuantizedLayer
 
 from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, storage_bytes, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
-from tersor.kv.layer import CompressedLayer
+from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
 from tersor.lowbit.kernels import chosen_backend, get_kernel
 

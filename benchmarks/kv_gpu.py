@@ -34,12 +34,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from tersor.bench.measure import Estimate, PairedTimes, machine, storage_bytes, time_paired, versions
-from tersor.bench.peers.builtin import quanto_cache
 from tersor.bench.records import Record, write_jsonl
-from tersor.kv.layer import TAG
+from tersor.kv.bench.peers.builtin import quanto_cache
+from tersor.kv.engine.layer import TAG
 from tersor.kv.method import KVMethod
-from tersor.kv.selection import SaliencySelection
-from tersor.kv.storage import MixedPrecisionStorage
+from tersor.kv.selection.ratio import SaliencySelection
+from tersor.kv.storage.mixed import MixedPrecisionStorage
 from tersor.kv.zipcache import ZipCache
 
 FULL, OURS, MIKV = "DynamicCache, SDPA", "ZipCache 4/2 r=0.6", "MiKV-like 4/2 r=0.6"

@@ -27,9 +27,9 @@ from rich.table import Table
 from tersor.bench.measure import Estimate, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.grids.geometry import front_count
-from tersor.grids.model import LlamaGen, LlamaGenConfig
-from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration, par_groups
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.nar.baselines import PARConfig, PARForImageGeneration, par_groups
+from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
 
 NAR, PAR, RASTER = "NAR", "PAR-4X", "raster"
 #: The paper's images a second, of NAR, PAR-4X and LlamaGen with the same backbone (ImageNet, 256 pixels).

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from tersor import _atomic, zoo
-from tersor.bench.captions import caption
-from tersor.bench.demo_nar import CLIPS, IMAGES, SETTINGS, TEXT
-from tersor.bench.nar import Way, ways
+from tersor.grids.nar.bench.quality import Way, ways
+from tersor.grids.nar.captions import caption
+from tersor.grids.nar.demo import CLIPS, IMAGES, SETTINGS, TEXT
 
 #: The class that is shown being decoded; classes of clips; and captions as digit, stroke and slant.
 SHOWN, MOVING = 3, (0, 3, 7)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.cli import give
 from tersor.bench.measure import machine, versions
-from tersor.bench.ptq_speed import SHAPES, settled
 from tersor.bench.records import Record
+from tersor.kv.bench.cli import give
+from tersor.ptq.bench.speed import SHAPES, settled
 from tersor.ptq.calibration import Quantized, quantize
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.images import Preprocessing, find_images

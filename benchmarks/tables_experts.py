@@ -8,11 +8,11 @@ from typing import Any
 from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, percent
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tersor.bench.demo_experts import ROUTER, SALIENT
-from tersor.bench.experts_quality import BASE, SVD
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
 from tersor.bench.scoreboard import format_number
+from tersor.experts.bench.quality import BASE, SVD
+from tersor.experts.demo import ROUTER, SALIENT
 from tersor.experts.storage import ModelSize
 
 ANSWERS, DIVERGENCE, BYTES = "exact answers", "divergence from the expert", "bytes beside the base"

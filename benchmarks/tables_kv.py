@@ -8,7 +8,7 @@ from tables_shared import ASSETS, RESULTS, TABLES, interval, parts, percent, pro
 
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record, read_jsonl
-from tersor.bench.tasks import TASKS
+from tersor.kv.bench.tasks import TASKS
 
 OVERALL = "planted facts"
 
@@ -76,7 +76,7 @@ def recall_plot(records: list[Record], families: dict[str, str]) -> str:
 
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    from tersor.bench.contenders import contenders
+    from tersor.kv.bench.contenders import contenders
 
     recall = read_jsonl(RESULTS / "kv_agnostic.jsonl")
     layouts = [record for bits in (4, 2) for record in read_jsonl(RESULTS / f"quantizers_{bits}bit.jsonl")]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, provenance
 
-from tersor.bench.merging import MINICACHE, STACKED, ZIPCACHE
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
+from tersor.kv.bench.merging_curves import MINICACHE, STACKED, ZIPCACHE
 
 OVERALL = "planted facts"
 FULL = "full cache"

@@ -11,11 +11,11 @@ from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, pe
 from tables_zipar import Point, by_key, estimate, made_on, points, spread
 
 from tersor import zoo
-from tersor.bench.cli_nar import EXCESS
-from tersor.bench.nar import NAR, RASTER, SHOWN
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
 from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
+from tersor.grids.nar.bench.cli import EXCESS
+from tersor.grids.nar.bench.quality import NAR, RASTER, SHOWN
 
 SAMPLES = "samples"
 #: Those whose sheets are shown; the ablations are in the table.

@@ -8,8 +8,8 @@ from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, pe
 from tables_zipar import by_key, estimate, made_on, points, spread
 
 from tersor.bench.plots import Line, plot_lines
-from tersor.bench.ptq import FLOAT
 from tersor.bench.records import Record, read_jsonl
+from tersor.ptq.bench.accuracy import FLOAT
 
 EXACT = "w32a32"
 #: Its line would hide RepAPQ's.

@@ -8,7 +8,7 @@ from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts, percent, pro
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
-from tersor.bench.tiles import KINDS, MOST_COUNTED
+from tersor.kv.bench.tiles import KINDS, MOST_COUNTED
 
 ACCURACY, KEPT = "accuracy", "tokens in attention"
 

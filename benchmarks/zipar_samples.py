@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tersor import _atomic, zoo
-from tersor.bench.images import ways
+from tersor.grids.zipar.bench.quality import ways
 
 MODEL = "tiny-raster"
 #: The class that is shown being decoded.

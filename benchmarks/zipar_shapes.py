@@ -29,10 +29,10 @@ from transformers import DynamicCache, Emu3ForCausalLM, Emu3TextConfig
 
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
-from tersor.grids.attention import grouped
-from tersor.grids.decoding import Run, Slots
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
+from tersor.grids.zipar.attention import grouped
+from tersor.grids.zipar.decoding import Run, Slots
 
 LAYERS = 32
 PREFIX = 32

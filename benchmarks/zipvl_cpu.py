@@ -27,9 +27,9 @@ from torch import Tensor
 
 from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
-from tersor.kv.attention import library_attention
-from tersor.kv.forward import STATE, ForwardState
-from tersor.kv.sparse_prefill import SparsePrefill
+from tersor.kv.engine.attention import library_attention
+from tersor.kv.prefill.hook import STATE, ForwardState
+from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.zipvl import ZipVL
 
 HEADS, KV_HEADS, DIM = 28, 4, 128

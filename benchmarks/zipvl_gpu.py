@@ -30,8 +30,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 
 from tersor.bench.measure import PairedTimes, machine, storage_bytes, time_paired, versions
-from tersor.bench.peers.sparse import fixed_share
 from tersor.bench.records import Record, write_jsonl
+from tersor.kv.bench.peers.sparse import fixed_share
 from tersor.kv.method import KVMethod
 
 DENSE = "dense, SDPA"

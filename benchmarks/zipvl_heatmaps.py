@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from tersor import _atomic, zoo
-from tersor.bench.demo_kv import SEED
-from tersor.bench.demo_zipvl import LOWER, TAU, draw_kept
-from tersor.bench.tiles import KINDS
-from tersor.bench.vlm import prompt, tasks
+from tersor.kv.bench.tiles import KINDS
+from tersor.kv.bench.vision import prompt, tasks
+from tersor.kv.demos.shared import SEED
+from tersor.kv.demos.zipvl import LOWER, TAU, draw_kept
 from tersor.kv.zipvl import ZipVL
 
 ASSETS = Path(__file__).resolve().parent.parent / "docs" / "assets"

@@ -9,8 +9,8 @@ import argparse
 import torch
 from PIL import Image
 
-from tersor.grids.nar_convert import convert_nar
-from tersor.grids.nar_pipeline import NARPipeline
+from tersor.grids.nar.convert import convert_nar
+from tersor.grids.nar.pipeline import NARPipeline
 from tersor.grids.vq import convert_vq
 
 parser = argparse.ArgumentParser(description=__doc__)

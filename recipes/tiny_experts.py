@@ -22,13 +22,13 @@ from training_state import command_line, started
 from transformers.utils import logging
 
 from tersor import _atomic
-from tersor.bench.experts_requests import DESCRIPTIONS, asked
-from tersor.bench.experts_routing import training_requests
-from tersor.bench.experts_skills import MIXTURE, PAD, SKILLS, examples, rows_of
+from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.routing import training_requests
+from tersor.experts.bench.skills import MIXTURE, PAD, SKILLS, examples, rows_of
 from tersor.experts.calibration import Batches
-from tersor.experts.router import Router, RouterConfig
-from tersor.experts.router_eval import evaluate
-from tersor.experts.router_training import Request, RouterTraining, train_router
+from tersor.experts.router.evaluation import evaluate
+from tersor.experts.router.routing import Router, RouterConfig
+from tersor.experts.router.training import Request, RouterTraining, train_router
 
 NAME = "tiny-experts"
 #: Requests that the router is scored on, and what draws them.

@@ -10,9 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tersor import _atomic
-from tersor.bench.experts_quality import exact
-from tersor.bench.experts_skills import CHARACTERS, EOS, PAD, UNKNOWN, VOCABULARY, encode, examples
 from tersor.bench.measure import machine, versions, wilson_interval
+from tersor.experts.bench.quality import exact
+from tersor.experts.bench.skills import CHARACTERS, EOS, PAD, UNKNOWN, VOCABULARY, encode, examples
 
 #: Held-out prompts that base and experts are scored on, and what draws them.
 SCORED, SCORE_SEED = 1000, 40

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training_state import load_state, save_state
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from tersor.bench.experts_skills import EOS, PAD, VOCABULARY, examples, rows_of
+from tersor.experts.bench.skills import EOS, PAD, VOCABULARY, examples, rows_of
 from tersor.experts.calibration import Batches, input_energy
 
 SAVE_EVERY = 250

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tersor import _atomic, zoo
-from tersor.bench.tasks import ascii_fold, ask, draw_keys, draw_prose, draw_values, note
+from tersor.kv.bench.tasks import ascii_fold, ask, draw_keys, draw_prose, draw_values, note
 
 # A fixed commit: in another version of the repository the same books lack their headers, hence differ in checksum.
 BOOKS_COMMIT = "f9edc0ac68ef4d4bc6b16cbc1a3d68d5783a7e28"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from tersor.bench.tasks import TASKS, recall_samples
+from tersor.kv.bench.tasks import TASKS, recall_samples
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tersor import _atomic
 from tersor.bench.measure import machine, versions, wilson_interval
-from tersor.bench.tasks import PLANTED, TASKS
+from tersor.kv.bench.tasks import PLANTED, TASKS
 
 SAMPLES = 200
 CONTEXTS = (256, 512, 1024)

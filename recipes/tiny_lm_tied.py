@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tersor import _atomic, zoo
-from tersor.bench.tasks import TASKS
-from tersor.kv.similarity import analyze_layer_similarity
+from tersor.kv.bench.tasks import TASKS
+from tersor.kv.depth.similarity import analyze_layer_similarity
 
 #: Layers 0 and 1 are the copying circuit and stay as they are.
 PAIRS = ((2, 3), (4, 5), (6, 7))

@@ -26,11 +26,11 @@ from tiny_raster_data import Split, load
 from transformers import PreTrainedModel
 
 from tersor import zoo
-from tersor.grids.model import LlamaGen, LlamaGenConfig
-from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_baselines import PARConfig, PARForImageGeneration
-from tersor.grids.nar_tokens import Tokens
-from tersor.grids.nar_training import NARTraining, train
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.nar.baselines import PARConfig, PARForImageGeneration
+from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+from tersor.grids.nar.tokens import Tokens
+from tersor.grids.nar.training import NARTraining, train
 
 KINDS = ("nar", "raster", "par4x", "par14x", "single-head")
 #: Of PAR, from top to bottom and from left to right. Fourteen take as many passes as NAR.

@@ -11,7 +11,7 @@ from torch import Tensor
 from training_state import command_line, started
 from transformers.utils import logging
 
-from tersor.grids.nar import MixingPlan, NARForImageGeneration
+from tersor.grids.nar.heads import MixingPlan, NARForImageGeneration
 
 
 def with_losses_apart(model: NARForImageGeneration) -> NARForImageGeneration:

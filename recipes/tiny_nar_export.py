@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tersor import _atomic, zoo
-from tersor.bench.features import ClipClassifier, DigitClassifier, Reference, save_judge
 from tersor.bench.measure import machine, versions
-from tersor.bench.nar import MIXINGS, one_sided
-from tersor.grids.nar import NARForImageGeneration
-from tersor.grids.nar_pipeline import TubeletTokenizer
-from tersor.grids.nar_tokens import Tokens
+from tersor.grids.judge import ClipClassifier, DigitClassifier, Reference, save_judge
+from tersor.grids.nar.bench.quality import MIXINGS, one_sided
+from tersor.grids.nar.heads import NARForImageGeneration
+from tersor.grids.nar.pipeline import TubeletTokenizer
+from tersor.grids.nar.tokens import Tokens
 
 if TYPE_CHECKING:
     import tiny_nar

@@ -3,7 +3,7 @@
     python recipes/tiny_nar_text.py --data FOLDER --out OUT
 
 FOLDER holds mnist_png.zip; 'mnist' fetches it, 'procedural' draws strokes instead and fetches nothing. Captions come
-from measuring the pictures, see `tersor.bench.captions`. A run resumes where it was when started again.
+from measuring the pictures, see `tersor.grids.nar.captions`. A run resumes where it was when started again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tiny_raster_data import load
 from torch import Tensor
 
 from tersor import zoo
-from tersor.bench.captions import LONGEST, WORDS, Captions, caption
-from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_pipeline import WordFeatures
-from tersor.grids.nar_tokens import Tokens
-from tersor.grids.nar_training import train
+from tersor.grids.nar.captions import LONGEST, WORDS, Captions, caption
+from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+from tersor.grids.nar.pipeline import WordFeatures
+from tersor.grids.nar.tokens import Tokens
+from tersor.grids.nar.training import train
 
 #: Smaller than tiny-nar, and trained for fewer steps.
 FULL = replace(

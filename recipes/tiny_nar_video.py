@@ -25,12 +25,12 @@ from tiny_raster_data import Split, load
 from training_state import made_once
 from transformers import PreTrainedModel
 
-from tersor.bench.features import ClipClassifier, Reference, load_judge, save_judge
-from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.nar_baselines import RasterVideo, RasterVideoConfig
-from tersor.grids.nar_pipeline import TubeletTokenizer
-from tersor.grids.nar_tokens import Tokens
-from tersor.grids.nar_training import NARTraining, train
+from tersor.grids.judge import ClipClassifier, Reference, load_judge, save_judge
+from tersor.grids.nar.baselines import RasterVideo, RasterVideoConfig
+from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+from tersor.grids.nar.pipeline import TubeletTokenizer
+from tersor.grids.nar.tokens import Tokens
+from tersor.grids.nar.training import NARTraining, train
 from tersor.grids.tokenizer import PatchTokenizer
 
 KINDS = ("nar", "raster", "single-head")

@@ -22,8 +22,8 @@ from tiny_raster_export import export, held_out_loss
 from torch import Tensor
 from training_state import command_line, load_state, made_once, save_state, started
 
-from tersor.bench.features import DigitClassifier, Reference, load_judge, save_judge
-from tersor.grids.model import LlamaGen, LlamaGenConfig
+from tersor.grids.judge import DigitClassifier, Reference, load_judge, save_judge
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.tokenizer import PatchTokenizer
 
 SAVE_EVERY_S = 60.0

@@ -12,9 +12,9 @@ from tiny_raster_data import Split
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.features import DigitClassifier, Reference, save_judge
 from tersor.bench.measure import machine, versions, wilson_interval
-from tersor.grids.model import LlamaGen
+from tersor.grids.judge import DigitClassifier, Reference, save_judge
+from tersor.grids.llamagen import LlamaGen
 from tersor.grids.tokenizer import PatchTokenizer
 
 if TYPE_CHECKING:
@@ -108,10 +108,11 @@ def card(lock: dict[str, Any]) -> str:
         [
             "# tiny-raster",
             "",
-            f"A `tersor.grids.model.LlamaGen` with {lock['parameters']:,} parameters ({plan['layers']} layers, width "
-            f"{plan['hidden']}, {plan['heads']} heads) that decodes grey images of 28 x 28 pixels by class, token by "
-            "token in raster order, on a grid of 14 x 14. Weights are stored in bfloat16. It was trained without the "
-            f"class for {100 * plan['dropout']:.0f} % of the samples, so it takes guidance; by default there is none.",
+            f"A `tersor.grids.llamagen.LlamaGen` with {lock['parameters']:,} parameters ({plan['layers']} layers, "
+            f"width {plan['hidden']}, {plan['heads']} heads) that decodes grey images of 28 x 28 pixels by class, "
+            "token by token in raster order, on a grid of 14 x 14. Weights are stored in bfloat16. It was trained "
+            f"without the class for {100 * plan['dropout']:.0f} % of the samples, so it takes "
+            "guidance; by default there is none.",
             "",
             f"`tokenizer/` is a `PatchTokenizer`: {plan['codebook']} patches of {plan['patch']} x {plan['patch']} "
             "pixels, by k-means. `classifier/` is the `DigitClassifier` that samples are judged by, with mean and "

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tersor import _atomic
-from tersor.bench.contenders import FULL, pick
 from tersor.bench.measure import machine, versions
-from tersor.bench.pairs import CONTEXT, VOCABULARY, pair_samples, score_pairs
+from tersor.kv.bench.contenders import FULL, pick
+from tersor.kv.bench.pair_recall import CONTEXT, VOCABULARY, pair_samples, score_pairs
 
 BATCH = 32
 #: Training rows are drawn with seeds from here on, far from those of any evaluation.

@@ -21,7 +21,7 @@ from tiny_repvgg_export import export
 from torch import Tensor, nn
 from training_state import command_line, load_state, save_state, started
 
-from tersor.bench.ptq_data import Labelled, Split, load_cifar
+from tersor.ptq.bench.data import Labelled, Split, load_cifar
 from tersor.ptq.networks import RepNet, RepNetConfig
 
 SAVE_EVERY_S = 60.0

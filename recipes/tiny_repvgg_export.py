@@ -11,7 +11,7 @@ import torch
 
 from tersor import _atomic
 from tersor.bench.measure import machine, versions, wilson_interval
-from tersor.bench.ptq_data import SOURCE, Split
+from tersor.ptq.bench.data import SOURCE, Split
 from tersor.ptq.networks import RepNet
 from tersor.ptq.reparam import merge
 

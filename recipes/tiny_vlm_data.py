@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
-from tersor.bench.tiles import CELL, Picture, Question, picture
+from tersor.kv.bench.tiles import CELL, Picture, Question, picture
 
 IGNORED = -100
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tersor import _atomic
-from tersor._processors import PictureProcessor
 from tersor.bench.measure import machine, versions, wilson_interval
-from tersor.bench.tiles import CELL, COLOURS, KINDS, MOST_COUNTED, samples
+from tersor.kv.bench.tiles import CELL, COLOURS, KINDS, MOST_COUNTED, samples
+from tersor.zoo.processor import PictureProcessor
 
 if TYPE_CHECKING:
     from tiny_vlm import Trainer

@@ -149,7 +149,7 @@ def test_bench_kv_writes_records_and_a_table(tmp_path: Path, capsys: pytest.Capt
 def test_bench_kv_resumes_and_refuses_another_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tersor.bench import kv
+    from tersor.kv.bench import recall as kv
 
     out = tmp_path / "kv.jsonl"
     arguments = [*BENCH, "--task", "quote", *PAIR, "--out", str(out)]

@@ -14,9 +14,9 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from tersor.bench.ptq_speed import SHAPES
 from tersor.cli import run
 from tersor.ptq import onnx_export
+from tersor.ptq.bench.speed import SHAPES
 from tersor.ptq.calibration import quantize
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.images import load_timm

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tersor.experts.config import DeltaConfig
     from tersor.experts.delta import ExpertDelta
     from tersor.experts.host import ExpertHost
-    from tersor.grids.nar import NARConfig, NARForImageGeneration
-    from tersor.grids.nar_pipeline import NARPipeline
-    from tersor.grids.zipar import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
+    from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+    from tersor.grids.nar.pipeline import NARPipeline
+    from tersor.grids.zipar.generation import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
     from tersor.kv.zipcache import ZipCache
@@ -48,18 +48,18 @@ _MEMBERS = {
     "ExpertDelta": "tersor.experts.delta",
     "ExpertHost": "tersor.experts.host",
     "MiniCache": "tersor.kv.minicache",
-    "NARConfig": "tersor.grids.nar",
-    "NARForImageGeneration": "tersor.grids.nar",
-    "NARPipeline": "tersor.grids.nar_pipeline",
-    "ZipARConfig": "tersor.grids.zipar",
+    "NARConfig": "tersor.grids.nar.heads",
+    "NARForImageGeneration": "tersor.grids.nar.heads",
+    "NARPipeline": "tersor.grids.nar.pipeline",
+    "ZipARConfig": "tersor.grids.zipar.generation",
     "ZipCache": "tersor.kv.zipcache",
     "ZipVL": "tersor.kv.zipvl",
-    "apply_zipar": "tersor.grids.zipar",
+    "apply_zipar": "tersor.grids.zipar.generation",
     "compose": "tersor.kv.compose",
     "compress_expert": "tersor.experts.compress",
-    "remove_zipar": "tersor.grids.zipar",
-    "zipar": "tersor.grids.zipar",
-    "zipar_generate": "tersor.grids.zipar",
+    "remove_zipar": "tersor.grids.zipar.generation",
+    "zipar": "tersor.grids.zipar.generation",
+    "zipar_generate": "tersor.grids.zipar.generation",
 }
 _MODULES = {"zoo": "tersor.zoo"}
 

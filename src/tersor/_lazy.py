@@ -1,9 +1,12 @@
-"""Optional dependencies: the one place that says which extra to install."""
+"""What is imported on first use: a package's public names, and optional dependencies with the extra to install."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 
 class MissingExtraError(ImportError):
@@ -24,3 +27,24 @@ def require(module: str, extra: str) -> ModuleType:
             f"{missing} is missing: this needs tersor[{extra}]: pip install 'tersor[{extra}]'",
             name=error.name,
         ) from error
+
+
+def members(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package that hands on names of other modules.
+
+    Args:
+        package: Name of the package.
+        homes: Public name -> the module that defines it, imported when the name is first asked for.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {', '.join(sorted(homes))}")
+        value = getattr(importlib.import_module(homes[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return find, names

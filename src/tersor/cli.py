@@ -13,16 +13,16 @@ import typer
 
 from tersor import __version__
 from tersor._lazy import MissingExtraError
-from tersor.bench.cli import bench, demo
-from tersor.bench.cli_experts import bench_experts
-from tersor.bench.cli_images import bench_images
-from tersor.bench.cli_nar import bench_nar
-from tersor.bench.cli_ptq import bench_ptq, bench_ptq_speed
-from tersor.bench.cli_vlm import bench_photos, bench_vlm
+from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
-from tersor.grids.train_cli import train
+from tersor.grids.nar.bench.cli import bench_nar
+from tersor.grids.nar.train_cli import train
+from tersor.grids.zipar.bench.cli import bench_images
+from tersor.kv.bench.cli import bench, demo
+from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
+from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench import demo_minicache, demo_ptq, demo_zipar, demo_zipcache, demo_zipvl, ptq_speed
 from tersor.bench.demos import DEMOS, get_demo
-from tersor.bench.kv import Scores
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
+from tersor.grids.zipar import demo as demo_zipar
+from tersor.kv.bench.recall import Scores
+from tersor.kv.demos import minicache as demo_minicache
+from tersor.kv.demos import zipcache as demo_zipcache
+from tersor.kv.demos import zipvl as demo_zipvl
+from tersor.ptq import demo as demo_ptq
+from tersor.ptq.bench import speed as ptq_speed
 from tersor.ptq.networks import RepNetConfig
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tersor.bench.demo_experts import mistral_ratio
-from tersor.bench.experts_quality import LSQ, MINMAX, MSE, SVD, Family, Kept, planted_recalls, quality_table
-from tersor.bench.experts_routing import ENCODER, NGRAMS, route_requests
+from tersor.experts.bench.quality import LSQ, MINMAX, MSE, SVD, Family, Kept, planted_recalls, quality_table
+from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
+from tersor.experts.demo import mistral_ratio
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

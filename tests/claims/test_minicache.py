@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tersor import zoo
-from tersor.bench.contenders import FULL
-from tersor.bench.kv import Scores, pooled, score_continuation, score_recall
-from tersor.bench.merging import MINICACHE, STACKED, merging_contenders, stacked_contenders, with_longer_layers
-from tersor.bench.tasks import PLANTED, recall_samples
+from tersor.kv.bench.contenders import FULL
+from tersor.kv.bench.merging_curves import (
+    MINICACHE,
+    STACKED,
+    merging_contenders,
+    stacked_contenders,
+    with_longer_layers,
+)
+from tersor.kv.bench.recall import Scores, pooled, score_continuation, score_recall
+from tersor.kv.bench.tasks import PLANTED, recall_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench.cli_nar import EXCESS
-from tersor.bench.nar import MIXINGS, NAR, RASTER, SHOWN
 from tersor.bench.records import Record, read_jsonl
+from tersor.grids.nar.bench.cli import EXCESS
+from tersor.grids.nar.bench.quality import MIXINGS, NAR, RASTER, SHOWN
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 PAR, EQUAL_PASSES, SINGLE = (SHOWN[kind] for kind in ("par4x", "par14x", "single-head"))

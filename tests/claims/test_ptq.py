@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench.ptq import METHODS, OURS
 from tersor.bench.records import Record, read_jsonl
+from tersor.ptq.bench.accuracy import METHODS, OURS
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 PLAIN = ("min-max", "percentile", "squared error of weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tersor import zoo
-from tersor.bench.images import RASTER, Quality, Speed, sample, time_ways, ways
+from tersor.grids.zipar.bench.quality import RASTER, Quality, Speed, sample, time_ways, ways
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tersor import zoo
-from tersor.bench.contenders import FULL, pick
-from tersor.bench.kv import Scores, pooled, score_continuation, score_recall
-from tersor.bench.quantizers import score_layouts
-from tersor.bench.tasks import PLANTED, recall_samples
+from tersor.kv.bench.contenders import FULL, pick
+from tersor.kv.bench.layouts import score_layouts
+from tersor.kv.bench.recall import Scores, pooled, score_continuation, score_recall
+from tersor.kv.bench.tasks import PLANTED, recall_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.bench.tiles import MOST_COUNTED
-from tersor.bench.vlm import DENSE, Outcome, against, run_all, tasks
+from tersor.kv.bench.tiles import MOST_COUNTED
+from tersor.kv.bench.vision import DENSE, Outcome, against, run_all, tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.bench.experts_quality import MODEL, Family, exact
-from tersor.bench.experts_requests import DESCRIPTIONS, asked
-from tersor.bench.experts_skills import EOS, SKILLS, encode, examples, rows_of
+from tersor.experts.bench.quality import MODEL, Family, exact
+from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.skills import EOS, SKILLS, encode, examples, rows_of
 from tersor.experts.calibration import input_energy
-from tersor.experts.router import Router
+from tersor.experts.router.routing import Router
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tersor.grids.model import LlamaGen, LlamaGenConfig
-from tersor.grids.zipar import ZipAROutput, zipar_generate
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.zipar.generation import ZipAROutput, zipar_generate
 
 EOL = 55
 SHAPE = {

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tersor.grids import geometry, zipar
+from tersor.grids import geometry
 from tersor.grids import schedule as schedule_module
 from tersor.grids.geometry import RasterGrid, front_count, fronts
 from tersor.grids.schedule import (
@@ -18,6 +18,7 @@ from tersor.grids.schedule import (
     resolve_window,
     zipar_passes,
 )
+from tersor.grids.zipar import generation as zipar
 
 MODES = ("eol", "conservative", "eager")
 GRIDS = list(product(range(1, 8), range(1, 8)))

@@ -11,15 +11,15 @@ import torch
 from tiny_models import NAMES, SHAPE, build, prompt
 from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, SmolLM3Config
 
-from tersor.kv.cache import compressible_layers
-from tersor.kv.depth import MergedPairs, choose_pairs
-from tersor.kv.layer import CompressedLayer
+from tersor.kv.depth.base import MergedPairs, choose_pairs
+from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.depth.similarity import PairSimilarity, SimilarityReport, analyze_layer_similarity
+from tersor.kv.engine.cache import compressible_layers
+from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.method import KVMethod
 from tersor.kv.minicache import MiniCache
-from tersor.kv.pairs import PairedLayer
-from tersor.kv.selection import RecentSelection, SaliencySelection
-from tersor.kv.similarity import PairSimilarity, SimilarityReport, analyze_layer_similarity
-from tersor.kv.storage import MixedPrecisionStorage
+from tersor.kv.selection.ratio import RecentSelection, SaliencySelection
+from tersor.kv.storage.mixed import MixedPrecisionStorage
 
 SMALL = {"streaming_gap": 10, "min_tokens_to_compress": 8, "max_relative_error": 2.0}
 

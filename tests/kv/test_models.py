@@ -9,8 +9,8 @@ import torch
 from tiny_models import NAMES, build, prompt
 from transformers import DynamicCache, PreTrainedModel
 
-from tersor.kv import attention
-from tersor.kv.cache import CompressedCache
+from tersor.kv.engine import attention
+from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.zipcache import ZipCache
 
 NEW = 40
@@ -100,7 +100,7 @@ def test_the_check_catches_a_missing_mask_function(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_check_catches_lost_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tersor.kv.layer import CompressedLayer
+    from tersor.kv.engine.layer import CompressedLayer
 
     parts = CompressedLayer.parts
     monkeypatch.setattr(CompressedLayer, "parts", lambda self, *args, **kw: parts(self, *args, **kw)[-1:])

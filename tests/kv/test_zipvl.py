@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from tersor.kv import sparse_prefill
-from tersor.kv.attention import library_attention, tersor_attention
-from tersor.kv.forward import STATE, ForwardState
-from tersor.kv.layer import CompressedLayer, causal_rows
-from tersor.kv.mass import MassSelection, smallest_set
-from tersor.kv.saliency import ProbeScores, attention_rows, probe_scores
-from tersor.kv.segments import Chosen
-from tersor.kv.selection import RecentSelection, Waiting
-from tersor.kv.sparse_prefill import SparsePrefill
+from tersor.kv.engine.attention import library_attention, tersor_attention
+from tersor.kv.engine.layer import CompressedLayer, causal_rows
+from tersor.kv.prefill import sparse as sparse_prefill
+from tersor.kv.prefill.hook import STATE, ForwardState
+from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.selection.mass import MassSelection, smallest_set
+from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
+from tersor.kv.selection.ratio import RecentSelection, Waiting
+from tersor.kv.storage.segments import Chosen
 from tersor.kv.zipvl import ZipVL
 from tersor.lowbit.bytes import segment_bytes
 
@@ -94,7 +94,7 @@ def test_tau_of_one_is_dense_and_probes_nothing(policy, mode, monkeypatch: pytes
     def refuse(*args, **kwargs):
         raise AssertionError("nothing to probe")
 
-    monkeypatch.setattr("tersor.kv.saliency.attention_rows", refuse)
+    monkeypatch.setattr("tersor.kv.selection.probes.attention_rows", refuse)
     qkv = tensors(2, 50)
     output, _, state = prefill(ZipVL(tau=1.0, policy=policy, query_mode=mode, min_tokens=0), qkv)
     assert torch.equal(output, dense(qkv))

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tersor import zoo
-from tersor._processors import PictureProcessor
 from tersor.cli import run
+from tersor.zoo.processor import PictureProcessor
 
 SPECIAL = {"<|image_pad|>": IMAGE, "<|video_pad|>": 191, "<|vision_start|>": 192, "<|vision_end|>": 193}
 TEMPLATE = (

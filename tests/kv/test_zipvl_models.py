@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from tersor import MiniCache, ZipCache, compose
 from tersor.bench.measure import storage_bytes
-from tersor.bench.peers.sparse import fastv, fixed_share, random_share
-from tersor.kv.depth import MergedPairs
-from tersor.kv.selection import SaliencySelection
-from tersor.kv.sparse_prefill import SparsePrefill
+from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
+from tersor.kv.depth.base import MergedPairs
+from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
@@ -97,7 +97,7 @@ def test_teacher_forcing_of_a_left_padded_batch() -> None:
 
 
 def test_the_check_catches_a_completion_that_is_taken_for_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.kv.sparse_prefill._without", lambda real, completion: real)
+    monkeypatch.setattr("tersor.kv.prefill.sparse._without", lambda real, completion: real)
     with pytest.raises(AssertionError):
         check_teacher_forcing("llama", SPARSE, {"input_ids": prompt(2, 70)})
 

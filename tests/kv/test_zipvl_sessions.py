@@ -9,7 +9,7 @@ import torch
 from tiny_models import build, prompt
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StaticCache
 
-from tersor.kv.storage import MixedPrecisionStorage
+from tersor.kv.storage.mixed import MixedPrecisionStorage
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)

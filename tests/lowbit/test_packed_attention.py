@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.kv.tree import map_tensors
+from tersor.kv.engine.tree import map_tensors
 from tersor.lowbit.codecs import AffineCodes, channel_scale, encode_keys_channelwise, encode_values_channel_separable
 from tersor.lowbit.kernels import KERNELS, backends, get_kernel, triton_runtime, why_not
 from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, reference

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.kv.tree import map_tensors
+from tersor.kv.engine.tree import map_tensors
 from tersor.lowbit.codecs import affine_parameters, channel_scale
 from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, why_not
 from tersor.lowbit.kernels.quantize_pack import reference

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.grids.nar import NARConfig, NARForImageGeneration
+from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
 
 TEXT = {"condition": "text", "condition_tokens": 7}
 

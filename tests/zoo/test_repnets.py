@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tersor import zoo
-from tersor.bench.ptq_data import ARCHIVE, SHA256, photo_crops
+from tersor.ptq.bench.data import ARCHIVE, SHA256, photo_crops
 from tersor.ptq.networks import RepNet, RepNetConfig
 from tersor.ptq.reparam import merge
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tersor import MiniCache, zoo
-from tersor.bench.contenders import FULL, pick
-from tersor.bench.kv import pooled, score_recall
-from tersor.bench.tasks import PLANTED, recall_samples
-from tersor.kv.similarity import analyze_layer_similarity
+from tersor.kv.bench.contenders import FULL, pick
+from tersor.kv.bench.recall import pooled, score_recall
+from tersor.kv.bench.tasks import PLANTED, recall_samples
+from tersor.kv.depth.similarity import analyze_layer_similarity
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from tersor import zoo
-from tersor.bench.captions import WORDS, Captions
-from tersor.bench.features import ClipClassifier
-from tersor.bench.nar import Settings, one_sided, sample, score_captions, ways
-from tersor.grids.nar import NARForImageGeneration
-from tersor.grids.nar_baselines import PARForImageGeneration, RasterVideo
-from tersor.grids.nar_pipeline import NARPipeline
+from tersor.grids.judge import ClipClassifier
+from tersor.grids.nar.baselines import PARForImageGeneration, RasterVideo
+from tersor.grids.nar.bench.quality import Settings, one_sided, sample, score_captions, ways
+from tersor.grids.nar.captions import WORDS, Captions
+from tersor.grids.nar.heads import NARForImageGeneration
+from tersor.grids.nar.pipeline import NARPipeline
 
 NAMES = ("tiny-nar", "tiny-nar-text", "tiny-nar-video")
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

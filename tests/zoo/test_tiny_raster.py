@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.bench.images import SAMPLING
-from tersor.grids.model import LlamaGen
+from tersor.grids.llamagen import LlamaGen
 from tersor.grids.tokenizer import load_tokenizer
+from tersor.grids.zipar.bench.quality import SAMPLING
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

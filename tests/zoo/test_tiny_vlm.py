@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tersor import zoo
-from tersor.bench.tiles import samples
+from tersor.kv.bench.tiles import samples
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

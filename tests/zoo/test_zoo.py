@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.bench.contenders import FULL, pick
-from tersor.bench.kv import pooled, score_recall
-from tersor.bench.tasks import PLANTED, recall_samples
+from tersor.kv.bench.contenders import FULL, pick
+from tersor.kv.bench.recall import pooled, score_recall
+from tersor.kv.bench.tasks import PLANTED, recall_samples
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

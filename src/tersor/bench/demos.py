@@ -11,13 +11,13 @@ from tersor.bench.report import Section
 
 #: System -> "module:function"; the function takes a progress callback and returns a `DemoResult`.
 DEMOS: dict[str, str] = {
-    "zipcache": "tersor.bench.demo_zipcache:run",
-    "minicache": "tersor.bench.demo_minicache:run",
-    "zipar": "tersor.bench.demo_zipar:run",
-    "nar": "tersor.bench.demo_nar:run",
-    "zipvl": "tersor.bench.demo_zipvl:run",
-    "ptq": "tersor.bench.demo_ptq:run",
-    "meswitch": "tersor.bench.demo_experts:run",
+    "zipcache": "tersor.kv.demos.zipcache:run",
+    "minicache": "tersor.kv.demos.minicache:run",
+    "zipar": "tersor.grids.zipar.demo:run",
+    "nar": "tersor.grids.nar.demo:run",
+    "zipvl": "tersor.kv.demos.zipvl:run",
+    "ptq": "tersor.ptq.demo:run",
+    "meswitch": "tersor.experts.demo:run",
 }
 
 

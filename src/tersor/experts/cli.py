@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.experts.router_cli import router
+from tersor.experts.router.cli import router
 
 if TYPE_CHECKING:
     from tersor.experts.delta import ExpertDelta

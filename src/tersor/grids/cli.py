@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tersor.grids.model import LlamaGenConfig
+    from tersor.grids.llamagen import LlamaGenConfig
     from tersor.grids.schedule import ZipARSchedule
 
 #: Images of one run, and of one batch.
@@ -111,7 +111,7 @@ def generate(
     if (nar := _nar_folder(model, method)) is not None:
         if window != "balanced" or adaptive or row_start != "conservative":
             raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
-        from tersor.grids.nar_cli import check_nar, generate_nar, told
+        from tersor.grids.nar.cli import check_nar, generate_nar, told
 
         law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
         shape = check_nar(nar, prompt, labels, law, out)
@@ -170,7 +170,7 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
         raise ValueError(
             f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
         )
-    from tersor.grids.model import LlamaGenConfig
+    from tersor.grids.llamagen import LlamaGenConfig
 
     config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
     if config.condition != "class":
@@ -215,9 +215,9 @@ def _generate(
 
     from tersor._atomic import write_bytes
     from tersor.grids.drawing import as_png
-    from tersor.grids.model import LlamaGen
+    from tersor.grids.llamagen import LlamaGen
     from tersor.grids.tokenizer import load_tokenizer
-    from tersor.grids.zipar import zipar_generate
+    from tersor.grids.zipar.generation import zipar_generate
 
     logging.disable_progress_bar()
     model = LlamaGen.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()

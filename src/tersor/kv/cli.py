@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tersor import _checkpoints
 from tersor._lazy import require
+from tersor.zoo import loading as _checkpoints
 
 if TYPE_CHECKING:
     from tersor.kv.recipe import Recipe

@@ -90,7 +90,7 @@ class Composition(Recipe):
 
     def method(self) -> KVMethod:
         """Each choice by the recipe that makes it, what none makes by the recipe that merges layers, or the first."""
-        from tersor.kv.depth import MergedPairs
+        from tersor.kv.depth.base import MergedPairs
         from tersor.kv.method import KVMethod
 
         owners = self._owners()

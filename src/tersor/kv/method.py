@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Self
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-import tersor.kv.attention  # noqa: F401  (registers the attention function)
+import tersor.kv.engine.attention  # noqa: F401  (registers the attention function)
 from tersor._compat import check_transformers
-from tersor.kv.cache import CompressedCache
-from tersor.kv.depth import Depth, MergedPairs, SeparateLayers
-from tersor.kv.forward import UNCACHED, ForwardHook, ForwardState, UncachedPrompt
-from tersor.kv.layer import ATTENTION_NAME
-from tersor.kv.prefill import DensePrefill, Prefill
+from tersor.kv.depth.base import Depth, MergedPairs, SeparateLayers
+from tersor.kv.engine.cache import CompressedCache
+from tersor.kv.engine.choices import DensePrefill, Prefill
+from tersor.kv.engine.layer import ATTENTION_NAME
+from tersor.kv.prefill.hook import UNCACHED, ForwardHook, ForwardState, UncachedPrompt
+from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.prefill.sparsity import SparsityStats, sparsity_stats
 from tersor.kv.recipe import check_engine_options
-from tersor.kv.sparse_prefill import SparsePrefill
-from tersor.kv.sparsity import SparsityStats, sparsity_stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from tersor.kv.selection import Selection
-    from tersor.kv.storage import Storage
+    from tersor.kv.selection.ratio import Selection
+    from tersor.kv.storage.mixed import Storage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ class MiniCache(Recipe):
         Raises:
             ValueError: if no pair stays below the limit; the message has the table of similarities.
         """
-        from tersor.kv.similarity import analyze_layer_similarity
+        from tersor.kv.depth.similarity import analyze_layer_similarity
 
         recipe = cls(**settings)
         method = recipe.method()
@@ -122,10 +122,10 @@ class MiniCache(Recipe):
 
     def method(self) -> KVMethod:
         """Merged pairs; one token group in ``bits``."""
-        from tersor.kv.depth import MergedPairs
+        from tersor.kv.depth.base import MergedPairs
         from tersor.kv.method import KVMethod
-        from tersor.kv.selection import RecentSelection
-        from tersor.kv.storage import MixedPrecisionStorage
+        from tersor.kv.selection.ratio import RecentSelection
+        from tersor.kv.storage.mixed import MixedPrecisionStorage
 
         return KVMethod(
             name="minicache",

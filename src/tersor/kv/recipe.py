@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from tersor.kv.cache import CompressedCache
+    from tersor.kv.engine.cache import CompressedCache
     from tersor.kv.method import KVMethod, Session
 
 #: 16 stores tokens in model precision, 0 evicts them.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tersor.kv.mass import MassSelection
-from tersor.kv.segments import Chosen, everything, nothing
-from tersor.kv.selection import Waiting
-from tersor.kv.sparse_prefill import SparsePrefill
+from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.selection.mass import MassSelection
+from tersor.kv.selection.ratio import Waiting
+from tersor.kv.storage.segments import Chosen, everything, nothing
 
 if TYPE_CHECKING:
     from tersor.kv.method import KVMethod

@@ -118,8 +118,8 @@ class ZipCache(Recipe):
     def method(self) -> KVMethod:
         """Selection by normalized attention, mixed-precision storage."""
         from tersor.kv.method import KVMethod
-        from tersor.kv.selection import SaliencySelection
-        from tersor.kv.storage import MixedPrecisionStorage
+        from tersor.kv.selection.ratio import SaliencySelection
+        from tersor.kv.storage.mixed import MixedPrecisionStorage
 
         selection = SaliencySelection(
             ratio=self.saliency_ratio,

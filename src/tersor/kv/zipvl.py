@@ -140,11 +140,11 @@ class ZipVL(Recipe):
 
     def method(self) -> KVMethod:
         """Selection by attention mass, a sparse prefill, and the storage that ``policy`` names."""
-        from tersor.kv.mass import MassSelection
         from tersor.kv.method import KVMethod
-        from tersor.kv.selection import RecentSelection
-        from tersor.kv.sparse_prefill import SparsePrefill
-        from tersor.kv.storage import MixedPrecisionStorage
+        from tersor.kv.prefill.sparse import SparsePrefill
+        from tersor.kv.selection.mass import MassSelection
+        from tersor.kv.selection.ratio import RecentSelection
+        from tersor.kv.storage.mixed import MixedPrecisionStorage
 
         selection = MassSelection(
             tau=self.tau,

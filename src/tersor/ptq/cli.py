@@ -60,8 +60,11 @@ def quantize(
     network, preprocessing = _network(model, weights)
     given = read_folder(calibration, preprocessing, count=images, seed=seed)
     labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))
-    from tersor.bench.cli import command_line
-    from tersor.bench.ptq_report import (
+    from tersor.bench.report import write_report
+    from tersor.kv.bench.cli import command_line
+    from tersor.ptq import calibration as calibrating
+    from tersor.ptq.onnx_export import export_float, export_quantized
+    from tersor.ptq.report import (
         FLOAT,
         OURS,
         PLAIN,
@@ -70,9 +73,6 @@ def quantize(
         report_records,
         report_section,
     )
-    from tersor.bench.report import write_report
-    from tersor.ptq import calibration as calibrating
-    from tersor.ptq.onnx_export import export_float, export_quantized
 
     kept = out.with_name(out.name + ".stages")
     with spinner() as status, tempfile.TemporaryDirectory() as folder:

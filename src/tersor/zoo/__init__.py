@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
 
-    from tersor.bench.features import DigitClassifier, Reference
-    from tersor.grids.nar_pipeline import TubeletTokenizer, WordFeatures
+    from tersor.grids.judge import DigitClassifier, Reference
+    from tersor.grids.nar.pipeline import TubeletTokenizer, WordFeatures
     from tersor.grids.tokenizer import ImageTokenizer
     from tersor.ptq.networks import RepNet
 
@@ -27,10 +27,10 @@ _PHOTOS = Path(__file__).parent / "photos"
 
 #: Model classes of ours, and where they are.
 _OURS = {
-    "LlamaGen": "tersor.grids.model",
-    "NARForImageGeneration": "tersor.grids.nar",
-    "PARForImageGeneration": "tersor.grids.nar_baselines",
-    "RasterVideo": "tersor.grids.nar_baselines",
+    "LlamaGen": "tersor.grids.llamagen",
+    "NARForImageGeneration": "tersor.grids.nar.heads",
+    "PARForImageGeneration": "tersor.grids.nar.baselines",
+    "RasterVideo": "tersor.grids.nar.baselines",
 }
 #: Models whose images another model's classifier judges, since they have its tokens.
 _JUDGES = {"tiny-nar": "tiny-raster", "tiny-nar-text": "tiny-raster"}
@@ -105,7 +105,7 @@ def load_video_tokenizer(name: str) -> TubeletTokenizer:
     config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
     if len(config.get("grid_size", ())) != 3:
         raise ValueError(f"{name} makes no videos; zoo.load_image_tokenizer is for images")
-    from tersor.grids.nar_pipeline import TubeletTokenizer
+    from tersor.grids.nar.pipeline import TubeletTokenizer
 
     images: Any = load_image_tokenizer(name)
     # The frames of a token are the channels of its tokenizer.
@@ -116,8 +116,8 @@ def load_text_encoder(name: str) -> WordFeatures:
     """What turns a model's captions into features; raises `ValueError` for a model that reads none."""
     if not (path(name) / "captions.json").is_file():
         raise ValueError(f"{name} reads no captions; tiny-nar-text does")
-    from tersor.bench.captions import LONGEST, WORDS
-    from tersor.grids.nar_pipeline import WordFeatures
+    from tersor.grids.nar.captions import LONGEST, WORDS
+    from tersor.grids.nar.pipeline import WordFeatures
 
     return WordFeatures(WORDS, LONGEST)
 
@@ -142,7 +142,7 @@ def load_judge(name: str) -> tuple[DigitClassifier, Reference]:
 
     Raises `ValueError` for a model without one.
     """
-    from tersor.bench.features import load_judge
+    from tersor.grids.judge import load_judge
 
     return load_judge(path(name) / "classifier")
 
@@ -151,7 +151,7 @@ def load_processor(name: str) -> ProcessorMixin:
     """What turns pictures and text into a model's inputs; raises `ValueError` for a model that reads no pictures."""
     if not (path(name) / "processor_config.json").is_file():
         raise ValueError(f"{name} reads no pictures; use zoo.load({name!r}) for its tokenizer")
-    from tersor._processors import PictureProcessor
+    from tersor.zoo.processor import PictureProcessor
 
     processor: ProcessorMixin = PictureProcessor.from_pretrained(path(name), local_files_only=True)
     return processor

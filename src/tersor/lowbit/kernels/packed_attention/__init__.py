@@ -21,7 +21,7 @@ class PackedPart:
     codes, each layer's own lengths: a token's key and value are what the codes say, times its factors.
 
     ``score_bias``: float32 ``[batch, heads, queries, tokens]`` or None, added to the scaled scores: what a query gets
-    from a part of the keys that is known without storing it (`tersor.kv.key_bias`).
+    from a part of the keys that is known without storing it (`tersor.kv.storage.key_bias`).
     """
 
     keys: AffineCodes

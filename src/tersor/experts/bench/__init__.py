@@ -1,0 +1,1 @@
+"""Measurements of ME-Switch: answers of quantized experts, routing, and speed."""

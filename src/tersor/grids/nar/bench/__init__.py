@@ -1,0 +1,1 @@
+"""Measurements of NAR: distances, class accuracy and passes beside raster and PAR."""

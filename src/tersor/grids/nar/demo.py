@@ -1,0 +1,183 @@
+"""NAR on tiny-nar, tiny-nar-text and tiny-nar-video: fewer passes, what they are in time, and what the samples show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tersor import zoo
+from tersor.bench.demos import DemoResult
+from tersor.bench.measure import Estimate
+from tersor.bench.records import Record
+from tersor.bench.report import Figure, Section
+from tersor.grids.drawing import as_png, samples_svg
+from tersor.grids.geometry import front_count
+from tersor.grids.nar.bench.quality import (
+    NAR,
+    RASTER,
+    SHOWN,
+    Settings,
+    Speed,
+    Way,
+    sample,
+    score_captions,
+    time_ways,
+    ways,
+)
+from tersor.grids.nar.captions import Captions, caption
+from tersor.grids.nar.pipeline import NARPipeline
+from tersor.grids.zipar.bench.quality import Quality
+from tersor.kv.demos.shared import make_record, scaled
+
+IMAGES, CLIPS, TEXT, SYSTEM = "tiny-nar", "tiny-nar-video", "tiny-nar-text", "nar"
+PAR = SHOWN["par4x"]
+SAMPLES, CLIP_SAMPLES, ROUNDS, SEED = 100, 60, 4, 2024
+#: Of the benchmark's choices, the one that suits all of these models; see the documentation.
+SETTINGS = Settings(temperature=0.95, guidance=1.2)
+#: Points of class accuracy, and share of the ratio of passes.
+ALLOWED_LOSS, LEAST_REALIZED = 3.0, 0.8
+
+
+def run(say: Callable[[str], None]) -> DemoResult:
+    """Draw and time samples; ``say`` is told what is being done."""
+    records, sheets = _passes(), []
+    for name, samples in ((IMAGES, SAMPLES), (CLIPS, CLIP_SAMPLES)):
+        network: Any = zoo.load_model(name)
+        compared = ways(network, zoo.load_compared(name))
+        chosen = [way for way in compared if way.name in (NAR, RASTER, PAR)]
+        tokenizer: Any = zoo.load_video_tokenizer(name) if name == CLIPS else zoo.load_image_tokenizer(name)
+        judge = zoo.load_judge(zoo.judge_of(name))
+        qualities = {}
+        for way in chosen:
+            say(f"{name}: {samples} samples by {way.name}")
+            qualities[way.name] = Quality([sample(way, tokenizer, judge, SETTINGS, samples=samples, seed=SEED)])
+        say(f"{name}: samples a second, one at a time")
+        speed = time_ways(chosen, batch=1, repeats=ROUNDS, seed=SEED)
+        records += [_quality_record(name, qualities), *(_speed_record(name, speed, way.name) for way in chosen[1:])]
+        sheets += _sheets(name, chosen, tokenizer)
+    say(f"{TEXT}: pictures of captions")
+    record, sheet = _captions()
+    section = Section(
+        title="NAR: from neighbour to neighbour",
+        intro=(
+            "Small transformers draw digits on a grid of 14 by 14 tokens, and moving digits on one of 4 by 7 by 7. "
+            "All cells at one distance from the first corner are decided in one pass. Raster and PAR-4X "
+            "have the same backbone and were trained by the same recipe for as many steps. Distances to real samples "
+            "take more samples than a demo draws; they are in the documentation."
+        ),
+        figures=[
+            Figure(samples_svg(sheets, description="Samples by model and way"), "Ten samples each, one a class; of "
+                   "clips the first frame."),
+            Figure(sheet, "Pictures of captions."),
+        ],
+    )  # fmt: skip
+    return DemoResult([*records, record], section)
+
+
+def _passes() -> list[Record]:
+    grid, claimed = (16, 16), 31
+    passes = front_count(grid)
+    return [
+        make_record(
+            SYSTEM,
+            "ImageNet's grid",
+            item="16 x 16 tokens: the schedule",
+            quantity="forward passes",
+            unit="passes",
+            claim=float(claimed),
+            claim_source="31 passes instead of 256 (arXiv 2503.10696)",
+            estimate=float(passes),
+            baseline=256.0,
+            peer=67.0,
+            peer_name=PAR,
+            n=None,
+            shapes="schedule only",
+            seed=None,
+            verdict="holds" if passes == claimed else "fails",
+        )
+    ]
+
+
+def _quality_record(model: str, qualities: dict[str, Quality]) -> Record:
+    loss = scaled(qualities[NAR].against(qualities[RASTER]), 100)
+    other = None if PAR not in qualities else scaled(qualities[PAR].against(qualities[RASTER]), 100).value
+    return make_record(
+        SYSTEM,
+        model,
+        item="samples of the asked class, by a classifier; equal steps of training",
+        quantity="class accuracy against raster",
+        unit="points",
+        estimate=loss,
+        baseline=0.0,
+        peer=other,
+        peer_name=None if other is None else PAR,
+        n=len(qualities[NAR].right),
+        verdict=judge_loss(loss, other),
+    )
+
+
+def judge_loss(difference: Estimate, other: float | None) -> str:
+    """In points: "holds" if no more is lost than allowed and PAR is not clearly better, "partly" if it still may be."""
+    if difference.value >= -ALLOWED_LOSS and (other is None or difference.high >= other):
+        return "holds"
+    return "partly" if difference.high >= -ALLOWED_LOSS else "fails"
+
+
+def _speed_record(model: str, speed: Speed, other: str) -> Record:
+    passes, own = speed.passes[other], speed.passes[NAR]
+    return make_record(
+        SYSTEM,
+        model,
+        item=f"{own} passes instead of {other}'s {passes}, one sample at a time",
+        quantity=f"samples a second against {other}",
+        unit="x",
+        estimate=speed.over(other),
+        baseline=1.0,
+        peer=passes / own,
+        peer_name="if time were passes",
+        n=ROUNDS,
+        verdict="holds" if speed.realized(other) >= LEAST_REALIZED else "partly",
+    )
+
+
+def _sheets(model: str, chosen: list[Way], tokenizer: Any) -> list[tuple[str, bytes]]:
+    found = []
+    for way in chosen:
+        pixels = tokenizer.decode(way.draw(torch.arange(10), torch.Generator().manual_seed(SEED), SETTINGS))
+        found.append((f"{model}: {way.name}", as_png(pixels if pixels.ndim == 4 else pixels[:, 0], columns=5)))
+    return found
+
+
+def _captions() -> tuple[Record, str]:
+    model: Any = zoo.load_model(TEXT)
+    pipeline = NARPipeline(model, zoo.load_image_tokenizer(TEXT), zoo.load_text_encoder(TEXT))
+    (classifier, _), borders = zoo.load_judge(zoo.judge_of(TEXT)), Captions.load(zoo.path(TEXT))
+
+    def shares(told: bool) -> Any:
+        scores = score_captions(pipeline, classifier, borders, SETTINGS, samples=SAMPLES, seed=SEED, told=told)
+        return scaled(scores.share("all"), 100)
+
+    asked = [caption(digit, stroke, side) for digit, stroke, side in ((7, 2, 0), (7, 0, 2), (3, 2, 1), (3, 0, 1))]
+    generator = torch.Generator().manual_seed(SEED)
+    law: dict[str, Any] = {
+        "temperature": SETTINGS.temperature,
+        "guidance_scale": SETTINGS.guidance,
+        "output_type": "pt",
+    }
+    drawn = [(each, pipeline(prompt=[each] * 10, generator=generator, **law).images) for each in asked]
+    sheet = samples_svg([(each, as_png(images, columns=5)) for each, images in drawn], description="By caption")
+    told, untold = shares(True), shares(False)
+    record = make_record(
+        SYSTEM,
+        TEXT,
+        item='captions such as "a thick seven slanted left": digit, stroke and slant',
+        quantity="all three as asked",
+        unit="%",
+        estimate=told,
+        baseline=untold.value,
+        n=SAMPLES,
+        verdict="holds" if told.low > untold.high else "fails",
+    )
+    return record, sheet

@@ -1,0 +1,205 @@
+"""`tersor train`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tersor.grids.nar.tokens import Tokens
+
+train = typer.Typer(help="Train models of tersor.", no_args_is_help=True)
+
+_SIZES = "hidden_size, num_hidden_layers and num_attention_heads"
+
+
+@train.command()
+def tokens(
+    images: Annotated[
+        Path,
+        typer.Option(help="Folder of pictures, a sub-folder a class; or an .npz with 'images' and 'class_labels'."),
+    ],
+    tokenizer: Annotated[str, typer.Option(help="Zoo name, or the folder of an image tokenizer.")] = "tiny-raster",
+    depth: Annotated[int, typer.Option(help="Frames of a token, for clips in an .npz; 0 is for images.")] = 0,
+    out: Annotated[Path, typer.Option(help="The token file, a .safetensors.")] = Path("tokens.safetensors"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Encode pictures or clips once, so that training reads ids.
+
+    Example: tersor train tokens --images photos/ --tokenizer vq16/ --out tokens.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must end in .safetensors")
+    if depth < 0:
+        raise ValueError(f"--depth {depth} must be a number of frames, or 0 for images")
+    from tersor.grids.nar.tokens import extract, read_source
+
+    source = read_source(images)
+    encoder: Any = _tokenizer(tokenizer)
+    if depth:
+        from tersor.grids.nar.pipeline import TubeletTokenizer
+
+        encoder = TubeletTokenizer(encoder, depth)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("encoding", total=source.count)
+        found = extract(source, encoder, lambda done, count: progress.update(task, completed=done))
+    found.save(out)
+    facts = {
+        "samples": len(found), "grid": list(found.grid_size), "vocab_size": found.vocab_size,
+        "conditions": sorted(found.conditions), "out": str(out),
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{len(found):,} samples of {' x '.join(map(str, found.grid_size))} tokens: {out}")
+
+
+@train.command()
+def nar(
+    tokens: Annotated[Path, typer.Option(help="Token file of `tersor train tokens`.")],
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and of the model; an interrupted run resumes.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")],
+    size: Annotated[
+        str, typer.Option(help=f"A published size such as 'B' or 'video-L', or {_SIZES} as WIDTHxLAYERSxHEADS.")
+    ] = "B",
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of a NAR model to go on from, or of a raster LlamaGen to start from.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples of a process and step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="The highest one.")] = 1e-4,
+    schedule: Annotated[str, typer.Option(help="'step' (the paper's images), 'cosine' or 'constant'.")] = "step",
+    warmup: Annotated[int, typer.Option(help="Steps in which the rate rises.")] = 0,
+    dropout: Annotated[float, typer.Option(help="Of tokens and within blocks.")] = 0.1,
+    condition_dropout: Annotated[float, typer.Option(help="Share of samples without their class or text.")] = 0.1,
+    held_out: Annotated[int, typer.Option(help="Samples to keep for the held-out loss; 0 is none.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between held-out losses; 0 is at the end only.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 keeps none.")] = 500,
+    sample_every: Annotated[int, typer.Option(help="Steps between pictures of samples; 0 makes none.")] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Zoo name or folder of the image tokenizer, to draw samples with.")
+    ] = None,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Autocast to bfloat16.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of initialization, order and dropout.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the curve as one JSON object.")] = False,
+) -> None:
+    """Train a NAR model on a token file; on many GPUs by `accelerate launch -m tersor train nar ...`.
+
+    Example: tersor train nar --tokens tokens.safetensors --out run/ --steps 300000 --batch-size 64 --bfloat16
+    """
+    from tersor._lazy import require
+
+    require("accelerate", "train")
+    from tersor.grids.nar.tokens import Tokens
+    from tersor.grids.nar.training import NARTraining, sample_sheet
+    from tersor.grids.nar.training import train as run
+
+    plan = NARTraining(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup,
+        bfloat16=bfloat16, gradient_checkpointing=gradient_checkpointing, save_every=save_every,
+        sample_every=sample_every, evaluate_every=evaluate_every, seed=seed,
+    )  # fmt: skip
+    if sample_every and tokenizer is None:
+        raise ValueError("--sample-every draws pictures: give the --tokenizer that made the tokens")
+    if held_out < 0:
+        raise ValueError(f"--held-out {held_out} must not be negative")
+    data = Tokens.load(tokens)
+    training, other = data.split(held_out, seed=seed) if held_out else (data, None)
+    model = _model(size, start_from, data, dropout, condition_dropout, seed)
+    draw = None
+    if sample_every and tokenizer is not None:
+        decoder: Any = _tokenizer(tokenizer)
+        if len(data.grid_size) == 3:
+            from tersor.grids.nar.pipeline import TubeletTokenizer
+
+            # Grey clips: the frames of a token are the channels of its tokenizer.
+            decoder = TubeletTokenizer(decoder, decoder.config.channels)
+        if decoder.codebook_size != data.vocab_size:
+            raise ValueError(f"--tokenizer {tokenizer} has {decoder.codebook_size} ids, the tokens {data.vocab_size}")
+        draw = sample_sheet(decoder.decode, **_shown(data), seed=seed)
+    curve = run(model, training, plan, out, held_out=other, draw=draw, quiet=as_json or not sys.stderr.isatty())
+    last = {name: row[name] for row in curve for name in ("loss", "eval_loss") if name in row}
+    if as_json:
+        typer.echo(json.dumps({"out": str(out / "model"), **last, "curve": curve}))
+        return
+    typer.echo(f"{', '.join(f'{name} {value:.4f}' for name, value in last.items())}: {out / 'model'}")
+
+
+def _model(
+    size: str, start_from: Path | None, data: Tokens, dropout: float, condition_dropout: float, seed: int
+) -> PreTrainedModel:
+    """A model for ``data``; raises `ValueError` for a size that is none, or a start with other tokens."""
+    import torch
+
+    from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+    from tersor.grids.nar.model import PRESETS
+
+    rates = {
+        "token_dropout": dropout, "residual_dropout": dropout, "ffn_dropout": dropout,
+        "condition_dropout": condition_dropout,
+    }  # fmt: skip
+    if start_from is not None:
+        return _start(start_from, rates)
+    labels, features = data.conditions.get("class_labels"), data.conditions.get("text_features")
+    settings: dict[str, Any] = {"vocab_size": data.vocab_size, "grid_size": data.grid_size, **rates}
+    if features is not None:
+        settings |= {"condition": "text", "condition_tokens": features.shape[1], "caption_size": features.shape[2]}
+    elif labels is not None:
+        settings |= {"num_classes": int(labels.max()) + 1}
+    else:
+        settings |= {"condition": "none"}
+    torch.manual_seed(seed)
+    if size in PRESETS:
+        return NARForImageGeneration(NARConfig.preset(size, **settings))
+    numbers = size.split("x")
+    if len(numbers) != 3 or not all(each.isdecimal() and int(each) for each in numbers):
+        raise ValueError(f"--size {size!r} must be one of {[*PRESETS]}, or {_SIZES} such as 256x6x8")
+    width, layers, heads = map(int, numbers)
+    return NARForImageGeneration(
+        NARConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, **settings)
+    )
+
+
+def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
+    """What is in ``folder``; of a raster model `NARForImageGeneration.from_raster`."""
+    from tersor.grids.llamagen import LlamaGen
+    from tersor.grids.nar.heads import NARForImageGeneration
+
+    file = folder / "config.json"
+    kind = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file.is_file() else None
+    if kind == ["NARForImageGeneration"]:
+        model: PreTrainedModel = NARForImageGeneration.from_pretrained(folder, local_files_only=True, **rates)
+        return model
+    if kind == ["LlamaGen"]:
+        return NARForImageGeneration.from_raster(LlamaGen.from_pretrained(folder, local_files_only=True), **rates)
+    raise ValueError(
+        f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
+    )
+
+
+def _tokenizer(name: str) -> Any:
+    """An image tokenizer of the zoo, or of a folder."""
+    from tersor import zoo
+    from tersor.grids.tokenizer import load_tokenizer
+
+    return zoo.load_image_tokenizer(name) if name in zoo.names() else load_tokenizer(name)
+
+
+def _shown(data: Tokens, most: int = 16) -> dict[str, Any]:
+    """Conditions of a few samples, evenly over the file."""
+    step = max(1, len(data) // most)
+    found = data.__getitems__(range(0, len(data), step)[:most])
+    if not data.conditions:
+        return {"num_return_sequences": most}
+    return {name: found[name] for name in data.conditions}

@@ -1,0 +1,273 @@
+"""Training of NAR models on transformers' `Trainer`: schedules, samples as pictures, resuming after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from tersor import _atomic
+from tersor._lazy import require
+from tersor.grids.nar.tokens import Tokens
+
+SCHEDULES = ("step", "cosine", "constant")
+#: Shares of the training after which the step schedule takes a fifth of the rate, as in the authors' code.
+_DROPS, _DROP = (1 / 2, 2 / 3, 5 / 6), 0.2
+_SETTINGS, _CURVE = "training.json", "curve.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NARTraining:
+    """How to train; the defaults are the paper's for ImageNet but for ``batch_size``, which is 256 there.
+
+    Args:
+        steps: of the optimizer. batch_size: samples of a process and step.
+        learning_rate: the highest one. schedule: ``"step"`` is a fifth of it after 1/2, 2/3 and 5/6 of the steps (the
+            authors' images), ``"cosine"`` falls to ``final_share`` of it (their texts and videos), or ``"constant"``.
+        warmup_steps: in which the rate rises from 0. betas, weight_decay, clip: of AdamW and of the gradient's norm.
+        bfloat16: autocast. gradient_checkpointing: blocks are computed again in the backward pass.
+        save_every, sample_every, evaluate_every: in steps; 0 is never, but for the end.
+        seed: of the order of samples, of dropout and of the classes or texts that are left out.
+
+    Raises:
+        ValueError: for a setting outside its range.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    schedule: str = "step"
+    warmup_steps: int = 0
+    final_share: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    bfloat16: bool = False
+    gradient_checkpointing: bool = False
+    save_every: int = 500
+    sample_every: int = 0
+    evaluate_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1:
+            raise ValueError(f"steps={self.steps} and batch_size={self.batch_size} must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} must be one of {SCHEDULES}")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be from 0 to steps={self.steps}")
+        if not 0 <= self.final_share <= 1 or not all(0 <= each < 1 for each in self.betas):
+            raise ValueError(f"final_share={self.final_share} must be from 0 to 1, betas={self.betas} below 1")
+        if self.weight_decay < 0 or self.clip <= 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative, clip={self.clip} above 0")
+        if min(self.save_every, self.sample_every, self.evaluate_every) < 0:
+            raise ValueError("save_every, sample_every and evaluate_every must not be negative; 0 is never")
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate that a step, counted from 0, takes."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "step":
+            return rise * _DROP ** sum(step >= share * self.steps for share in _DROPS)
+        if self.schedule == "cosine":
+            fall = (1 + math.cos(math.pi * step / self.steps)) / 2
+            return rise * (self.final_share + (1 - self.final_share) * fall)
+        return rise
+
+
+class _Trainer(Trainer):
+    """The library's, with `NARTraining.rate` and batches that come whole."""
+
+    def __init__(self, plan: NARTraining, **arguments: Any) -> None:
+        super().__init__(data_collator=lambda batch: batch, **arguments)
+        self.plan = plan
+        # The models give a mean; one that takes any keyword would be handed a count to divide by.
+        self.model_accepts_loss_kwargs = False
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        scheduler = LambdaLR(optimizer or self.optimizer, self.plan.rate)
+        self.lr_scheduler: Any = scheduler
+        return scheduler
+
+
+class _Pictures(TrainerCallback):
+    """Has ``draw`` make a picture of samples every so many steps, and at the end."""
+
+    def __init__(self, every: int, draw: Callable[[nn.Module], bytes], folder: Path) -> None:
+        self.every, self.draw, self.folder = every, draw, folder
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        if not due or not state.is_world_process_zero:
+            return
+        model = context["model"]
+        model = getattr(model, "module", model)  # of a distributed model
+        training = model.training
+        picture = self.draw(model.eval())
+        model.train(training)
+        _atomic.write_bytes(self.folder / f"step-{state.global_step:07}.png", picture)
+
+
+def train(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    plan: NARTraining,
+    out: str | Path,
+    *,
+    held_out: Tokens | None = None,
+    draw: Callable[[nn.Module], bytes] | None = None,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place and save it to ``out / "model"``; started again, it goes on where it was.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls it, and each takes its share of the samples.
+
+    Args:
+        model: a `NARForImageGeneration`, or another model with the same forward.
+        tokens: to train on; of the model's grid and vocabulary.
+        out: folder of checkpoints, of the curve and of pictures.
+        held_out: whose loss is taken every ``plan.evaluate_every`` steps and at the end.
+        draw: makes a PNG of samples of a model in eval mode; see `sample_sheet`.
+        quiet: no progress bar and no lines.
+
+    Returns:
+        The curve: dictionaries with ``step`` and ``loss`` or ``eval_loss``, in nats a token.
+
+    Raises:
+        ValueError: before training, for tokens of another grid or vocabulary, conditions that the model does not
+            take, or a folder that belongs to another training. `MissingExtraError` without accelerate.
+    """
+    require("accelerate", "train")
+    for part in (tokens, held_out):
+        if part is not None:
+            check_tokens(model, part)
+    out = Path(out)
+    arguments = _arguments(plan, out, held_out is not None, quiet)
+    _claim(out, plan, model, len(tokens), first=arguments.process_index == 0)
+    callbacks = [_Pictures(plan.sample_every, draw, out / "samples")] if draw is not None and plan.sample_every else []
+    trainer = _Trainer(
+        plan, model=model, args=arguments, train_dataset=tokens, eval_dataset=held_out, callbacks=callbacks
+    )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
+    if plan.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None and checkpoint.name == f"checkpoint-{plan.steps}":
+        # Resumed at its end, the trainer would take a step more.
+        model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if held_out is not None and not any(
+        "eval_loss" in row and row["step"] == plan.steps for row in trainer.state.log_history
+    ):
+        trainer.evaluate()
+    wanted = ("loss", "eval_loss", "learning_rate")
+    curve = [
+        {"step": row["step"], **{name: row[name] for name in wanted if name in row}}
+        for row in trainer.state.log_history
+        if "loss" in row or "eval_loss" in row
+    ]
+    if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out / "model")
+        _atomic.write_text(out / _CURVE, json.dumps(curve, indent=1) + "\n")
+    trainer.accelerator.wait_for_everyone()
+    return curve
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that is whole: the trainer writes ``trainer_state.json`` after everything else."""
+    found = {}
+    for state in out.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+        except (ValueError, KeyError):  # cut off while it was written
+            continue
+    return found[max(found)] if found else None
+
+
+def check_tokens(model: Any, tokens: Tokens) -> None:
+    """Raise `ValueError` unless ``model`` can be trained on ``tokens``."""
+    config = model.config
+    if tokens.vocab_size != config.vocab_size:
+        raise ValueError(f"the tokens have a vocabulary of {tokens.vocab_size}, the model one of {config.vocab_size}")
+    if math.prod(tokens.grid_size) != math.prod(config.grid_size):
+        raise ValueError(f"the tokens have a grid of {tokens.grid_size}, the model one of {tuple(config.grid_size)}")
+    needed = {"class": {"class_labels"}, "text": {"text_features"}, "none": set()}[config.condition]
+    given = set(tokens.conditions) - {"text_mask"}
+    if needed != given:
+        raise ValueError(
+            f"the model's condition is {config.condition!r}, the token file has {sorted(given) or 'no conditions'}"
+        )
+    labels = tokens.conditions.get("class_labels")
+    if labels is not None and int(labels.max()) >= config.num_classes:
+        raise ValueError(f"class_labels go up to {int(labels.max())}, the model has {config.num_classes} classes")
+
+
+def sample_sheet(decode: Callable[[Tensor], Tensor], *, seed: int = 0, **options: Any) -> Callable[[nn.Module], bytes]:
+    """What `train` draws with: a PNG of samples, of a clip all frames side by side.
+
+    Args:
+        decode: ids ``[n, *grid]`` to pixels, as a tokenizer does.
+        seed: of the draws, the same in every picture.
+        options: of ``generate``, such as ``class_labels``.
+    """
+    from tersor.grids.drawing import as_png
+
+    def draw(model: Any) -> bytes:
+        generator = torch.Generator(model.device).manual_seed(seed)
+        given = {name: each.to(model.device) if isinstance(each, Tensor) else each for name, each in options.items()}
+        pixels = decode(model.generate(**given, generator=generator))
+        columns = pixels.shape[1] if pixels.ndim == 5 else None
+        return as_png(pixels.flatten(0, -4).cpu(), columns=columns)
+
+    return draw
+
+
+def _arguments(plan: NARTraining, out: Path, evaluates: bool, quiet: bool) -> TrainingArguments:
+    every = plan.evaluate_every if evaluates else 0
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.batch_size,
+        per_device_eval_batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        adam_beta1=plan.betas[0],
+        adam_beta2=plan.betas[1],
+        weight_decay=plan.weight_decay,
+        max_grad_norm=plan.clip,
+        bf16=plan.bfloat16,
+        save_strategy="steps" if plan.save_every else "no",
+        save_steps=plan.save_every or plan.steps,
+        save_total_limit=2,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or plan.steps,
+        logging_steps=max(1, min(50, plan.steps // 10)),
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        seed=plan.seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=quiet,
+        log_level="error" if quiet else "passive",
+    )
+
+
+def _claim(out: Path, plan: NARTraining, model: Any, samples: int, *, first: bool) -> None:
+    """Write what is trained here, or raise `ValueError` if the folder belongs to something else."""
+    facts = {"plan": asdict(plan), "samples": samples, "model": model.config.to_diff_dict()}
+    complaint = f"{out} belongs to another training; give another folder, or the same settings to go on"
+    _atomic.claim(out / _SETTINGS, facts, complaint, write=first)

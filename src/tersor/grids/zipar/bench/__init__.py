@@ -1,0 +1,1 @@
+"""Measurements of ZipAR: distances, class accuracy and speed by window."""

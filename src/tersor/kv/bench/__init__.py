@@ -1,0 +1,1 @@
+"""Measurements of KV caches: recall, loss, layouts, merging, and sparse prefills of pictures."""

@@ -1,0 +1,71 @@
+"""Sparse prefill on real photographs: token ratio and time of the whole prefill, dense and sparse in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tersor.bench.measure import PairedTimes, time_paired
+from tersor.kv.prefill.sparsity import SparsityStats
+from tersor.kv.zipvl import ZipVL
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class PhotoResult:
+    """One photograph: what ZipVL kept, and seconds of both prefills."""
+
+    name: str
+    stats: SparsityStats
+    times: PairedTimes
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name.
+
+    Raises:
+        ValueError: if it is no folder or holds none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder}: no such folder")
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise ValueError(f"--images {folder} holds no picture ({', '.join(ENDINGS)})")
+    return found
+
+
+@torch.no_grad()
+def measure_photo(
+    model: PreTrainedModel, processor: Any, file: Path, question: str, recipe: ZipVL, *, repeats: int
+) -> PhotoResult:
+    """Prefill of one photograph with a question, dense and sparse in turns.
+
+    Raises:
+        ValueError: if the file cannot be read as a picture.
+    """
+    from PIL import Image
+
+    try:
+        photo = Image.open(file).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{file} is no picture that can be read: {error}") from None
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[photo], return_tensors="pt").to(model.device)
+
+    def dense() -> None:
+        model(**inputs, logits_to_keep=1)
+
+    def sparse() -> SparsityStats:
+        with recipe.on(model) as session:
+            model(**inputs, logits_to_keep=1)
+            return session.stats
+
+    stats = sparse()
+    times = time_paired({"dense": dense, "ZipVL": sparse}, repeats=repeats, warmup=1)
+    return PhotoResult(file.name, stats, times)

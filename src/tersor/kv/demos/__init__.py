@@ -1,0 +1,1 @@
+"""What `tersor demo` runs of the KV methods, one file a method."""

@@ -1,0 +1,1 @@
+"""Depth: whether cache layers keep their own tokens or share directions."""

@@ -1,0 +1,1 @@
+"""The engine: cache, layers and attention function, run by a method's four choices."""

@@ -1,0 +1,1 @@
+"""Prefill: how a prompt attends, densely or among selected tokens."""

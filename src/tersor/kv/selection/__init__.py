@@ -1,0 +1,1 @@
+"""Selection: which of the tokens waiting for compression matter."""

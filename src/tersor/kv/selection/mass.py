@@ -1,0 +1,129 @@
+"""Selection by attention mass: the smallest set of tokens that holds a share of the attention (ZipVL, section 2.2).
+
+``a_j`` is the attention that token ``j`` gets from the probe rows, averaged over the query heads, and ``c_j`` the
+number of probe rows that can see it. *How many* tokens matter is counted on ``a`` (Eq. 6), *which ones* is decided by
+``a_j / c_j`` (Eq. 8, 9), so that early tokens, which more rows see, get no head start.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
+from tersor.kv.selection.ratio import Waiting
+from tersor.kv.storage.segments import Chosen, everything, nothing
+
+Probe = Literal["sampled", "all"]
+SelectBy = Literal["normalized", "raw"]
+
+
+def smallest_set(sums: Tensor, tau: float) -> Tensor:
+    """Eq. (6): the least ``p`` such that the ``p`` largest of ``sums`` make up ``tau`` of all of them.
+
+    ``sums``: ``[batch, tokens]``, at least 0. Rows of attention sum to one, so all of them is the number of probe rows
+    in a prompt, and the mass of the window where only a window of a row is looked at. Returns int64 ``[batch]``, at
+    least 1.
+    """
+    reached = sums.double().sort(-1, descending=True).values.cumsum(-1)
+    return (reached < tau * reached[:, -1:]).sum(-1) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSelection:
+    """Tokens of a prompt that take part in attention, from probe rows; the base of the concrete selections.
+
+    ``probe``: ``"sampled"`` takes the ``probe_recent`` last rows and ``probe_random`` others, ``"all"`` every row.
+    ``protect_recent``, ``protect_first``: tokens at the end and at the start of the prompt that are always added.
+    ``select_by``: rank by ``"normalized"`` or ``"raw"`` attention. ``check_finite``: raise where scores are not finite.
+    """
+
+    probe_recent: int = 64
+    probe_random: int = 64
+    probe: Probe = "sampled"
+    seed: int = 0
+    protect_recent: int = 1
+    protect_first: int = 0
+    select_by: SelectBy = "normalized"
+    check_finite: bool = False
+
+    @property
+    def per_head(self) -> bool:
+        return False
+
+    def keeps_all(self, layer: int) -> bool:
+        """Whether no token of ``layer`` is ever left out, so that nothing needs to be probed."""
+        return False
+
+    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        """A pure function of (seed, layer, length): a forward that is computed again picks the same rows."""
+        if self.keeps_all(layer):
+            return torch.empty(0, dtype=torch.int64)
+        if self.probe == "all":
+            return torch.arange(length)
+        generator = seeded_generator(self.seed, layer, length)
+        return probe_positions(length, self.probe_recent, self.probe_random, generator)
+
+    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        return step >= gap - 1 and not self.keeps_all(layer)
+
+    def count(self, sums: Tensor, waiting: Waiting) -> Tensor:
+        """Number of tokens to take by rank, int64 ``[batch]``; ``sums`` is ``[batch, tokens]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not count tokens; override `count`")
+
+    def ranking(self, sums: Tensor, counts: Tensor, waiting: Waiting) -> Tensor:
+        """Eq. (8): the attention a token gets from each row that sees it, ``[batch, tokens]``; larger is better."""
+        return sums if self.select_by == "raw" else normalized_saliency(sums[:, None], counts)[:, 0]
+
+    def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
+        """Eq. (9) and the protected tokens. Without finite scores every token is important."""
+        batch, _, tokens, _ = waiting.keys.shape
+        device = waiting.keys.device
+        totals = None if self.keeps_all(waiting.layer) else waiting.scores.totals(tokens)
+        if totals is None or not self._finite(totals[0], waiting.layer):
+            return everything(batch, tokens, waiting.valid, device), nothing(batch, device)
+        sums, counts = totals[0][:, 0], totals[1]
+        valid = torch.ones(batch, tokens, dtype=torch.bool, device=device) if waiting.valid is None else waiting.valid
+        rank = self.ranking(sums, counts, waiting).masked_fill(~valid, -torch.inf)
+        # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
+        order = rank.sort(dim=-1, descending=True, stable=True).indices
+        taken = torch.arange(tokens, device=device) < self.count(sums, waiting)[:, None]
+        important = torch.zeros_like(valid).scatter(1, order, taken) | self._protected(waiting)
+        return (
+            everything(batch, tokens, important & valid, device),
+            everything(batch, tokens, valid & ~important, device),
+        )
+
+    def _protected(self, waiting: Waiting) -> Tensor:
+        """Tokens that are added whatever their scores, bool ``[batch, tokens]``."""
+        places = waiting.places()
+        protected = places >= waiting.lengths()[:, None] - self.protect_recent
+        if waiting.segment == 0:
+            protected = protected | (places < self.protect_first)
+        return protected if waiting.protected is None else protected | waiting.protected
+
+    def _finite(self, sums: Tensor, layer: int) -> bool:
+        if bool(torch.isfinite(sums).all()):
+            return True
+        message = f"layer {layer}: attention scores hold NaN or infinity; look for overflow in the model's precision"
+        if self.check_finite:
+            raise ValueError(message)
+        warnings.warn(f"{message}. The layer keeps every token", stacklevel=2)
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MassSelection(PromptSelection):
+    """The smallest set of tokens that holds ``tau`` of the attention mass: ZipVL's adaptive ratio."""
+
+    tau: float = 0.975
+
+    def keeps_all(self, layer: int) -> bool:
+        return self.tau >= 1.0
+
+    def count(self, sums: Tensor, waiting: Waiting) -> Tensor:
+        return smallest_set(sums, self.tau)

@@ -1,0 +1,181 @@
+"""Selection: which of the tokens waiting for compression matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tersor.kv.selection.probes import ProbeScores, normalized_saliency, probe_positions, seeded_generator
+from tersor.kv.storage.segments import Chosen, compact, everything, nothing
+
+Normalization = Literal["probe_nnz", "full_nnz", "none"]
+Scope = Literal["layer", "kv_head"]
+DecodeProbe = Literal["all", "paper", "last"]
+
+
+@dataclass
+class Waiting:
+    """The tokens about to be compressed, as a selection sees them.
+
+    ``keys``: ``[batch, kv_heads, tokens, head_dim]``. ``valid``: bool ``[batch, tokens]``, None without padding.
+    ``protected``: bool ``[batch, tokens]``, tokens that the user wants kept whatever their scores, or None.
+    """
+
+    keys: Tensor
+    valid: Tensor | None
+    scores: ProbeScores
+    layer: int
+    segment: int
+    protected: Tensor | None = None
+
+    def lengths(self) -> Tensor:
+        """Valid tokens of each sample, int64 ``[batch]``."""
+        batch, _, tokens, _ = self.keys.shape
+        if self.valid is None:
+            return torch.full((batch,), tokens, device=self.keys.device)
+        return self.valid.sum(-1)
+
+    def places(self) -> Tensor:
+        """Index of each token among the valid tokens of its sample, int64 ``[batch, tokens]``."""
+        batch, _, tokens, _ = self.keys.shape
+        if self.valid is None:
+            return torch.arange(tokens, device=self.keys.device).expand(batch, tokens)
+        return self.valid.cumsum(-1) - 1
+
+
+class Selection(Protocol):
+    """What the engine asks of a selection; a frozen dataclass that holds no tensors."""
+
+    @property
+    def per_head(self) -> bool:
+        """Whether every KV head picks its own tokens."""
+
+    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        """Rows of a ``length``-token update to probe, int64 and ascending; empty to probe none."""
+
+    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        """Whether the decoding step that fills buffer slot ``step`` of ``gap`` is a probe."""
+
+    def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
+        """The important tokens and the regular ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioSelection:
+    """A fixed share of the tokens, ranked by `scores`; the base of the concrete selections.
+
+    ``ratio``: share of important tokens. ``seed``: of every random choice.
+    """
+
+    ratio: float
+    seed: int = 0
+
+    @property
+    def per_head(self) -> bool:
+        return False
+
+    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        return torch.empty(0, dtype=torch.int64)
+
+    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        return False
+
+    def scores(self, waiting: Waiting) -> Tensor:
+        """Rank of the tokens, ``[batch, scopes, tokens]``, larger is more important."""
+        raise NotImplementedError(f"{type(self).__name__} does not rank tokens; override `scores`")
+
+    def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
+        batch, _, tokens, _ = waiting.keys.shape
+        if self.ratio == 1.0:
+            return everything(batch, tokens, waiting.valid, waiting.keys.device), nothing(batch, waiting.keys.device)
+        scores = self.scores(waiting)
+        if waiting.valid is not None:
+            scores = scores.masked_fill(~waiting.valid[:, None, :], -torch.inf)
+        # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        length = waiting.lengths()
+        regular = ((1.0 - self.ratio) * length.double()).to(torch.int64)
+        rank = torch.arange(tokens, device=order.device).expand_as(order)
+        important = (length - regular)[:, None, None]
+        return (
+            compact(order.masked_fill(rank >= important, tokens), tokens),
+            compact(order.masked_fill((rank < important) | (rank >= length[:, None, None]), tokens), tokens),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencySelection(RatioSelection):
+    """The tokens with the largest (normalized) attention from probe rows: ZipCache's metric.
+
+    ``normalization``: ``"probe_nnz"`` divides by the probe rows that see a column (the paper), ``"full_nnz"``
+    by all rows that do (the authors' code), ``"none"`` accumulates (as H2O and MiKV do). ``scope``: one decision a
+    layer, or one a KV head. ``decode_probe``: which decoding steps score the buffer.
+    """
+
+    probe_recent_ratio: float = 0.05
+    probe_random_ratio: float = 0.05
+    normalization: Normalization = "probe_nnz"
+    scope: Scope = "layer"
+    decode_probe: DecodeProbe = "all"
+    max_probe_tokens: int | None = None
+
+    @property
+    def per_head(self) -> bool:
+        return self.scope == "kv_head"
+
+    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        if not 0.0 < self.ratio < 1.0:
+            return super().probe_rows(length, layer=layer, segment=segment)  # one group needs no ranking
+        recent = length - int((1.0 - self.probe_recent_ratio) * length)
+        random = int(self.probe_random_ratio * length)
+        if self.max_probe_tokens is not None and recent + random > self.max_probe_tokens:
+            share = self.max_probe_tokens / (recent + random)
+            recent, random = max(1, int(recent * share)), int(random * share)
+        return probe_positions(length, recent, random, seeded_generator(self.seed, layer, segment, length))
+
+    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        if not 0.0 < self.ratio < 1.0:
+            return False
+        if self.decode_probe == "all":
+            return True
+        if self.decode_probe == "last":
+            return step >= gap - 1
+        recent = max(1, int(self.probe_recent_ratio * gap))
+        random = int(self.probe_random_ratio * gap)
+        generator = seeded_generator(self.seed, layer, segment, gap)
+        return step >= gap or step in probe_positions(gap, recent, random, generator).tolist()
+
+    def scores(self, waiting: Waiting) -> Tensor:
+        totals = waiting.scores.totals(waiting.keys.shape[2])
+        if totals is None:
+            # No attention was seen: keys of small norm draw attention more often than not.
+            norms = -waiting.keys.float().norm(dim=-1)
+            return norms if self.per_head else norms.mean(1, keepdim=True)
+        sums, counts = totals
+        if self.normalization == "none":
+            return sums
+        if self.normalization == "full_nnz":
+            counts = waiting.lengths()[:, None] - waiting.places()
+        return normalized_saliency(sums, counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentSelection(RatioSelection):
+    """The newest tokens: the sliding-window baseline."""
+
+    def scores(self, waiting: Waiting) -> Tensor:
+        return waiting.places()[:, None, :].float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSelection(RatioSelection):
+    """Random tokens, the same for a sample whatever its batch neighbours: the floor of any selection."""
+
+    def scores(self, waiting: Waiting) -> Tensor:
+        tokens = waiting.keys.shape[2]
+        generator = seeded_generator(self.seed, waiting.layer, waiting.segment)
+        draw = torch.rand(tokens, generator=generator).to(waiting.keys.device)
+        return draw[waiting.places().clamp_min(0)][:, None, :]

@@ -1,0 +1,1 @@
+"""Storage: in which form tokens are kept once they are compressed."""

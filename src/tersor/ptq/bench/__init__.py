@@ -1,0 +1,1 @@
+"""Measurements of RepAPQ: accuracy beside its rivals, and speed."""

@@ -1,0 +1,243 @@
+"""`tersor images`, and the pictures that it draws."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tersor._lazy import MissingExtraError
+from tersor.grids.cli import images
+from tersor.grids.drawing import Panel, as_png, as_svg, compare_svg, samples_svg
+from tersor.grids.geometry import RasterGrid
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.schedule import ZipARSchedule
+from tersor.grids.tokenizer import PatchTokenizer
+
+GRID = ["schedule", "--grid", "90x90", "--window", "7"]
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(images, [*arguments], catch_exceptions=False)
+
+
+def test_the_schedule_counts_passes() -> None:
+    facts = json.loads(run(*GRID, "--json").output)
+    assert (facts["passes"], facts["raster_passes"], facts["window"]) == (713, 8190, 7)
+    assert facts["reduction"] == pytest.approx(0.913, abs=1e-3)
+    assert facts["row_start_pass"][:3] == [1, 8, 15]
+    text = run(*GRID).output
+    assert "713 forward passes instead of 8,190: 91.3% fewer, 11.36 tokens a pass" in text
+    facts = json.loads(
+        run("schedule", "--grid", "24X24", "--window", "quality", "--row-start", "auto", "--json").output
+    )
+    assert (facts["row_start"], facts["window"], facts["passes"]) == ("conservative", 16, 48 + 22 * 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "90"], "90x90"),
+        (["--grid", "0x4"], "90x90"),
+        (["--grid", "4x-1"], "90x90"),
+        (["--grid", "99999x99999"], "at most"),
+        (["--window", "0"], "whole number"),
+        (["--window", "-3"], "whole number"),
+        (["--window", "wide"], "unknown"),
+        (["--row-start", "never"], "must be one of"),
+        (["--out", "order.png"], ".svg or .gif"),
+    ],
+)
+def test_bad_input(arguments, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run("schedule", *arguments)
+
+
+def test_the_svg_lights_every_cell_up_in_its_pass(tmp_path) -> None:
+    out = tmp_path / "deep" / "order.svg"
+    run("schedule", "--grid", "4x5", "--window", "2", "--out", str(out))
+    text = out.read_text(encoding="utf-8")
+    order = ZipARSchedule(RasterGrid(4, 5, end_of_row=True), 2, "eol")
+    assert text == as_svg(order)
+    root = ElementTree.fromstring(text)
+    paths = root.findall("{*}path")
+    assert len(paths) == order.passes
+    drawn = [re.findall(r"M([\d.]+) ([\d.]+)h", path.get("d")) for path in paths]
+    cells = [[(int(float(y)), int(float(x))) for x, y in squares] for squares in drawn]
+    assert cells == [list(step.yields) for step in order]
+    for path in paths:
+        times = [float(each) for each in path[0].get("keyTimes").split(";")]
+        assert times[0] == 0 and times == sorted(times) and times[-1] < 1
+
+
+def test_the_gif_has_a_frame_a_pass(tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    out = tmp_path / "order.gif"
+    run("schedule", "--grid", "4x5", "--window", "2", "--out", str(out))
+    with image.open(out) as gif:
+        assert gif.n_frames == 4 - 1 + 5 + 3  # (H - 1) s + W = 11
+        gif.seek(10)
+        last = gif.convert("RGB")
+        assert last.getpixel((2, 2)) == (0x4C, 0x78, 0xA8)
+        assert last.getpixel((gif.width - 2, gif.height - 2)) == (0xF5, 0x85, 0x18)
+    assert [each.name for each in tmp_path.iterdir()] == ["order.gif"]
+
+
+def test_a_gif_without_pillow_names_the_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tersor\[images\]'"):
+        run("schedule", "--grid", "4x5", "--out", str(tmp_path / "order.gif"))
+
+
+def test_the_schedule_loads_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, tersor.grids.schedule, tersor.grids.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_png_holds_the_images_in_rows() -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    colours = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for images_ in (colours, colours[:, :1]):
+        with pillow.open(io.BytesIO(as_png(images_, columns=2, scale=2))) as sheet:
+            assert sheet.size == (2 * (2 * 5 + 1), 2 * (2 * 4 + 1))
+            shown = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(18, 22, -1).movedim(-1, 0)
+        wanted = (255 * images_).round().long()
+        assert torch.equal(shown[:, 0:8:2, 0:10:2], wanted[0])
+        assert torch.equal(shown[:, 1:8:2, 13:22:2], wanted[1])
+        assert torch.equal(shown[:, 10:18:2, 0:10:2], wanted[2])
+        assert (shown[:, 8:10] == 128).all() and (shown[:, 10:, 10:] == 128).all()
+    with pytest.raises(ValueError, match="must be"):
+        as_png(colours[0])
+
+
+def test_images_side_by_side_share_a_clock() -> None:
+    png = as_png(torch.zeros(1, 1, 4, 6))
+    panels = [Panel("raster", [1, 4, 7], 3, png), Panel("a & b", [1, 2, 3], 3, png, from_right=True)]
+    root = ElementTree.fromstring(compare_svg(panels, description="two ways"))
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["raster, 9 passes", "a & b, 5 passes"]
+    paths = list(root.iter("{http://www.w3.org/2000/svg}path"))
+    assert len(paths) == 9 + 5
+    ends = [[float(t) for t in path[0].get("keyTimes").split(";")][-1] for path in paths]
+    assert ends[:5] == ends[9:]
+    assert ends[8] == pytest.approx(0.8)
+    assert ends[4] == pytest.approx(0.8 * 5 / 9, abs=1e-4)
+    # The third pass of the first image decides (0, 2), of the second one (0, 0), (1, 1) and (2, 2).
+    assert paths[2].get("d") == "M2 0h1v1h-1z"
+    assert paths[11].get("d") == "M0 0h1v1h-1zM1 1h1v1h-1zM2 2h1v1h-1z"
+    sheets = ElementTree.fromstring(samples_svg([("raster", png)], description="samples"))
+    assert len(list(sheets.iter("{http://www.w3.org/2000/svg}image"))) == 1
+    with pytest.raises(ValueError, match="no images"):
+        compare_svg([], description="nothing")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    """A small class-conditional model with its tokenizer, as a user saves them."""
+    path = tmp_path_factory.mktemp("raster")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 12, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_classes": 5}
+    LlamaGen(LlamaGenConfig(**sizes, grid_size=(6, 8))).save_pretrained(path)
+    tokenizer = PatchTokenizer.fit(torch.rand(20, 3, 12, 16), patch_size=2, codebook_size=12, seed=0, rounds=2)
+    tokenizer.save_pretrained(path / "tokenizer")
+    return path
+
+
+def make(folder, out, *arguments: str) -> dict:
+    return json.loads(run("generate", "--model", str(folder), "--out", str(out), "--json", *arguments).output)
+
+
+def test_images_are_made_and_counted(folder, tmp_path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    out = tmp_path / "deep" / "grid.png"
+    facts = make(folder, out, "--window", "3", "-n", "5", "--labels", "1,4")
+    assert facts["passes"] == [2 * 8 + 4 * 3]
+    assert facts["raster_passes"] == 48
+    assert facts["labels"] == [1, 4, 1, 4, 1]
+    assert (facts["window_size"], facts["adaptive"]) == (3, False)
+    with pillow.open(out) as sheet:
+        assert sheet.size == (7 * (3 * 16 + 2), 7 * (2 * 12 + 1))
+    text = run("generate", "--model", str(folder), "--out", str(out), "--window", "3", "-n", "2").output
+    assert "2 images in" in text and "28 forward passes each instead of 48" in text
+
+
+def test_the_seed_decides_and_the_full_window_is_raster(folder, tmp_path) -> None:
+    sheets = {}
+    for name, arguments in {
+        "raster": ["--method", "raster", "--seed", "1"],
+        "full": ["--window", "8", "--seed", "1"],
+        "other": ["--window", "8", "--seed", "2"],
+        "adaptive": ["--window", "2", "--adaptive", "--seed", "1"],
+    }.items():
+        facts = make(folder, tmp_path / f"{name}.png", "-n", "3", "--guidance-scale", "1.5", *arguments)
+        sheets[name] = (tmp_path / f"{name}.png").read_bytes()
+        if name == "adaptive":
+            assert facts["passes"][0] >= 2 * 8 + 4 * 3
+    assert sheets["raster"] == sheets["full"] != sheets["other"]
+
+
+def test_greedy_decoding_needs_no_seed(folder, tmp_path) -> None:
+    for seed in ("1", "2"):
+        make(folder, tmp_path / f"{seed}.png", "-n", "2", "--temperature", "0", "--seed", seed)
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+
+
+def test_the_zoo_model_is_the_default(tmp_path) -> None:
+    out = tmp_path / "grid.png"
+    facts = json.loads(run("generate", "--window", "7", "-n", "2", "--out", str(out), "--json").output)
+    assert (facts["model"], facts["passes"]) == ("tiny-raster", [28 + 12 * 7])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "beam"], "'zipar' or 'raster'"),
+        (["--method", "raster", "--window", "3"], "settings of --method zipar"),
+        (["--method", "raster", "--adaptive"], "settings of --method zipar"),
+        (["--window", "0"], "whole number"),
+        (["--window", "wide"], "unknown"),
+        (["--row-start", "eol"], "has no end-of-row tokens"),
+        (["-n", "0"], "from 1 to 10,000"),
+        (["--labels", "5"], "classes from 0 to 4"),
+        (["--labels", "1,,2"], "classes from 0 to 4"),
+        (["--temperature", "-1"], "must not be negative"),
+        (["--top-k", "-1"], "must not be negative"),
+        (["--guidance-scale", "-1"], "must not be negative"),
+        (["--out", "grid.jpg"], "must end in .png"),
+        (["--model", "no-such"], "no such folder"),
+        (["--model", "tiny-lm"], "takes a LlamaGen"),
+    ],
+)
+def test_bad_requests_for_images(arguments, message, folder, monkeypatch, tmp_path) -> None:
+    def refuse(*_, **__):
+        raise AssertionError("the weights were loaded before the request was checked")
+
+    monkeypatch.setattr(LlamaGen, "from_pretrained", refuse)
+    monkeypatch.chdir(tmp_path)
+    given = arguments if "--model" in arguments else ["--model", str(folder), *arguments]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run("generate", *given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_folders_are_refused(folder, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no readable config\.json"):
+        run("generate", "--model", str(tmp_path))
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="has no image tokenizer"):
+        run("generate", "--model", str(tmp_path))
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"condition": "text", "condition_tokens": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="conditioned on text features"):
+        run("generate", "--model", str(tmp_path))

@@ -1,0 +1,102 @@
+"""The judge of generated images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tersor.grids.judge import (
+    FEATURES,
+    DigitClassifier,
+    Moments,
+    Reference,
+    frechet_distance,
+    load_judge,
+    save_judge,
+)
+
+
+def gaussian(mean: list[float], deviations: list[float]) -> Moments:
+    return Moments(np.array(mean), np.diag(np.square(deviations)), 100)
+
+
+def test_the_distance_of_gaussians_with_common_axes_is_that_of_means_and_deviations() -> None:
+    """|m - n|^2 plus the squared differences of the standard deviations."""
+    a, b = gaussian([1, 2, 0], [3, 1, 0]), gaussian([1, 0, 0], [1, 1, 2])
+    assert frechet_distance(a, b) == pytest.approx(2**2 + 2**2 + 0 + 2**2)
+    assert frechet_distance(b, a) == pytest.approx(12)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_distance_does_not_depend_on_the_axes() -> None:
+    generator = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    a, b = gaussian([1, 2, 0], [3, 1, 0.5]), gaussian([1, 0, 0], [1, 1, 2])
+    turned = [Moments(turn @ each.mean, turn @ each.covariance @ turn.T, 100) for each in (a, b)]
+    assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b))
+
+
+def test_moments_are_those_of_the_features() -> None:
+    features = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+    moments = Moments.of(features)
+    assert moments.mean == pytest.approx([2, 2])
+    assert moments.covariance == pytest.approx(np.array([[4, 3], [3, 3]]))
+    assert moments.n == 3
+    with pytest.raises(ValueError, match="at least 2 images"):
+        Moments.of(features[:1])
+
+
+@pytest.fixture
+def by_class() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features that lie around a place of their class, and the classes."""
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(400) % 10
+    places = 5 * torch.randn(10, FEATURES, generator=generator)
+    return places[labels] + torch.randn(400, FEATURES, generator=generator), labels
+
+
+def test_the_distance_of_a_reference_is_that_of_the_features(by_class) -> None:
+    features, labels = by_class
+    expected = frechet_distance(Moments.of(features[:200] + 1), Moments.of(features))
+    assert Reference.of(features, labels).distance(features[:200] + 1) == pytest.approx(expected)
+
+
+def test_the_joint_distance_is_that_of_features_with_a_class_of_their_length(by_class) -> None:
+    features, labels = by_class
+    length = features.double().square().sum(-1).mean().sqrt()
+    beside = [
+        Moments.of(torch.cat([each, length * torch.nn.functional.one_hot(labels, 10)], dim=1))
+        for each in (features, features + 1)
+    ]
+    found = Reference.of(features, labels).joint_distance(features + 1, labels)
+    # The stored covariance divides by n - 1, the length here by n.
+    assert found == pytest.approx(frechet_distance(*beside), rel=1e-3)
+
+
+def test_only_the_joint_distance_sees_that_classes_are_mixed_up(by_class) -> None:
+    features, labels = by_class
+    reference, order = Reference.of(features, labels), torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    assert reference.distance(features[order]) == pytest.approx(0, abs=1e-6)
+    assert reference.joint_distance(features[order], labels) > 100
+    half = torch.cat([features[:200], features[200:][torch.randperm(200)]])
+    assert 0 < reference.joint_distance(half, labels) < reference.joint_distance(features[order], labels)
+
+
+def test_a_judge_survives_its_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = DigitClassifier()
+    images = torch.rand(7, 1, 28, 28)
+    features, guesses = classifier.judge(images, block=3)
+    assert features.shape == (7, 64)
+    assert torch.equal(guesses, classifier(images).argmax(-1))
+    save_judge(tmp_path / "judge", classifier, Reference.of(features, guesses))
+    loaded, reference = load_judge(tmp_path / "judge")
+    assert torch.equal(loaded.judge(images, block=3)[0], features)
+    assert not loaded.training
+    assert reference.distance(features) == pytest.approx(0, abs=1e-6)
+    assert reference.joint_distance(features, guesses) == pytest.approx(0, abs=1e-6)
+    assert reference.joint.n == 7
+    with pytest.raises(ValueError, match="holds no classifier"):
+        load_judge(tmp_path)

@@ -1,0 +1,218 @@
+"""Our LlamaGen: its parts against the formulas, its own decoding, and checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, convert_llamagen
+from tersor.grids.rotary import turn
+
+
+def small(**changes) -> LlamaGenConfig:
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_classes": 5,
+        "caption_size": 10,
+        "grid_size": (3, 4),
+        "initializer_range": 0.3,
+    }
+    return LlamaGenConfig(**{**shape, **changes})
+
+
+TEXT = {"condition": "text", "condition_tokens": 6}
+
+
+def original_weights(
+    *, width=64, layers=2, vocabulary=50, kv_width=64, text=False, classes=7
+) -> dict[str, torch.Tensor]:
+    """A state dict with the names and shapes of the authors' checkpoints, written down from their layout."""
+    hidden = 256 * math.ceil(int(8 * width / 3) / 256)
+    shapes = {
+        "tok_embeddings.weight": (vocabulary, width),
+        "norm.weight": (width,),
+        "output.weight": (vocabulary, width),
+        "freqs_cis": (20, 4, 2),
+    }
+    for layer in range(layers):
+        shapes |= {
+            f"layers.{layer}.attention.wqkv.weight": (width + 2 * kv_width, width),
+            f"layers.{layer}.attention.wo.weight": (width, width),
+            f"layers.{layer}.feed_forward.w1.weight": (hidden, width),
+            f"layers.{layer}.feed_forward.w3.weight": (hidden, width),
+            f"layers.{layer}.feed_forward.w2.weight": (width, hidden),
+            f"layers.{layer}.attention_norm.weight": (width,),
+            f"layers.{layer}.ffn_norm.weight": (width,),
+        }
+    if text:
+        shapes |= {
+            "cls_embedding.cap_proj.fc1.weight": (width, 12),
+            "cls_embedding.cap_proj.fc2.weight": (width, width),
+            "cls_embedding.uncond_embedding": (6, 12),
+        }
+    else:
+        shapes["cls_embedding.embedding_table.weight"] = (classes + 1, width)
+    generator = torch.Generator().manual_seed(0)
+    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("key", ["model", "module", "state_dict", None])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("kv_width", [64, 32])
+def test_original_checkpoints_load_name_by_name(tmp_path, key, text, kv_width) -> None:
+    weights = original_weights(text=text, kv_width=kv_width)
+    torch.save(weights if key is None else {key: weights, "steps": 3}, tmp_path / "c.pt")
+    model = convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5), num_attention_heads=4)
+    loaded = model.state_dict()
+    assert loaded.keys() == weights.keys() - {"freqs_cis"}
+    assert all(torch.equal(loaded[name], weights[name]) for name in loaded)
+    config = model.config
+    assert (config.num_key_value_heads, config.grid_size) == (kv_width // 16, (4, 5))
+    assert (config.condition, config.default_guidance) == (("text", 7.5) if text else ("class", 2.0))
+    given = {"text_features": torch.ones(1, 6, 12)} if text else {"class_labels": torch.tensor([3])}
+    model.save_pretrained(tmp_path / "saved")
+    again = LlamaGen.from_pretrained(tmp_path / "saved")
+    assert torch.equal(model.generate(**given, do_sample=False), again.generate(**given, do_sample=False))
+
+
+def broken(weights, **changes):
+    return {name: each for name, each in {**weights, **changes}.items() if each is not None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda w: broken(w, **{"norm.weight": None}), r"missing \['norm.weight'\]"),
+        (lambda w: broken(w, **{"extra.weight": torch.ones(1)}), r"unknown \['extra.weight'\]"),
+        (lambda w: broken(w, **{"output.weight": torch.ones(51, 64)}), r"output.weight: \(51, 64\), not \(50, 64\)"),
+        (lambda w: broken(w, **{"tok_embeddings.weight": None}), "no LlamaGen checkpoint"),
+        (lambda w: broken(w, **{"cls_embedding.embedding_table.weight": None}), "no LlamaGen checkpoint"),
+        (lambda w: {"a": 1}, "no state dict"),
+        (lambda w: [1], "no state dict"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message) -> None:
+    torch.save(content(original_weights()), tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=message):
+        convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5), num_attention_heads=4)
+
+
+def test_a_file_cannot_run_code(tmp_path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"model": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+        convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5))
+
+
+def test_heads_are_known_for_published_widths_only(tmp_path) -> None:
+    torch.save(original_weights(), tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="64 wide; give num_attention_heads"):
+        convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5))
+
+
+def test_rotation_turns_by_row_and_column_and_zeroes_the_prefix() -> None:
+    model = LlamaGen(small(**TEXT))
+    positions = torch.tensor([[0, 5, 6, 6 + 2 * 4 + 3]])
+    cosine, sine = (each[0, :, 0] for each in model.rotation(positions))
+    assert cosine.shape == sine.shape == (4, 8)
+    assert (cosine[:2] == 0).all() and (sine[:2] == 0).all(), "prefix: zeros, not cos = 1"
+    assert torch.equal(cosine[2], torch.ones(8)) and (sine[2] == 0).all(), "the first cell is not turned"
+    # head_dim 8: two frequencies, 1 and 10000 ** -0.5, for the row 2, then the same for the column 3.
+    angles = torch.tensor([2.0, 2.0 / 100, 3.0, 3.0 / 100])
+    torch.testing.assert_close(cosine[3].view(4, 2), torch.stack([angles.cos(), angles.cos()], -1))
+    torch.testing.assert_close(sine[3].view(4, 2), torch.stack([-angles.sin(), angles.sin()], -1))
+
+
+def test_neighbouring_channels_turn_together() -> None:
+    x = torch.randn(1, 1, 1, 8)
+    angle = torch.tensor([0.3, 0.5, 0.7, 0.9])
+    turned = turn(x, (angle.cos().repeat_interleave(2), torch.stack([-angle.sin(), angle.sin()], -1).flatten()))
+    pairs = torch.view_as_complex(x.view(4, 2)) * torch.polar(torch.ones(4), angle)
+    torch.testing.assert_close(turned.flatten(), torch.view_as_real(pairs).flatten())
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_one_forward_over_the_image_agrees_with_decoding(text) -> None:
+    torch.manual_seed(0)
+    model = LlamaGen(small(**TEXT) if text else small()).eval()
+    given = {"class_labels": torch.tensor([0, 4])}
+    if text:
+        mask = torch.ones(2, 6)
+        mask[0, :4] = 0
+        given = {"text_features": torch.randn(2, 6, 10), "text_mask": mask}
+    ids = model.generate(**given, guidance_scale=1.0, do_sample=False)
+    with torch.no_grad():
+        out = model(input_ids=ids, labels=ids, **given)
+    start = model.config.condition_tokens - 1
+    assert torch.equal(out.logits[:, start:-1].argmax(-1), ids)
+    nll = torch.nn.functional.cross_entropy(out.logits[:, start:-1].flatten(0, 1), ids.flatten())
+    torch.testing.assert_close(out.loss, nll)
+
+
+def test_training_drops_conditions_and_gradients_reach_every_weight() -> None:
+    torch.manual_seed(0)
+    model = LlamaGen(small(condition_dropout=0.5)).train()
+    ids = torch.randint(0, 40, (16, 12))
+    model(input_ids=ids, class_labels=torch.zeros(16, dtype=torch.long), labels=ids).loss.backward()
+    grads = {name: each.grad for name, each in model.named_parameters()}
+    assert all(each is not None and each.abs().sum() > 0 for each in grads.values())
+    used = grads["cls_embedding.embedding_table.weight"].abs().sum(-1) > 0
+    assert used.nonzero().flatten().tolist() == [0, 5], "class 0, and the null class"
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        ({}, {"class_labels": torch.tensor([5])}, "from 0 to 4"),
+        ({}, {"class_labels": torch.tensor([[1]])}, r"must be \[batch\]"),
+        ({}, {"text_features": torch.zeros(1, 6, 10)}, "conditioned on a class"),
+        (TEXT, {"class_labels": torch.tensor([1])}, "conditioned on text"),
+        (TEXT, {"text_features": torch.zeros(1, 5, 10)}, "text_features must be"),
+        ({}, {"class_labels": torch.tensor([1]), "beams": 3}, "does not take"),
+    ],
+)
+def test_bad_conditions(config, given, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        LlamaGen(small(**config)).generate(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"condition": "image"}, "'class' or 'text'"),
+        ({"condition_tokens": 3}, "must be 1"),
+        ({"hidden_size": 30}, "multiple of 4 times"),
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+    ],
+)
+def test_bad_sizes(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+def test_several_tokens_on_a_filled_cache_need_a_mask() -> None:
+    from transformers import DynamicCache
+
+    model, cache = LlamaGen(small()).eval(), DynamicCache()
+    with torch.no_grad():
+        model(class_labels=torch.tensor([1]), past_key_values=cache)
+        with pytest.raises(ValueError, match="attention_mask"):
+            model(input_ids=torch.ones(1, 2, dtype=torch.long), past_key_values=cache)
+
+
+def test_the_published_sizes_are_as_published() -> None:
+    config = LlamaGenConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+    with torch.device("meta"):
+        model = LlamaGen(config)
+    assert 340e6 < sum(each.numel() for each in model.parameters()) < 345e6, "LlamaGen-L, 343 million"
+    assert config.intermediate_size == 2816
+    assert not isinstance(config, type(AutoConfig))

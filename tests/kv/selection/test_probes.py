@@ -1,0 +1,159 @@
+"""Invariants 5 and 6: the probe estimate and what normalization is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.kv.engine.layer import causal_rows
+from tersor.kv.selection import probes as saliency
+from tersor.kv.selection.probes import (
+    ProbeScores,
+    attention_rows,
+    column_sums,
+    normalized_saliency,
+    probe_positions,
+    seeded_generator,
+)
+
+
+def attention_matrix(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """The whole causal matrix, averaged over query heads: ``[batch, kv_heads, length, length]``."""
+    group = query.shape[1] // keys.shape[1]
+    scores = query @ keys.repeat_interleave(group, 1).transpose(-1, -2) * scaling
+    closed = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(closed, -torch.inf).softmax(-1).unflatten(1, (-1, group)).mean(2)
+
+
+def draw(batch: int = 2, heads: int = 4, kv_heads: int = 2, length: int = 37, dim: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, heads, length, dim, generator=generator), torch.randn(
+        batch, kv_heads, length, dim, generator=generator
+    )
+
+
+def probe_score(query: Tensor, keys: Tensor, rows: Tensor, normalize) -> Tensor:
+    length = keys.shape[2]
+    allowed = causal_rows(length, length, keys.device)[:, rows]
+    sums = column_sums(query[:, :, rows], keys, allowed, scaling=0.3)
+    counts = allowed.sum(1).float().expand(keys.shape[0], -1)
+    return normalize(sums, counts)
+
+
+def check_all_rows_give_the_full_score(normalize) -> None:
+    query, keys = draw()
+    length = keys.shape[2]
+    matrix = attention_matrix(query, keys, 0.3)
+    expected = matrix.sum(-2) / torch.arange(length, 0, -1)
+    torch.testing.assert_close(probe_score(query, keys, torch.arange(length), normalize), expected)
+
+
+def test_all_rows_as_probes_equal_the_full_normalized_score() -> None:
+    check_all_rows_give_the_full_score(normalized_saliency)
+
+
+def test_a_column_seen_by_one_row_works() -> None:
+    query, keys = draw(length=5)
+    score = probe_score(query, keys, torch.tensor([4]), normalized_saliency)
+    torch.testing.assert_close(score, attention_matrix(query, keys, 0.3)[:, :, 4])
+
+
+@pytest.mark.parametrize("broken", [lambda sums, counts: sums, lambda sums, counts: sums / counts.amax()])
+def test_the_full_score_catches_a_missing_normalization(broken) -> None:
+    with pytest.raises(AssertionError):
+        check_all_rows_give_the_full_score(broken)
+
+
+def test_uniform_attention_is_flatter_when_normalized() -> None:
+    length = 50
+    matrix = torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None]
+    accumulated, counts = matrix.sum(0), torch.arange(length, 0, -1.0)
+    normalized = normalized_saliency(accumulated[None, None], counts[None])[0, 0]
+    assert (accumulated.diff() < 0).all()
+    expected = torch.stack([(1 / torch.arange(i + 1.0, length + 1)).mean() for i in range(length)])
+    torch.testing.assert_close(normalized, expected)
+    assert normalized.max() / normalized.min() < 0.2 * accumulated.max() / accumulated.min()
+
+
+def check_rank_ignores_position(score) -> None:
+    """A token that draws a constant share ``w`` of every row that sees it outranks the rest wherever it stands."""
+    length, w = 60, 0.3
+    for special in range(1, length - 1):
+        matrix = torch.ones(length, length).tril()
+        matrix /= matrix.sum(-1, keepdim=True)
+        sees = torch.arange(length) >= special
+        matrix[sees] *= 1 - w
+        matrix[sees, special] += w
+        sums, counts = matrix.sum(0)[None, None], torch.arange(length, 0, -1.0)[None]
+        value = score(sums, counts)[0, 0]
+        # The first tokens hold most of their own short rows under any metric, and are left out.
+        assert value[special] >= value[3:].max()
+
+
+def test_normalized_rank_does_not_depend_on_position() -> None:
+    check_rank_ignores_position(normalized_saliency)
+
+
+def test_accumulated_rank_does() -> None:
+    with pytest.raises(AssertionError):
+        check_rank_ignores_position(lambda sums, counts: sums)
+
+
+def test_lse_gives_exact_entries_for_any_columns() -> None:
+    query, keys = draw()
+    length = keys.shape[2]
+    allowed = causal_rows(length, length, keys.device)
+    scores = query @ keys.repeat_interleave(2, 1).transpose(-1, -2) * 0.3
+    lse = scores.masked_fill(~allowed[:, None], -torch.inf).logsumexp(-1)
+    part = attention_rows(query, keys[:, :, 20:], allowed[..., 20:], scaling=0.3, lse=lse)
+    torch.testing.assert_close(part, attention_matrix(query, keys, 0.3)[..., 20:])
+
+
+def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, keys = draw()
+    length = keys.shape[2]
+    allowed = causal_rows(length, length, keys.device)
+    whole = column_sums(query, keys, allowed, scaling=0.3)
+    monkeypatch.setattr(saliency, "PROBE_TILE_NUMBERS", 2 * 4 * length * 3)
+    torch.testing.assert_close(column_sums(query, keys, allowed, scaling=0.3), whole)
+
+
+def test_probe_rows_are_recent_plus_random_without_replacement() -> None:
+    rows = probe_positions(200, 10, 10, seeded_generator(0, 1, 2, 200))
+    assert len(rows) == len(set(rows.tolist())) == 20
+    assert rows[-10:].tolist() == list(range(190, 200))
+    assert (rows.diff() > 0).all()
+    assert torch.equal(rows, probe_positions(200, 10, 10, seeded_generator(0, 1, 2, 200)))
+    assert not torch.equal(rows, probe_positions(200, 10, 10, seeded_generator(0, 2, 2, 200)))
+    assert probe_positions(1, 0, 0, seeded_generator(0)).tolist() == [0]
+
+
+def test_the_global_random_state_is_untouched() -> None:
+    before = torch.get_rng_state()
+    probe_positions(100, 5, 5, seeded_generator(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_scores_of_steps_add_up_and_crop_leaves_no_trace() -> None:
+    scores, plain = ProbeScores(), ProbeScores()
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.rand(1, 1, n + 1, generator=generator) for n in range(9)]
+    scores.rows, plain.rows = list(rows), list(rows[:6])
+    cropped = scores.keep_columns(0, 6)
+    for got, expected in zip(cropped.totals(6), plain.totals(6), strict=True):  # type: ignore[arg-type]
+        assert torch.equal(got, expected)
+    sums, counts = cropped.totals(6)  # type: ignore[misc]
+    assert counts.tolist() == [[6, 5, 4, 3, 2, 1]]
+    torch.testing.assert_close(sums[0, 0, 5], rows[5][0, 0, 5])
+
+
+def test_long_updates_and_steps_share_one_total() -> None:
+    scores = ProbeScores()
+    scores.add_sums(torch.ones(1, 1, 4), torch.full((1, 4), 2.0))
+    scores.add_sums(torch.ones(1, 1, 6), torch.full((1, 6), 3.0))
+    scores.rows.append(torch.ones(1, 1, 7))
+    sums, counts = scores.totals(7)  # type: ignore[misc]
+    assert sums.tolist() == [[[3, 3, 3, 3, 2, 2, 1]]]
+    assert counts.tolist() == [[6, 6, 6, 6, 4, 4, 1]]
+    assert ProbeScores().totals(3) is None

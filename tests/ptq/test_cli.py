@@ -1,0 +1,159 @@
+"""`tersor quantize`: the file, the report, going on after an interruption, and one line for what cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from tersor import zoo
+from tersor.cli import run
+from tersor.ptq import calibration
+from tersor.ptq import report as ptq_report
+from tersor.ptq.images import Preprocessing, find_classes, find_images, read_folder, read_images
+from tersor.ptq.reparam import merge
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in zoo.photos()[:12]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def command(photos: Path, out: Path, *options: str) -> list[str]:
+    start = ["quantize", "--model", "tiny-repvgg", "--calibration", str(photos), "--iterations", "2"]
+    return [*start, "--out", str(out), *options]
+
+
+def test_it_writes_file_and_report_and_goes_on(photos, tmp_path, monkeypatch, capsys) -> None:
+    """Stopped before its third stage and started again, it skips two; classes of the evaluation are counted."""
+    out = tmp_path / "net.onnx"
+    classes = tmp_path / "classes"
+    names = zoo.load_network("tiny-repvgg").config.classes
+    for index, name in enumerate(names):
+        (classes / name).mkdir(parents=True)
+        (classes / name / "one.jpg").write_bytes(zoo.photos()[index].read_bytes())
+    calibrate, done = calibration._calibrate, []
+
+    def stop(block, *rest):
+        if block.name == "stages.1.0":
+            raise KeyboardInterrupt
+        return calibrate(block, *rest)
+
+    monkeypatch.setattr(calibration, "_calibrate", stop)
+    assert run(command(photos, out, "--evaluation", str(classes))) == 130
+    assert not out.exists() and len(list((tmp_path / "net.onnx.stages").glob("*.safetensors"))) == 2
+    monkeypatch.setattr(
+        calibration, "_calibrate", lambda block, *rest: done.append(block.name) or calibrate(block, *rest)
+    )
+    capsys.readouterr()
+    assert run(command(photos, out, "--evaluation", str(classes), "--json")) == 0
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
+    # What follows the first run is the plain network that the report compares with.
+    assert done[0] == "stages.1.0" and done.index("stem") == len(done) - 12
+    assert "stage 6 of 6" in told.err
+    assert facts["float_layers"] == 0 and facts["share_of_float"] < 0.4 and facts["bytes"] == out.stat().st_size
+    quantities = {record["quantity"]: record for record in facts["records"]}
+    assert set(quantities) == {"accuracy", "agreement with floating point", "file size"}
+    assert quantities["accuracy"]["n"] == 10
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 2 and "stages.2.0.merged" in page
+    assert not (tmp_path / "net.onnx.stages").exists()
+
+
+def test_fewer_bits_say_that_they_are_simulated(photos, tmp_path, capsys) -> None:
+    assert run(command(photos, tmp_path / "low.onnx", "--bits", "w4a4", "--images", "4")) == 0
+    assert "simulated" in capsys.readouterr().out
+    clips = [node for node in onnx.load(tmp_path / "low.onnx").graph.node if node.op_type == "Clip"]
+    assert len(clips) == 10, "all but the image, the mean and what enters the head"
+
+
+def line(capsys) -> str:
+    (only,) = capsys.readouterr().err.strip().splitlines()
+    return only
+
+
+def test_what_cannot_be_used_is_one_line(photos, tmp_path, capsys) -> None:
+    out = tmp_path / "x.onnx"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    small = tmp_path / "small"
+    small.mkdir()
+    Image.new("RGB", (20, 40)).save(small / "a.png")
+    for options, said in (
+        ([*command(tmp_path / "none", out)], "no such folder of images"),
+        ([*command(empty, out)], "holds no images (.jpg"),
+        ([*command(small, out)], "is 20 x 40 pixels; the network takes 32 x 32"),
+        ([*command(photos, out, "--bits", "int8")], "such as 'w8a8'"),
+        ([*command(photos, out, "--bits", "w16a16")], "8 bits or fewer"),
+        ([*command(photos, tmp_path / "x.bin")], "ends in .onnx"),
+        ([*command(photos, out, "--images", "0")], "at least 1"),
+        ([*command(photos, out, "--weights", "w.pth")], "brings its own"),
+        ([*command(photos, out, "--evaluation", str(photos))], "0 folders with images, and the network 10"),
+        (["quantize", "--model", "repvgg_a0", "--calibration", str(photos), "--out", str(out)], "needs --weights"),
+        (["quantize", "--model", "tiny-lm", "--calibration", str(photos), "--out", str(out)], "classifies no images"),
+    ):
+        assert run(options) == 2
+        assert said in line(capsys)
+    assert not out.exists()
+
+
+def test_networks_that_cannot_be_used_are_one_line(photos, tmp_path, monkeypatch, capsys) -> None:
+    """Merged already, without branches, and with activations that are no numbers."""
+    net = zoo.load_network("tiny-repvgg")
+    merged = merge(net, torch.zeros(1, 3, 32, 32))
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 10, 32), torch.nn.Flatten())
+    plain.config = net.config
+    infinite = zoo.load_network("tiny-repvgg")
+    with torch.no_grad():
+        infinite.stages[0][0].norms[0].running_var[0] = torch.nan
+    for network, said in (
+        (merged, "is one convolution already (BranchedConv); give the model in its training form"),
+        (plain, "Sequential has no blocks with branches"),
+        (infinite, "NaN or infinity"),
+    ):
+        monkeypatch.setattr(zoo, "load_network", lambda name, network=network: network)
+        assert run(command(photos, tmp_path / "x.onnx")) == 2
+        assert said in line(capsys)
+
+
+def test_unreadable_files_are_left_out_until_they_are_too_many(tmp_path) -> None:
+    plain = Preprocessing(size=32, mean=(0.5,) * 3, deviation=(0.25,) * 3)
+    for index in range(12):
+        Image.new("L", (40, 50), color=10 * index).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "00.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"2 of 14 images cannot be read, .*bad.jpg first"):
+        read_folder(tmp_path, plain, count=99, seed=0)
+    (tmp_path / "cut.png").unlink()
+    images, kept = read_images(find_images(tmp_path), plain)
+    assert images.shape == (12, 3, 32, 32) and len(kept) == 12
+    assert torch.isclose(images.amax(), torch.tensor((110 / 255 - 0.5) / 0.25))
+    some = read_folder(tmp_path, plain, count=5, seed=0)
+    assert len(some) >= 4 and torch.equal(some, read_folder(tmp_path, plain, count=5, seed=0))
+
+
+def test_preprocessing_crops_the_middle() -> None:
+    picture = Image.new("RGB", (64, 32), (255, 0, 0))
+    picture.paste((0, 255, 0), (16, 0, 48, 32))
+    found = Preprocessing(size=32, interpolation="nearest", mean=(0.0,) * 3, deviation=(1.0,) * 3)(picture)
+    assert torch.equal(found[1], torch.ones(32, 32)) and torch.equal(found[0], torch.zeros(32, 32))
+
+
+def test_classes_are_the_folders_in_order(tmp_path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "x.png")
+    assert [label for _, label in find_classes(tmp_path, 2)] == [0, 1]
+    with pytest.raises(ValueError, match="2 folders with images, and the network 3 classes"):
+        find_classes(tmp_path, 3)
+    parts = list(ptq_report.batches(find_classes(tmp_path, 2), Preprocessing(size=32)))
+    assert len(parts) == 1 and parts[0][0].shape == (2, 3, 32, 32) and parts[0][1].tolist() == [0, 1]
