@@ -23,7 +23,7 @@ from torch import Tensor
 from tersor import _atomic
 from tersor.bench.measure import machine, versions
 from tersor.bench.records import Record
-from tersor.kv.bench.cli import give
+from tersor.bench.runs import report_records
 from tersor.ptq.bench.speed import SHAPES, settled
 from tersor.ptq.calibration import Quantized, quantize
 from tersor.ptq.config import RepAPQConfig
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         file.unlink()
     equal = same(found, quantize(network, images, CONFIG, folder=again))
     command = "python benchmarks/ptq_calibration.py --data FOLDER --work WORK"
-    give(records(found, told, equal, command), args.out, False, lambda: print(told, "the same:", equal))
+    report_records(records(found, told, equal, command), args.out, False, lambda: print(told, "the same:", equal))
     return 0 if equal else 1
 
 

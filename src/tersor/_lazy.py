@@ -29,6 +29,10 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+#: Name of a package -> what it offers although a room above it defines it; the root package fills this in.
+HANDED_ON: dict[str, dict[str, str]] = {}
+
+
 def members(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The ``__getattr__`` and ``__dir__`` of a package that hands on names of other modules.
 

@@ -7,23 +7,55 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tersor import __version__
+from tersor._console import spinner
 from tersor._lazy import MissingExtraError
+from tersor.bench.runs import AsJson
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
 from tersor.grids.nar.bench.cli import bench_nar
 from tersor.grids.nar.train_cli import train
 from tersor.grids.zipar.bench.cli import bench_images
-from tersor.kv.bench.cli import bench, demo
+from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench_saliency
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
+
+if TYPE_CHECKING:
+    from tersor.bench.runs import DemoResult, OnProgress
+
+#: System of `tersor demo` -> "module:function", loaded when it runs; the function reports progress to its argument.
+DEMOS: dict[str, str] = {
+    "zipcache": "tersor.kv.demos.zipcache:run",
+    "minicache": "tersor.kv.demos.minicache:run",
+    "zipar": "tersor.grids.zipar.demo:run",
+    "nar": "tersor.grids.nar.demo:run",
+    "zipvl": "tersor.kv.demos.zipvl:run",
+    "ptq": "tersor.ptq.demo:run",
+    "meswitch": "tersor.experts.demo:run",
+}
+#: Command of `tersor bench` -> its function.
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "kv": bench_kv,
+    "quantizers": bench_quantizers,
+    "saliency": bench_saliency,
+    "merging": bench_merging,
+    "images": bench_images,
+    "nar": bench_nar,
+    "ptq": bench_ptq,
+    "ptq-speed": bench_ptq_speed,
+    "vlm": bench_vlm,
+    "photos": bench_photos,
+}
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -35,20 +67,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
 app.command()(generate)
 app.command()(quantize)
-app.command()(demo)
 experts.command("bench")(bench_experts)
-bench.command("images")(bench_images)
-bench.command("nar")(bench_nar)
-bench.command("ptq")(bench_ptq)
-bench.command("ptq-speed")(bench_ptq_speed)
-bench.command("vlm")(bench_vlm)
-bench.command("photos")(bench_photos)
-app.add_typer(bench, name="bench")
-app.add_typer(experts, name="experts")
-app.add_typer(images, name="images")
-app.add_typer(train, name="train")
+for name, function in BENCHMARKS.items():
+    bench.command(name)(function)
+for name, group in {"bench": bench, "experts": experts, "images": images, "train": train}.items():
+    app.add_typer(group, name=name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,6 +90,45 @@ def root(
     ] = False,
 ) -> None:
     """Cheaper generative models, with the cost in quality printed next to every saving."""
+
+
+@app.command()
+def demo(
+    only: Annotated[list[str] | None, typer.Option(help="Run this system alone; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("tersor-report"),
+    as_json: AsJson = False,
+) -> None:
+    """Run every system on the embedded models, print the scoreboard and write the HTML report."""
+    from tersor.bench.report import write_report
+    from tersor.bench.runs import report_records
+    from tersor.bench.scoreboard import print_scoreboard
+
+    runs = {system: get_demo(system) for system in only or DEMOS}
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder for the report")
+    records, sections = [], []
+    with spinner() as status:
+        for system, run_demo in runs.items():
+            result = run_demo(lambda doing, system=system: status.update(f"{system}: {doing}"))  # type: ignore[misc]
+            records += result.records
+            sections.append(result.section)
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(out / "index.html", records, sections)
+
+    def print_table() -> None:
+        print_scoreboard(records)
+        typer.echo(f"report: {out / 'index.html'}")
+
+    report_records(records, out / "records.jsonl", as_json, print_table)
+
+
+def get_demo(system: str) -> Callable[[OnProgress], DemoResult]:
+    """The demo of ``system``; raises `ValueError` for an unknown one."""
+    if system not in DEMOS:
+        raise ValueError(f"--only {system!r} is no system of the demo; choose one of {sorted(DEMOS)}")
+    module, _, name = DEMOS[system].partition(":")
+    function: Callable[[OnProgress], DemoResult] = getattr(import_module(module), name)
+    return function
 
 
 @app.command()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tersor.bench.demos import DEMOS, get_demo
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record, read_jsonl
-from tersor.cli import run
+from tersor.cli import DEMOS, get_demo, run
 from tersor.grids.zipar import demo as demo_zipar
 from tersor.kv.bench.recall import Scores
 from tersor.kv.demos import minicache as demo_minicache

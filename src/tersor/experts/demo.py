@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tersor.bench.demos import DemoResult
 from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
+from tersor.bench.runs import DemoResult
 from tersor.experts.bench.quality import BASE, LSQ, MINMAX, MODEL, MSE, ROWS, SVD, Family, Kept, compress, quality_table
 from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
 from tersor.experts.bench.skills import examples

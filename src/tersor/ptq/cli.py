@@ -61,7 +61,7 @@ def quantize(
     given = read_folder(calibration, preprocessing, count=images, seed=seed)
     labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))
     from tersor.bench.report import write_report
-    from tersor.kv.bench.cli import command_line
+    from tersor.bench.runs import command_line
     from tersor.ptq import calibration as calibrating
     from tersor.ptq.onnx_export import export_float, export_quantized
     from tersor.ptq.report import (

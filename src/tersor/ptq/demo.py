@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tersor import zoo
-from tersor.bench.demos import DemoResult
 from tersor.bench.measure import Estimate, wilson_interval
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
+from tersor.bench.runs import DemoResult
 from tersor.kv.demos.shared import make_record, scaled
 from tersor.ptq.bench.accuracy import METHODS, OURS, Method, Run, logits_of, quantized_run
 from tersor.ptq.bench.data import Labelled, photo_crops

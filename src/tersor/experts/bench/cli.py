@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.kv.bench.cli import command_line, give
+from tersor.bench.runs import command_line, report_records
 
 if TYPE_CHECKING:
     from tersor.bench.measure import Estimate
@@ -60,7 +60,7 @@ def bench_experts(
             records += _quality(status.update)
         if "router" in parts:
             records += _router(status.update)
-    give(records, out, as_json, lambda: _print(records))
+    report_records(records, out, as_json, lambda: _print(records))
 
 
 def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callable[[str], None]) -> list[Record]:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tersor import zoo
-from tersor.bench.demos import DemoResult
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
+from tersor.bench.runs import DemoResult
 from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import raster_passes, zipar_passes

@@ -1,56 +1,21 @@
-"""`tersor demo` and `tersor bench`."""
+"""`tersor bench kv`, `quantizers`, `saliency` and `merging`."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tersor._console import spinner
+from tersor.bench.runs import command_line, report_records
 from tersor.zoo import loading as _checkpoints
 
 if TYPE_CHECKING:
     from tersor.bench.records import Record
     from tersor.kv.bench.recall import Plan, Scores
 
-bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
 
-
-def demo(
-    only: Annotated[list[str] | None, typer.Option(help="Run this system alone; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("tersor-report"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
-) -> None:
-    """Run every system on the embedded models, print the scoreboard and write the HTML report."""
-    from tersor.bench.demos import DEMOS, get_demo
-    from tersor.bench.report import write_report
-    from tersor.bench.scoreboard import print_scoreboard
-
-    names = only or list(DEMOS)
-    runs = {name: get_demo(name) for name in names}
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder for the report")
-    records, sections = [], []
-    with spinner() as status:
-        for name, run in runs.items():
-            result = run(lambda doing, name=name: status.update(f"{name}: {doing}"))  # type: ignore[misc]
-            records += result.records
-            sections.append(result.section)
-    out.mkdir(parents=True, exist_ok=True)
-    write_report(out / "index.html", records, sections)
-
-    def print_table() -> None:
-        print_scoreboard(records)
-        typer.echo(f"report: {out / 'index.html'}")
-
-    give(records, out / "records.jsonl", as_json, print_table)
-
-
-@bench.command("kv")
 def bench_kv(
     model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-lm",
     samples: Annotated[int, typer.Option(help="Questions a task.")] = 100,
@@ -85,12 +50,11 @@ def bench_kv(
             results[name] = scores
             status.update(f"{name} done")
     records = _bench_records(plan, results, command_line())
-    give(records, out, as_json, lambda: _print_bench(results, unavailable=unavailable() if peers else {}))
+    report_records(records, out, as_json, lambda: _print_bench(results, unavailable=unavailable() if peers else {}))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
 
-@bench.command("quantizers")
 def bench_quantizers(
     bits: Annotated[int, typer.Option(help="Bits of every number: 2, 4 or 8.")] = 4,
     passages: Annotated[int, typer.Option(help="Passages of the book to continue.")] = 128,
@@ -111,10 +75,9 @@ def bench_quantizers(
         status.update(f"{passages} passages")
         scores = score_layouts(network, tokenizer.encode, prose, n=passages, bits=bits, seed=seed)
     records = _layout_records(scores, bits, seed, command_line())
-    give(records, out, as_json, lambda: _print_layouts(scores))
+    report_records(records, out, as_json, lambda: _print_layouts(scores))
 
 
-@bench.command("saliency")
 def bench_saliency(
     samples: Annotated[int, typer.Option(help="Samples of 16 questions.")] = 500,
     contender: Annotated[list[str] | None, typer.Option(help="Compare this cache alone; may be repeated.")] = None,
@@ -136,10 +99,9 @@ def bench_saliency(
     records = _score_records(
         "pair recall", scores, quantity="recall", unit="share", model="tiny-recall", seed=seed, command=command_line()
     )
-    give(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
+    report_records(records, out, as_json, lambda: _print_bench({}, {"pair recall": scores}))
 
 
-@bench.command("merging")
 def bench_merging(
     model: Annotated[
         str, typer.Option(help="Checkpoint folder or zoo name, of layers alike in pairs.")
@@ -184,25 +146,7 @@ def bench_merging(
     records = _score_records("planted facts", recall, quantity="recall, agnostic", unit="share", **shared)
     records += _score_records("continuation", loss, quantity="loss", unit="nats per byte", **shared)
     records += _added_loss_records(loss, **shared)
-    give(records, out, as_json, lambda: _print_bench({"continuation": loss}, {"planted facts": recall}))
-
-
-def give(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
-    """Write the records to ``out`` if there is one, then print them as JSON lines or as their table."""
-    from tersor.bench.records import write_jsonl
-
-    if out is not None:
-        write_jsonl(out, records)
-    if as_json:
-        for record in records:
-            typer.echo(record.to_json())
-    else:
-        print_table()
-
-
-def command_line() -> str:
-    """The command as it was given, for records."""
-    return "tersor " + shlex.join(sys.argv[1:])
+    report_records(records, out, as_json, lambda: _print_bench({"continuation": loss}, {"planted facts": recall}))
 
 
 def _layout_records(scores: dict[str, dict[str, Scores]], bits: int, seed: int, command: str) -> list[Record]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.kv.bench.cli import command_line, give
+from tersor.bench.runs import command_line, report_records
 from tersor.zoo import loading as _checkpoints
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def bench_vlm(
     shared = {"model": model, "seed": seed, "command": command_line()}
     records = [record for name, each in results.items() for record in _outcome_records(name, each, results, shared)]
     records += _tile_records(by_tiles, (tau or [0.975])[0], shared)
-    give(records, out, as_json, lambda: _print_outcomes(results))
+    report_records(records, out, as_json, lambda: _print_outcomes(results))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -85,7 +85,7 @@ def bench_photos(
             results.append(measure_photo(network, processor, file, question, recipe, repeats=repeats))
     shapes = "trained" if model == "tiny-vlm" else "as loaded"
     shared = {"model": model, "seed": 0, "command": command_line()}
-    give(_photo_records(results, shapes, shared), out, as_json, lambda: _print_photos(results))
+    report_records(_photo_records(results, shapes, shared), out, as_json, lambda: _print_photos(results))
 
 
 def _record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, **more: Any) -> Record:

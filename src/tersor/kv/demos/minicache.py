@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tersor import zoo
-from tersor.bench.demos import DemoResult
 from tersor.bench.records import Record
 from tersor.bench.report import Section
+from tersor.bench.runs import DemoResult
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import Scores, pooled, score_continuation
 from tersor.kv.bench.tasks import PLANTED

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from tersor import zoo
-from tersor.bench.demos import DemoResult
 from tersor.bench.measure import time_paired
 from tersor.bench.records import Record
 from tersor.bench.report import Section
+from tersor.bench.runs import DemoResult
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import RECORDER, Scores, pooled, record, replay, score_continuation
 from tersor.kv.bench.tasks import TASKS

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from tersor import zoo
-from tersor.bench.demos import DemoResult
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
+from tersor.bench.runs import DemoResult
 from tersor.kv.bench.heatmap import heatmap, kept_cells
 from tersor.kv.bench.peers.sparse import fastv
 from tersor.kv.bench.vision import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.kv.bench.cli import command_line, give
+from tersor.bench.runs import command_line, report_records
 
 if TYPE_CHECKING:
     from tersor.bench.records import Record
@@ -60,7 +60,7 @@ def bench_ptq(
             found[width, name] = scores
             status.update(f"{width} {name} done")
     records = ptq_records(plan, found, command=command_line())
-    give(records, out, as_json, lambda: _print(found))
+    report_records(records, out, as_json, lambda: _print(found))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -143,7 +143,7 @@ def bench_ptq_speed(
             status.update(f"{name}, batches {batches}, {rounds} rounds")
             found += measure(name, sizes, rounds=rounds)
     records = speed_records(found, command=command_line())
-    give(records, out, as_json, lambda: _print_speed(found))
+    report_records(records, out, as_json, lambda: _print_speed(found))
 
 
 def speed_records(found: list[Timing], *, command: str) -> list[Record]:

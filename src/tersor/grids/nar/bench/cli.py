@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.kv.bench.cli import command_line, give
+from tersor.bench.runs import command_line, report_records
 from tersor.zoo import loading as _checkpoints
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def bench_nar(
             speeds.append(time_ways(chosen, batch=batch, repeats=repeats, seed=0))
     facts = locked(zoo.path(model))
     records = nar_records(model, found, speeds, facts=facts, device=target.type, command=command_line())
-    give(records, out, as_json, lambda: _print(found, speeds, facts))
+    report_records(records, out, as_json, lambda: _print(found, speeds, facts))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ def _bench_captions(model: str, samples: int, seeds: int, validation: int, out: 
         for told, parts in found.items()
     }
     records = caption_records(model, settings, scores[True], scores[False], command=command_line())
-    give(records, out, as_json, lambda: _print_captions(records))
+    report_records(records, out, as_json, lambda: _print_captions(records))
 
 
 def caption_records(
@@ -154,10 +154,9 @@ def nar_records(
     model: str, found: Found, speeds: list[Speed], *, facts: Locked, device: str, command: str
 ) -> list[Record]:
     """Floors of the distance; by way its quality; by batch size the samples a second and NAR's speed-ups."""
-    from tersor.bench.measure import as_fields, machine, versions
+    from tersor.bench.measure import as_fields, machine, over_seeds, versions
     from tersor.bench.records import Record
     from tersor.grids.nar.bench.quality import NAR, RASTER, excess
-    from tersor.grids.zipar.bench.quality import over_seeds
 
     shared: dict[str, Any] = {
         "system": "nar", "model": model, "shapes": f"trained, on {device}", "versions": versions(),

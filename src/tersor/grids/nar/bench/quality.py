@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time_paired
+from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, over_seeds, time_paired
 from tersor.grids.geometry import front_count
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen
@@ -28,7 +28,7 @@ from tersor.grids.nar.baselines import PARForImageGeneration
 from tersor.grids.nar.captions import Captions, caption
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import NARPipeline
-from tersor.grids.zipar.bench.quality import Quality, Samples, over_seeds, read_progress, write_progress
+from tersor.grids.zipar.bench.quality import Quality, Samples, read_progress, write_progress
 
 NAR, RASTER = "NAR", "raster"
 #: Names of what a checkpoint is compared with, as they are shown; of images PAR-14X takes as many passes as NAR.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
-from tersor.kv.bench.cli import command_line, give
+from tersor.bench.runs import command_line, report_records
 
 if TYPE_CHECKING:
-    from tersor.bench.measure import Estimate
+    from tersor.bench.measure import Estimate, over_seeds
     from tersor.bench.records import Record
     from tersor.grids.zipar.bench.quality import Quality, Speed
 
@@ -58,7 +58,7 @@ def bench_images(
         status.update(f"timing, {repeats} rounds")
         speed = time_ways(network, chosen, repeats=repeats, seed=0) if repeats else None
     records = image_records(plan.model, qualities, speed, floors=_floors(model), command=command_line())
-    give(records, out, as_json, lambda: _print(qualities, speed))
+    report_records(records, out, as_json, lambda: _print(qualities, speed))
     if progress is not None:
         progress.unlink(missing_ok=True)
 
@@ -87,7 +87,7 @@ def image_records(
     """Floors of the distance; then by way: passes, accuracy, distance, and at batch 1 images a second and speed-up."""
     from tersor.bench.measure import as_fields, machine, versions
     from tersor.bench.records import Record
-    from tersor.grids.zipar.bench.quality import RASTER, over_seeds
+    from tersor.grids.zipar.bench.quality import RASTER
 
     shared: dict[str, Any] = {
         "system": "zipar", "claim": None, "claim_source": None, "peer": None, "peer_name": None, "model": model,

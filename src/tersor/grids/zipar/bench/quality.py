@@ -7,7 +7,6 @@ features to those of real images. Speed: all ways in turns, one image at a time.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,14 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.measure import Estimate, PairedTimes, bootstrap_difference, bootstrap_interval, time_paired
+from tersor.bench.measure import (
+    Estimate,
+    PairedTimes,
+    bootstrap_difference,
+    bootstrap_interval,
+    over_seeds,
+    time_paired,
+)
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen
 from tersor.grids.tokenizer import ImageTokenizer
@@ -29,8 +35,6 @@ RASTER = "raster"
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "guidance_scale": 1.0}
 #: Images at once. With the adaptive window the rows of a batch start together, so a way may have fewer.
 BATCH, ADAPTIVE_BATCH = 100, 50
-# Student's t at 97.5 % by degrees of freedom, for intervals over seeds.
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +153,6 @@ class Quality:
     def passes(self) -> float:
         """Mean over batches."""
         return float(np.mean([each for samples in self.seeds for each in samples.passes]))
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean with its interval by Student's t; one value has none to either side."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Estimate(mean, mean, mean, "95% t-interval")
-    freedom = len(values) - 1
-    # Beyond the table, the first term of its expansion in 1 / freedom.
-    half = _STUDENT.get(freedom, 1.96 + 2.37 / freedom) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half, "95% t-interval")
 
 
 def sample(

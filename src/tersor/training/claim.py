@@ -1,0 +1,56 @@
+"""A folder that one run owns: the same run goes on there, any other is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tersor import _atomic
+
+#: What the run of a folder is about.
+MARK = "run.json"
+
+
+def claim(folder: Path, facts: dict[str, Any], *, write: bool = True) -> None:
+    """Say what the run in ``folder`` is about, so that only the same run goes on there.
+
+    Args:
+        folder: Made if it is not there.
+        facts: Settings and inputs of the run, as JSON takes them.
+        write: Whether to write them; of several processes one does.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other facts, or holds files and belongs to none.
+    """
+    text, mark = json.dumps(facts, indent=1) + "\n", folder / MARK
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8")) != json.loads(text):
+            raise ValueError(
+                f"{folder} belongs to another run; repeat its settings and inputs to go on, give another folder, or "
+                "remove it"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
+    elif write:
+        _atomic.write_text(mark, text)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have ``make`` fill ``folder``, unless an earlier run has; it appears when it is whole."""
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        make(partial)
+        partial.replace(folder)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a transformers' ``Trainer`` that is whole: it writes ``trainer_state.json`` last."""
+    found = {}
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+        except (ValueError, KeyError):  # cut off while it was written
+            continue
+    return found[max(found)] if found else None
