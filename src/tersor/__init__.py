@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tersor._lazy import HANDED_ON, members
+
 if TYPE_CHECKING:
     from tersor import zoo
     from tersor.experts.compress import compress_expert
@@ -48,7 +50,7 @@ _MEMBERS = {
     "ExpertDelta": "tersor.experts.delta",
     "ExpertHost": "tersor.experts.host",
     "MiniCache": "tersor.kv.minicache",
-    "NARConfig": "tersor.grids.nar.heads",
+    "NARConfig": "tersor.grids.nar.model",
     "NARForImageGeneration": "tersor.grids.nar.heads",
     "NARPipeline": "tersor.grids.nar.pipeline",
     "ZipARConfig": "tersor.grids.zipar.generation",
@@ -61,18 +63,26 @@ _MEMBERS = {
     "zipar": "tersor.grids.zipar.generation",
     "zipar_generate": "tersor.grids.zipar.generation",
 }
-_MODULES = {"zoo": "tersor.zoo"}
+# What the zoo offers although a system above it defines it: loaders, and the classes of its checkpoints.
+HANDED_ON["tersor.zoo"] = {
+    "LlamaGen": "tersor.grids.llamagen",
+    "NARForImageGeneration": "tersor.grids.nar.heads",
+    "PARForImageGeneration": "tersor.grids.nar.baselines",
+    "RasterVideo": "tersor.grids.nar.baselines",
+    "judge_of": "tersor.grids.pretrained",
+    "load_image_tokenizer": "tersor.grids.pretrained",
+    "load_judge": "tersor.grids.pretrained",
+    "load_network": "tersor.ptq.networks",
+    "load_text_encoder": "tersor.grids.nar.pretrained",
+    "load_video_tokenizer": "tersor.grids.nar.pretrained",
+}
+
+_find, _names = members(__name__, _MEMBERS)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
-    if name not in _MEMBERS:
-        raise AttributeError(f"module 'tersor' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_MEMBERS[name]), name)
-    globals()[name] = value
-    return value
+    return importlib.import_module("tersor.zoo") if name == "zoo" else _find(name)
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*_names(), *__all__})

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tersor import _atomic
+from tersor import _atomic, zoo
 from tersor.ptq.reparam import Branch
 
 KINDS = ("repvgg", "mobileone")
@@ -165,3 +165,11 @@ class RepNet(nn.Module):
         net = cls(RepNetConfig(**fields))
         net.load_state_dict(load_file(source / WEIGHTS))
         return net.eval()
+
+
+def load_network(name: str) -> RepNet:
+    """A classifier of the zoo in training form (float32, eval mode); raises `ValueError` for another kind of model."""
+    config = json.loads((zoo.path(name) / "config.json").read_text(encoding="utf-8"))
+    if config["architectures"] != ["RepNet"]:
+        raise ValueError(f"{name} classifies no images; tiny-repvgg and tiny-mobileone do")
+    return RepNet.from_pretrained(zoo.path(name))

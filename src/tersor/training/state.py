@@ -28,9 +28,7 @@ def save_state(
     partial.replace(file)
 
 
-def load_state(
-    file: Path | None, *, plan: Any, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_state(file: Path | None, *, plan: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put model and optimizer where `save_state` left them, and return its progress; empty without a file.
 
     Args:

@@ -7,33 +7,21 @@ script of the same name in the repository's ``recipes``.
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tersor._lazy import HANDED_ON, members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
 
-    from tersor.grids.judge import DigitClassifier, Reference
-    from tersor.grids.nar.pipeline import TubeletTokenizer, WordFeatures
-    from tersor.grids.tokenizer import ImageTokenizer
-    from tersor.ptq.networks import RepNet
-
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _BOOK = Path(__file__).parent / "texts" / "book.txt"
 _PHOTOS = Path(__file__).parent / "photos"
 
-
-#: Model classes of ours, and where they are.
-_OURS = {
-    "LlamaGen": "tersor.grids.llamagen",
-    "NARForImageGeneration": "tersor.grids.nar.heads",
-    "PARForImageGeneration": "tersor.grids.nar.baselines",
-    "RasterVideo": "tersor.grids.nar.baselines",
-}
-#: Models whose images another model's classifier judges, since they have its tokens.
-_JUDGES = {"tiny-nar": "tiny-raster", "tiny-nar-text": "tiny-raster"}
+#: Loaders and model classes of the systems, which stand above the zoo.
+__getattr__, __dir__ = members(__name__, HANDED_ON[__name__])
 
 
 def names() -> list[str]:
@@ -86,65 +74,9 @@ def _model_class(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] == ["RepNet"]:
         raise ValueError(f"{folder.name} classifies images; load it with zoo.load_network({folder.name!r})")
-    if (ours := _OURS.get(config["architectures"][0])) is not None:
-        return getattr(import_module(ours), config["architectures"][0])
+    if config["architectures"][0] in HANDED_ON[__name__]:
+        return __getattr__(config["architectures"][0])
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-
-
-def load_image_tokenizer(name: str) -> ImageTokenizer:
-    """What turns a model's ids into images; raises `ValueError` for a model that makes none."""
-    if not (path(name) / "tokenizer" / "config.json").is_file():
-        raise ValueError(f"{name} makes no images; use zoo.load({name!r}) for its tokenizer")
-    from tersor.grids.tokenizer import load_tokenizer
-
-    return load_tokenizer(path(name) / "tokenizer")
-
-
-def load_video_tokenizer(name: str) -> TubeletTokenizer:
-    """What turns a model's ids into grey clips; raises `ValueError` for a model that makes none."""
-    config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
-    if len(config.get("grid_size", ())) != 3:
-        raise ValueError(f"{name} makes no videos; zoo.load_image_tokenizer is for images")
-    from tersor.grids.nar.pipeline import TubeletTokenizer
-
-    images: Any = load_image_tokenizer(name)
-    # The frames of a token are the channels of its tokenizer.
-    return TubeletTokenizer(images, images.config.channels)
-
-
-def load_text_encoder(name: str) -> WordFeatures:
-    """What turns a model's captions into features; raises `ValueError` for a model that reads none."""
-    if not (path(name) / "captions.json").is_file():
-        raise ValueError(f"{name} reads no captions; tiny-nar-text does")
-    from tersor.grids.nar.captions import LONGEST, WORDS
-    from tersor.grids.nar.pipeline import WordFeatures
-
-    return WordFeatures(WORDS, LONGEST)
-
-
-def load_network(name: str) -> RepNet:
-    """A classifier of images in training form (float32, eval mode); raises `ValueError` for another kind of model."""
-    config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
-    if config["architectures"] != ["RepNet"]:
-        raise ValueError(f"{name} classifies no images; tiny-repvgg and tiny-mobileone do")
-    from tersor.ptq.networks import RepNet
-
-    return RepNet.from_pretrained(path(name))
-
-
-def judge_of(name: str) -> str:
-    """The model whose classifier judges the images of ``name``: itself, or the one whose tokens it has."""
-    return _JUDGES.get(name, name)
-
-
-def load_judge(name: str) -> tuple[DigitClassifier, Reference]:
-    """The classifier that a model's images are judged by, and what it sees in real ones.
-
-    Raises `ValueError` for a model without one.
-    """
-    from tersor.grids.judge import load_judge
-
-    return load_judge(path(name) / "classifier")
 
 
 def load_processor(name: str) -> ProcessorMixin:

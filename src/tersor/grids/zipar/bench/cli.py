@@ -85,7 +85,7 @@ def image_records(
     model: str, qualities: dict[str, Quality], speed: Speed | None, *, floors: dict[str, Any], command: str
 ) -> list[Record]:
     """Floors of the distance; then by way: passes, accuracy, distance, and at batch 1 images a second and speed-up."""
-    from tersor.bench.measure import as_fields, machine, versions
+    from tersor.bench.measure import as_fields, machine, over_seeds, versions
     from tersor.bench.records import Record
     from tersor.grids.zipar.bench.quality import RASTER
 
