@@ -26,8 +26,8 @@ from tersor.experts.bench.requests import DESCRIPTIONS, asked
 from tersor.experts.bench.routing import training_requests
 from tersor.experts.bench.skills import MIXTURE, PAD, SKILLS, examples, rows_of
 from tersor.experts.calibration import Batches
+from tersor.experts.router import Router, RouterConfig
 from tersor.experts.router.evaluation import evaluate
-from tersor.experts.router.routing import Router, RouterConfig
 from tersor.experts.router.training import Request, RouterTraining, train_router
 
 NAME = "tiny-experts"
