@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     spent = [time.process_time(), time.perf_counter()]
     done = len(list(kept.glob("*.safetensors")))
 
-    def say(text: str) -> None:
+    def on_progress(text: str) -> None:
         print(f"{text}, {time.process_time() - spent[0]:.0f} s of processor time", flush=True)
         if args.stages is not None and len(list(kept.glob("*.safetensors"))) >= done + args.stages:
             raise Enough
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         _atomic.write_text(clock, json.dumps(told))
 
     try:
-        found = quantize(network, images, CONFIG, folder=kept, say=say)
+        found = quantize(network, images, CONFIG, folder=kept, on_progress=on_progress)
     except Enough:
         keep()
         return 0

@@ -22,7 +22,7 @@ from training_state import command_line, started
 from transformers.utils import logging
 
 from tersor import _atomic
-from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.requests import DESCRIPTIONS, draw_requests
 from tersor.experts.bench.routing import training_requests
 from tersor.experts.bench.skills import MIXTURE, PAD, SKILLS, examples, rows_of
 from tersor.experts.calibration import Batches
@@ -102,7 +102,7 @@ def make_router(plan: Plan, seed: int, out: Path) -> Router:
     return train_router(
         config, new_classifier(plan.router_size, seed, len(DESCRIPTIONS)), character_tokenizer(),
         training_requests(plan.requests), plan.router, state=out / "router.pt",
-        say=lambda doing: print(f"router, {doing}", flush=True),
+        on_progress=lambda doing: print(f"router, {doing}", flush=True),
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def router_scores(router: Router) -> dict[str, dict[str, float]]:
     """Shares of held-out requests that reach their expert, with templates of the training and with others."""
     found = {}
     for name, unseen in (("seen", False), ("unseen", True)):
-        rows = asked(REQUESTS, seed=REQUEST_SEED, unseen=unseen, held_out=True)
+        rows = draw_requests(REQUESTS, seed=REQUEST_SEED, unseen=unseen, held_out=True)
         share = evaluate(router, [Request(row.text, row.skill) for row in rows]).accuracy
         found[name] = {"share": round(share.value, 4), "low": round(share.low, 4), "high": round(share.high, 4)}
     return found

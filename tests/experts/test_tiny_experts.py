@@ -11,7 +11,7 @@ import torch
 
 from tersor import zoo
 from tersor.experts.bench.quality import MODEL, Family, exact
-from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.requests import DESCRIPTIONS, draw_requests
 from tersor.experts.bench.skills import EOS, SKILLS, encode, examples, rows_of
 from tersor.experts.calibration import input_energy
 from tersor.experts.router.routing import Router
@@ -75,7 +75,7 @@ def test_planted_channels_are_large(family: Family) -> None:
 def test_the_router_knows_every_expert() -> None:
     router = Router.from_pretrained(zoo.path(MODEL) / "router")
     assert dict(router.config.experts) == DESCRIPTIONS
-    rows = asked(80, seed=12, unseen=False, held_out=True)
+    rows = draw_requests(80, seed=12, unseen=False, held_out=True)
     routes = router.route_all([row.text for row in rows])
     assert sum(route.expert == row.skill for route, row in zip(routes, rows, strict=True)) >= 78
 

@@ -27,7 +27,7 @@ class BaseMismatchError(ValueError):
 
 
 class ConfigMismatchError(ValueError):
-    """Two models are not of the same architecture and size; names the first field that differs."""
+    """Raised when base and expert differ in architecture or size; names the first field that differs."""
 
 
 class UnknownExpertError(ValueError):

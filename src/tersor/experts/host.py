@@ -46,7 +46,7 @@ class ExpertHost:
         host.generate(**inputs, expert_names=["math", None])    # one a row, None is the base
         with host.use("math"): base(**inputs)
 
-    The base's tensors are neither copied nor written. One forward pass at a time.
+    The base's tensors are neither copied nor written. Not thread-safe: one forward pass at a time.
     """
 
     def __init__(
