@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_experts_export import EXPERTS, character_tokenizer, scores, write_lock
-from tiny_experts_train import Fit, Progress, Size, as_record, fit, new_classifier, new_model, plant
-from training_state import command_line, started
+from experts.export import EXPERTS, character_tokenizer, scores, write_lock
+from experts.train import Fit, Progress, Size, as_record, fit, new_classifier, new_model, plant
+from shared.run import command_line, started
 from transformers.utils import logging
 
 from tersor import _atomic

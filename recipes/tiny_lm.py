@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 
 import torch
-from tiny_lm_cli import arguments, note_progress, open_books
-from tiny_lm_export import SAMPLES, export, write_text
-from tiny_lm_train import Phase, Plan, Trainer
+from lm.cli import arguments, note_progress, open_books
+from lm.export import SAMPLES, export, write_text
+from lm.train import Phase, Plan, Trainer
 
 PLAN = Plan(
     phases=(

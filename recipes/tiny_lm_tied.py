@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_lm_cli import arguments, note_progress, open_books
-from tiny_lm_data import Books
-from tiny_lm_eval import bits_per_byte
-from tiny_lm_export import CONTEXTS, SAMPLES, export
-from tiny_lm_train import Phase, Plan, Progress, Trainer
+from lm.cli import arguments, note_progress, open_books
+from lm.data import Books
+from lm.evaluation import bits_per_byte
+from lm.export import CONTEXTS, SAMPLES, export
+from lm.train import Phase, Plan, Progress, Trainer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_nar_cli import arguments, with_losses_apart
-from tiny_nar_export import begun_on, export, floors_of, heads_alone, with_tokenizer
-from tiny_raster_data import Split, load
+from nar.cli import arguments, with_losses_apart
+from nar.export import begun_on, export, floors_of, heads_alone, with_tokenizer
+from raster.data import Split, load
 from transformers import PreTrainedModel
 
 from tersor import zoo

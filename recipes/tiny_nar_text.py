@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from tiny_nar import FULL as BY_CLASS
 from tiny_nar import JUDGE, SMOKE, Plan
-from tiny_nar_cli import arguments
-from tiny_nar_export import begun_on, export, with_tokenizer
-from tiny_raster_data import load
+from nar.cli import arguments
+from nar.export import begun_on, export, with_tokenizer
+from raster.data import load
 from torch import Tensor
 
 from tersor import zoo

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_nar_cli import arguments, with_losses_apart
-from tiny_nar_clips import Clips, clips_of, judged_clips
-from tiny_nar_export import begun_on, export, export_video, heads_alone, restored
+from nar.cli import arguments, with_losses_apart
+from nar.clips import Clips, clips_of, judged_clips
+from nar.export import begun_on, export, export_video, heads_alone, restored
 from tiny_raster import seed_of
-from tiny_raster_data import Split, load
-from training_state import made_once
+from raster.data import Split, load
+from shared.run import made_once
 from transformers import PreTrainedModel
 
 from tersor.grids.judge import ClipClassifier, Reference, load_judge, save_judge

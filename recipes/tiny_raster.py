@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_raster_data import Split, load
-from tiny_raster_export import export, held_out_loss
+from raster.data import Split, load
+from raster.export import export, held_out_loss
 from torch import Tensor
-from training_state import command_line, load_state, made_once, save_state, started
+from shared.run import command_line, load_state, made_once, save_state, started
 
 from tersor.grids.judge import DigitClassifier, Reference, load_judge, save_judge
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig

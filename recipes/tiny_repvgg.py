@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_repvgg_export import export
+from repvgg.export import export
 from torch import Tensor, nn
-from training_state import command_line, load_state, save_state, started
+from shared.run import command_line, load_state, save_state, started
 
 from tersor.ptq.bench.data import Labelled, Split, load_cifar
 from tersor.ptq.networks import RepNet, RepNetConfig

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tiny_vlm_data import IGNORED, draw_batch
-from tiny_vlm_export import export, new_processor, score
-from training_state import command_line, load_state, save_state, started
+from vlm.data import IGNORED, draw_batch
+from vlm.export import export, new_processor, score
+from shared.run import command_line, load_state, save_state, started
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 SAVE_EVERY_S = 60.0

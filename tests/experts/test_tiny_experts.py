@@ -90,7 +90,7 @@ def test_the_card_quotes_the_lock(lock: dict) -> None:
 
 def test_planting_changes_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    from tiny_experts_train import Size, new_model, plant
+    from experts.train import Size, new_model, plant
 
     model = new_model(Size(hidden=32, layers=2, heads=4, ffn=48), 1).eval()
     planted = copy.deepcopy(model)

@@ -16,7 +16,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Books enough for a recipe: stretches of the held-out one under the names that it splits by."""
     sys.path.insert(0, str(RECIPES))
-    from tiny_lm_data import TEST_BOOK, VALIDATION_BOOKS
+    from lm.data import TEST_BOOK, VALIDATION_BOOKS
 
     folder = tmp_path_factory.mktemp("books")
     text = zoo.book()

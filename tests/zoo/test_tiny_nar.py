@@ -138,7 +138,7 @@ def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
 
 
 def test_clips_move_by_a_pixel_a_frame(recipes) -> None:
-    from tiny_nar_clips import DIRECTIONS, moving, own_direction
+    from nar.clips import DIRECTIONS, moving, own_direction
 
     images = torch.zeros(40, 1, 28, 28)
     images[:, :, 4:24, 4:24] = 1.0
@@ -154,8 +154,8 @@ def test_clips_move_by_a_pixel_a_frame(recipes) -> None:
 
 
 def test_a_digit_has_its_own_direction_but_where_the_classifier_learns(recipes) -> None:
-    from tiny_nar_clips import DIRECTIONS, clips_of, judged_clips
-    from tiny_raster_data import load
+    from nar.clips import DIRECTIONS, clips_of, judged_clips
+    from raster.data import load
 
     assert len(DIRECTIONS) == ClipClassifier.DIRECTIONS
     split = load("procedural", seed=0, count=350, download=Path())

@@ -100,7 +100,7 @@ def test_the_recipe_runs_and_resumes(recipe, tmp_path: Path, capsys: pytest.Capt
 def test_a_resumed_run_gives_what_an_uninterrupted_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
     import tiny_raster
-    from tiny_raster_data import load
+    from raster.data import load
 
     plan = tiny_raster.Plan(images=140, rounds=2, hidden=32, layers=1, heads=2, steps=4, batch=4, codebook=32)
     split = load("procedural", seed=1, count=plan.images, download=tmp_path)
@@ -127,7 +127,7 @@ def test_a_resumed_run_gives_what_an_uninterrupted_one_does(tmp_path: Path, monk
 
 def test_strokes_have_their_classes_and_fit_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    from tiny_raster_data import draw_strokes
+    from raster.data import draw_strokes
 
     pixels, labels = draw_strokes(200, seed=3)
     assert pixels.shape == (200, 1, 28, 28)
@@ -144,7 +144,7 @@ def test_the_recipe_refuses_bad_data_early(recipe, tmp_path: Path, capsys: pytes
 
 def test_a_fetched_archive_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    import tiny_raster_data
+    from raster import data as tiny_raster_data
     from PIL import Image
 
     archive = tmp_path / "source.zip"

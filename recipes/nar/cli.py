@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_state import command_line, started
+from shared.run import command_line, started
 from transformers.utils import logging
 
 from tersor.grids.nar.heads import MixingPlan, NARForImageGeneration

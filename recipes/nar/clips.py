@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tiny_raster_data import SIDE, Split
+from raster.data import SIDE, Split
 from torch import Tensor
 
 FRAMES = 8

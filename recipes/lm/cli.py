@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tiny_lm_data import Books, fetch_books, read_books
-from tiny_lm_eval import bits_per_byte, recall_by_task
-from tiny_lm_train import Trainer
-from training_state import command_line
+from lm.data import Books, fetch_books, read_books
+from lm.evaluation import bits_per_byte, recall_by_task
+from lm.train import Trainer
+from shared.run import command_line
 
 
 def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:

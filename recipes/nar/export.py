@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tiny_nar_clips import Clips
-from tiny_raster_data import Split
-from tiny_raster_export import floors, share_of, spread
+from nar.clips import Clips
+from raster.data import Split
+from raster.export import floors, share_of, spread
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tiny_raster_data import Split
+from raster.data import Split
 from torch import Tensor
 
 from tersor import _atomic

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_lm_data import TEST_BOOK, VALIDATION_BOOKS, Books
-from tiny_lm_eval import bits_per_byte, recall_hits
-from tiny_lm_train import EOS, PAD, Plan, Progress
+from lm.data import TEST_BOOK, VALIDATION_BOOKS, Books
+from lm.evaluation import bits_per_byte, recall_hits
+from lm.train import EOS, PAD, Plan, Progress
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

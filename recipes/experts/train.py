@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_state import load_state, save_state
+from shared.run import load_state, save_state
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tersor.experts.bench.skills import EOS, PAD, VOCABULARY, examples, rows_of
