@@ -1,16 +1,13 @@
-"""Checkpoint folder, lock file and model card of tiny-experts."""
+"""Tokenizer, scores and model card of tiny-experts."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from shared.lock import percent, share_of, table
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tersor import _atomic
-from tersor.bench.measure import machine, versions, wilson_interval
 from tersor.experts.bench.quality import exact
 from tersor.experts.bench.skills import CHARACTERS, EOS, PAD, UNKNOWN, VOCABULARY, encode, examples
 
@@ -40,20 +37,8 @@ def scores(base: Any, experts: dict[str, Any]) -> dict[str, dict[str, dict[str, 
         found[who] = {}
         for skill in experts:
             right = exact(model, examples(skill, SCORED, seed=SCORE_SEED, held_out=True))
-            share = wilson_interval(sum(right), SCORED)
-            found[who][skill] = {
-                "share": round(share.value, 4),
-                "low": round(share.low, 4),
-                "high": round(share.high, 4),
-            }
+            found[who][skill] = share_of(sum(right), SCORED)
     return found
-
-
-def write_lock(folder: Path, lock: dict[str, Any]) -> None:
-    """Write lock file and card; the lock gets what the run stood on."""
-    lock |= {"recipe": "recipes/tiny_experts.py", "versions": versions(), "machine": machine()}
-    _atomic.write_text(folder / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(folder / "CARD.md", card(lock))
 
 
 def card(lock: dict[str, Any]) -> str:
@@ -85,12 +70,12 @@ def card(lock: dict[str, Any]) -> str:
             "",
             f"## Exact answers to {SCORED:,} held-out prompts, % [95 % Wilson]",
             "",
-            f"| | {' | '.join(skills)} |",
-            f"|---|{'---:|' * len(skills)}",
-            *(f"| {who} | {' | '.join(_percent(row[skill]) for skill in skills)} |" for who, row in found.items()),
+            *table(
+                ("", *skills), ((who, *(percent(row[each]) for each in skills)) for who, row in found.items()), names=1
+            ),
             "",
-            f"The router sends {_percent(router['seen'])} % of requests to the right expert with the templates that it "
-            f"was trained on, {_percent(router['unseen'])} % with others ({router['n']:,} requests each).",
+            f"The router sends {percent(router['seen'])} % of requests to the right expert with the templates that it "
+            f"was trained on, {percent(router['unseen'])} % with others ({router['n']:,} requests each).",
             "",
             "## Training",
             "",
@@ -98,13 +83,20 @@ def card(lock: dict[str, Any]) -> str:
             f"minutes on a core ({lock['machine']['cpu']}). All data is generated; Apache-2.0. One prompt in eight "
             "is held out by its checksum.",
             "",
-            "| model | steps | batch | rate | last loss |",
-            "|---|---:|---:|---:|---:|",
-            *(
-                f"| {who} | {each['steps']:,} | {each['batch']} | {each['rate']:g} | {each['curve'][-1][1]:.4f} |"
-                for who, each in lock["trainings"].items()
+            *table(
+                ("model", "steps", "batch", "rate", "last loss"),
+                (
+                    (
+                        who,
+                        f"{each['steps']:,}",
+                        each["batch"],
+                        f"{each['rate']:g}",
+                        f"{each['curve'][-1][1]:.4f}" if "curve" in each else "",
+                    )
+                    for who, each in {**lock["trainings"], "router": router}.items()
+                ),
+                names=1,
             ),
-            f"| router | {router['steps']:,} | {router['batch']} | {router['rate']:g} | |",
             "",
         ]
     )
@@ -112,7 +104,3 @@ def card(lock: dict[str, Any]) -> str:
 
 def _shown(skill: str) -> Any:
     return examples(skill, 1, seed=SCORE_SEED, held_out=True)
-
-
-def _percent(share: dict[str, float]) -> str:
-    return f"{100 * share['share']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"

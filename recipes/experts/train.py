@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from shared.run import Progress, Run, set_rate
 from torch import Tensor, nn
-from shared.run import load_state, save_state
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from tersor.bench.measure import seed_of
 from tersor.experts.bench.skills import EOS, PAD, VOCABULARY, examples, rows_of
 from tersor.experts.calibration import Batches, input_energy
 
@@ -23,7 +23,7 @@ SAVE_EVERY = 250
 
 @dataclass(frozen=True)
 class Size:
-    """Of a Llama."""
+    """Sizes of a Llama."""
 
     hidden: int
     layers: int
@@ -43,15 +43,6 @@ class Fit:
     warmup: int = 100
     decay: float = 0.01
     pool: int = 40_000
-
-
-@dataclass
-class Progress:
-    """What has been done of one training; ``curve``: rows of step and loss."""
-
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[list[float]] = field(default_factory=list)
 
 
 def new_model(size: Size, seed: int) -> LlamaForCausalLM:
@@ -80,16 +71,16 @@ def _config(size: Size) -> LlamaConfig:
 def fit(model: LlamaForCausalLM, plan: Fit, *, seed: int, state: Path) -> Progress:
     """Train ``model`` on answers; goes on from ``state``. Each batch has the skills in equal parts."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=plan.decay, betas=(0.9, 0.98))
-    progress = Progress(**load_state(state, plan=plan, seed=seed, model=model, optimizer=optimizer))
+    run = Run(state, plan, seed, model, optimizer, Progress())
+    progress = run.progress
     pools = []
     if progress.step < plan.steps:
         pools = [rows_of(examples(skill, plan.pool, seed=seed, held_out=False)) for skill in plan.skills]
-    model.train()
-    while progress.step < plan.steps:
-        started, step = time.monotonic(), progress.step
+
+    def train_step() -> float:
+        step = progress.step
         falling = (1 + math.cos(math.pi * step / plan.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1.0, (step + 1) / plan.warmup) * falling
+        set_rate(optimizer, plan.rate * min(1.0, (step + 1) / plan.warmup) * falling)
         ids, asked = _draw(pools, plan.batch, seed=seed, step=step)
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         loss = F.cross_entropy(model.lm_head(hidden[asked[:, 1:]]), ids[:, 1:][asked[:, 1:]])
@@ -97,19 +88,22 @@ def fit(model: LlamaForCausalLM, plan: Fit, *, seed: int, state: Path) -> Progre
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        progress.step += 1
-        progress.seconds += time.monotonic() - started
+        return loss.item()
+
+    model.train()
+    while progress.step < plan.steps:
+        loss = run.advance(train_step)
         if progress.step % SAVE_EVERY == 0 or progress.step == plan.steps:
-            progress.curve.append([progress.step, round(loss.item(), 4)])
-            print(*plan.skills, *progress.curve[-1], f"{progress.seconds:.0f} s", flush=True)
-            save_state(state, plan=plan, seed=seed, model=model, optimizer=optimizer, progress=progress)
+            print(*plan.skills, f"{progress.seconds:.0f} s", end=" ")
+            run.note([progress.step, round(loss, 4)])
+            run.save(now=True)
     model.eval()
     return progress
 
 
 def _draw(pools: Sequence[tuple[Tensor, Tensor]], batch: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Rows of every pool, padded to one length; a pure function of its arguments."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(seed_of(seed, step))
     longest = max(ids.shape[1] for ids, _ in pools)
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     for number, (ids, asked) in enumerate(pools):

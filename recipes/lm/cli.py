@@ -9,14 +9,14 @@ from typing import Any
 from lm.data import Books, fetch_books, read_books
 from lm.evaluation import bits_per_byte, recall_by_task
 from lm.train import Trainer
-from shared.run import command_line
+from shared.run import command_line, parse_and_prepare
 
 
 def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of the recipe of ``name``."""
     parser = command_line(name)
     parser.add_argument("--data", type=Path, help="folder of *.txt books; fetched from their public home when absent")
-    return parser.parse_args(argv)
+    return parse_and_prepare(parser, argv)
 
 
 def open_books(args: argparse.Namespace) -> Books:
@@ -43,5 +43,4 @@ def note_progress(trainer: Trainer, loss: float, books: Books, *, questions: int
         "bits_per_byte": round(bits_per_byte(trainer.model, books.validation, length=length, rows=16), 3),
         **{task: round(share, 3) for task, share in recall.items()},
     }
-    progress.curve.append(row)
-    print(row, flush=True)
+    trainer.kept.note(row)

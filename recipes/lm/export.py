@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from lm.data import TEST_BOOK, VALIDATION_BOOKS, Books
 from lm.evaluation import bits_per_byte, recall_hits
 from lm.train import EOS, PAD, Plan, Progress
+from shared.lock import Lock, percent, share_of, table, write_lock
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tersor import _atomic
-from tersor.bench.measure import machine, versions, wilson_interval
 from tersor.kv.bench.tasks import PLANTED, TASKS
 
 SAMPLES = 200
@@ -58,14 +57,9 @@ def final_scores(model: LlamaForCausalLM, books: Books, *, samples: int = SAMPLE
             hits = recall_hits(model, task, books.test, n=samples, seed=SEED, context_bytes=context)
             if task in PLANTED:
                 total += hits
-            rows[task] = _share(hits)
-        recall[str(context)] = {**rows, "planted facts": _share(total)}
+            rows[task] = share_of(sum(hits), len(hits))
+        recall[str(context)] = {**rows, "planted facts": share_of(sum(total), len(total))}
     return {"recall": recall, "bits_per_byte": round(bits_per_byte(model, books.test), 4), "seed": SEED}
-
-
-def _share(hits: Sequence[bool]) -> dict[str, float]:
-    share = wilson_interval(sum(hits), len(hits))
-    return {"share": round(share.value, 4), "low": round(share.low, 4), "high": round(share.high, 4), "n": len(hits)}
 
 
 def export(
@@ -96,12 +90,8 @@ def export(
         "held_out": [TEST_BOOK],
         "validation": list(VALIDATION_BOOKS),
         "sha256": books.sha256,
-        "versions": versions(),
-        "machine": machine(),
     }
-    _atomic.write_text(out / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(out / "CARD.md", card(model, lock, progress))
-    return lock
+    return write_lock(out, lock, partial(card, model, progress))
 
 
 def write_text(books: Books, folder: Path) -> None:
@@ -119,7 +109,7 @@ def write_text(books: Books, folder: Path) -> None:
     )
 
 
-def card(model: LlamaForCausalLM, lock: dict[str, Any], progress: Progress) -> str:
+def card(model: LlamaForCausalLM, progress: Progress, lock: Lock) -> str:
     """The model card as Markdown; every figure comes from the lock or the training curve."""
     config, scores = model.config, lock["scores"]
     parameters = sum(p.numel() for p in model.parameters())
@@ -141,14 +131,7 @@ def card(model: LlamaForCausalLM, lock: dict[str, Any], progress: Progress) -> s
             "length; 95 % Wilson intervals. The stored weights were scored, not those before rounding. "
             "`planted facts` pools all tasks but quote, at which the model is weak.",
             "",
-            "| task | " + " | ".join(f"{context} bytes" for context in CONTEXTS) + " |",
-            "|---|" + "---:|" * len(CONTEXTS),
-            *(
-                f"| {task.replace('_', ' ')} | "
-                + " | ".join(_cell(scores["recall"][str(c)][task]) for c in CONTEXTS)
-                + " |"
-                for task in (*TASKS, "planted facts")
-            ),
+            *recall_table(scores),
             "",
             f"Prose: {scores['bits_per_byte']:.3f} bits per byte over windows of 1,024 bytes, read from a cold start.",
             "",
@@ -168,15 +151,7 @@ def card(model: LlamaForCausalLM, lock: dict[str, Any], progress: Progress) -> s
             + _noise_note(lock["phases"])
             + "`recipe.lock.json` has data hashes, versions and the first losses.",
             "",
-            "| step | minutes | context | loss | bits per byte | "
-            + " | ".join(t.replace("_", " ") for t in TASKS)
-            + " |",
-            "|---:|---:|---:|---:|---:|" + "---:|" * len(TASKS),
-            *(
-                f"| {row['step']} | {row['minutes']} | {row['context']} | {row['loss']:.3f} "
-                f"| {row['bits_per_byte']:.3f} | " + " | ".join(f"{row[task]:.2f}" for task in TASKS) + " |"
-                for row in progress.curve
-            ),
+            *curve_table(progress),
             "",
             "Validation books, 24 questions a task and row.",
             "",
@@ -190,6 +165,26 @@ def card(model: LlamaForCausalLM, lock: dict[str, Any], progress: Progress) -> s
     )
 
 
+def recall_table(scores: Lock) -> list[str]:
+    """Exact answers by task and length of the context."""
+    rows = (
+        (task.replace("_", " "), *(percent(scores["recall"][str(each)][task], sign=" %") for each in CONTEXTS))
+        for task in (*TASKS, "planted facts")
+    )
+    return table(("task", *(f"{context} bytes" for context in CONTEXTS)), rows, names=1)
+
+
+def curve_table(progress: Progress) -> list[str]:
+    """The rows of the training on validation books."""
+    rows = (
+        (row["step"], row["minutes"], row["context"], f"{row['loss']:.3f}", f"{row['bits_per_byte']:.3f}",
+         *(f"{row[task]:.2f}" for task in TASKS))
+        for row in progress.curve
+    )  # fmt: skip
+    tasks = (task.replace("_", " ") for task in TASKS)
+    return table(("step", "minutes", "context", "loss", "bits per byte", *tasks), rows)
+
+
 def _noise_note(phases: list[dict[str, Any]]) -> str:
     """What a reader must know who measures rounded caches with the model."""
     steps = sum(phase["steps"] for phase in phases if phase.get("noise"))
@@ -200,7 +195,3 @@ def _noise_note(phases: list[dict[str, Any]]) -> str:
         if steps
         else ""
     )
-
-
-def _cell(score: dict[str, float]) -> str:
-    return f"{100 * score['share']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

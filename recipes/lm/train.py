@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import queue
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lm.data import Books, batch
+from shared import run
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,16 +24,20 @@ BYTES = 256
 EOS, PAD = 256, 257
 WATCH = 0.1  # weight of `watch_loss`
 RARE_BYTES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ[]{}="
-SAVE_EVERY_S = 120.0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` optimizer steps on `size` sequences of `length` bytes, `rows` at a time per worker.
+    """A stretch of the training on sequences of one length.
 
-    `dense` in [0, 1] moves the data from prose towards dense recall. `noise` is the largest noise on keys and values,
-    in standard deviations of a channel; each row draws its own share of it. ``rate`` replaces the plan's multiplier of
-    the learning rate, for phases after its decay.
+    Args:
+        length: Bytes of a sequence.
+        size: Sequences a step.
+        rows: Sequences that a worker computes at a time.
+        steps: Optimizer steps.
+        dense: From 0 to 1, moves the data from prose towards dense recall.
+        noise: Largest noise on keys and values, in standard deviations of a channel; each row draws its share of it.
+        rate: Replaces the plan's multiplier of the learning rate, for phases after its decay.
     """
 
     length: int
@@ -77,13 +81,11 @@ class Plan:
 
 
 @dataclass
-class Progress:
-    """What a run knows about its past; part of the state file."""
+class Progress(run.Progress):
+    """Progress with the first losses and the state of the global generator."""
 
-    step: int = 0
-    seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    rng: Tensor | None = None
 
 
 def new_model(seed: int, *, hidden: int = 128, layers: int = 8) -> LlamaForCausalLM:
@@ -297,39 +299,17 @@ class Trainer:
     def __init__(
         self, books: Books, plan: Plan, seed: int, state: Path, *, threads: int = 2, compile_model: bool = True
     ) -> None:
-        self.books, self.plan, self.seed, self.state = books, plan, seed, state
+        self.books, self.plan, self.seed = books, plan, seed
         self.model = new_model(seed)
         self.threads, self.compile_model = threads, compile_model
         self.workers = Workers(self.model, threads, compile_model=compile_model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=plan.rate_peak, betas=(0.9, 0.95), weight_decay=0.01
         )
-        self.progress = Progress()
-        if state.exists():
-            self.restore()
-
-    def save(self) -> None:
-        tmp = self.state.with_suffix(".tmp")
-        torch.save(
-            {
-                "seed": self.seed,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "progress": vars(self.progress),
-                "rng": torch.get_rng_state(),
-            },
-            tmp,
-        )
-        os.replace(tmp, self.state)
-
-    def restore(self) -> None:
-        saved = torch.load(self.state, weights_only=True)
-        if saved["seed"] != self.seed:
-            raise ValueError(f"{self.state} was trained with --seed {saved['seed']}, not {self.seed}")
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.progress = Progress(**saved["progress"])
-        torch.set_rng_state(saved["rng"])
+        self.kept = run.Run(state, plan, seed, self.model, self.optimizer, Progress())
+        self.progress = self.kept.progress
+        if self.progress.rng is not None:
+            torch.set_rng_state(self.progress.rng)
 
     def train_step(self) -> float:
         """One optimizer step; returns the weighted loss in nats."""
@@ -341,28 +321,22 @@ class Trainer:
             self.workers = Workers(self.model, self.threads, compile_model=self.compile_model, noise=phase.noise)
         loss = self.workers.gradients(torch.from_numpy(tokens), torch.from_numpy(weights), phase.rows)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate_peak * self.plan.rate(step)
+        run.set_rate(self.optimizer, self.plan.rate_peak * self.plan.rate(step))
         self.optimizer.step()
         self.model.zero_grad()
-        self.progress.step += 1
         return loss
 
     def run(self, *, look: Callable[[Trainer, float], None], look_every: int) -> None:
         """Train to the end of the plan; `look` (evaluation, display) is called every look_every steps."""
-        clock = saved_at = time.monotonic()
-        before, recent = self.progress.seconds, []
+        recent: list[float] = []
         while self.progress.step < self.plan.steps:
-            loss = self.train_step()
+            loss = self.kept.advance(self.train_step)
             recent.append(loss)
             if len(self.progress.losses) < 20:
                 self.progress.losses.append(round(loss, 5))
-            if self.progress.step % look_every == 0 or self.progress.step == self.plan.steps:
-                self.progress.seconds = before + time.monotonic() - clock
+            done = self.progress.step == self.plan.steps
+            if self.progress.step % look_every == 0 or done:
                 look(self, sum(recent) / len(recent))
                 recent = []
-            self.progress.seconds = before + time.monotonic() - clock
-            if time.monotonic() - saved_at > SAVE_EVERY_S:
-                self.save()
-                saved_at = time.monotonic()
-        self.save()
+            self.progress.rng = torch.get_rng_state()
+            self.kept.save(now=done)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from shared.run import command_line, parse_and_prepare
 from torch import Tensor
-from shared.run import command_line, started
 from transformers.utils import logging
 
 from tersor.grids.nar.heads import MixingPlan, NARForImageGeneration
@@ -44,6 +44,6 @@ def arguments(name: str, argv: list[str] | None, *, kinds: Sequence[str] = ()) -
     parser.add_argument("--data", default="mnist", help="folder with mnist_png.zip, 'mnist' to fetch, or 'procedural'")
     if kinds:
         parser.add_argument("--kind", choices=kinds, default="nar")
-    args = started(parser, argv)
+    args = parse_and_prepare(parser, argv)
     logging.disable_progress_bar()
     return args

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from nar.clips import Clips
-from raster.data import Split
-from raster.export import floors, share_of, spread
+from raster.export import floors, spread
+from shared.lock import Lock, percent, table, write_lock
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tersor import _atomic, zoo
 from tersor.bench.measure import machine, versions
-from tersor.grids.judge import ClipClassifier, DigitClassifier, Reference, save_judge
+from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.nar.bench.quality import MIXINGS, one_sided
 from tersor.grids.nar.heads import NARForImageGeneration
-from tersor.grids.nar.pipeline import TubeletTokenizer
 from tersor.grids.nar.tokens import Tokens
-
-if TYPE_CHECKING:
-    import tiny_nar
-    import tiny_nar_video
 
 #: In a checkpoint's folder: what it is compared with.
 COMPARED = "compared"
@@ -37,44 +31,38 @@ FLOOR_SETS = 10
 
 def begun_on(folder: Path) -> dict[str, Any]:
     """The machine, and the versions there, on which the training in ``folder`` was first started."""
-    file = folder / "begun.json"
+    file = folder.with_name(f"{folder.name}.begun.json")
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         _atomic.write_text(file, json.dumps({"versions": versions(), "machine": machine()}, indent=1) + "\n")
     begun: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return begun
 
 
 def export(
-    model: PreTrainedModel,
-    kind: str,
-    plan: tiny_nar.Plan | tiny_nar_video.Plan,
-    split: Split,
-    trained: tuple[list[dict[str, Any]], dict[str, Any]],
-    *,
-    out: Path,
-    recipe: str,
-    scores: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    model: PreTrainedModel, facts: Lock, curve: list[dict[str, Any]], *, out: Path, scores: dict[str, Any] | None = None
+) -> Lock:
     """Write bfloat16 weights and the lock, and of NAR itself the card; returns the lock.
 
     Args:
-        trained: the curve, and what `begun_on` says.
-        out: the folder of the NAR model; other kinds go into one of their name below it.
+        model: A trained one.
+        facts: Recipe, kind, data, plan, and what `begun_on` says.
+        curve: Of the training.
+        out: Folder of the NAR model; other kinds go into one of their name below it.
+        scores: Further ones than the held-out loss.
     """
-    folder, (curve, begun) = out if kind == "nar" else out / COMPARED / kind, trained
+    kind = facts["kind"]
+    folder = out if kind == "nar" else out / COMPARED / kind
     model.to(torch.bfloat16).save_pretrained(folder)
     lock = {
-        "recipe": recipe, "kind": kind, "data": split.source, "sha256": split.sha256, "plan": asdict(plan),
+        **facts,
         "parameters": sum(p.numel() for p in model.parameters()),
         "scores": {"held_out_nats_per_token": round(curve[-1]["eval_loss"], 4), **(scores or {})},
-        "curve": [row for row in curve if "eval_loss" in row], **begun,
-    }  # fmt: skip
-    _atomic.write_text(folder / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    if kind == "nar":
-        further = model.config.exits[-1] - model.config.num_hidden_layers
-        _atomic.write_text(folder / "CARD.md", card(out.name, lock, further))
-    return lock
+        "curve": [row for row in curve if "eval_loss" in row],
+    }
+    if kind != "nar":
+        return write_lock(folder, lock)
+    further = model.config.exits[-1] - model.config.num_hidden_layers
+    return write_lock(folder, lock, partial(card, out.name, further))
 
 
 def with_tokenizer(folder: Path, judge: str) -> None:
@@ -103,32 +91,6 @@ def heads_alone(model: NARForImageGeneration, held_out: Tokens) -> dict[str, Any
     return {"held_out_nats_per_token_of_heads_alone": found}
 
 
-def restored(tokenizer: TubeletTokenizer, clips: Tensor) -> Tensor:
-    """Clips as their tokens show them."""
-    return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in clips.split(500)])
-
-
-def export_video(
-    tokenizer: TubeletTokenizer, judge: tuple[ClipClassifier, Reference], clips: tuple[Clips, Clips], *, out: Path
-) -> dict[str, Any]:
-    """Write tokenizer and classifier of clips; returns their scores on held-out clips."""
-    classifier, reference = judge
-    train, held_out = clips
-    tokenizer.tokenizer.save_pretrained(out / "tokenizer")
-    save_judge(out / "classifier", classifier, reference)
-    features, guesses = classifier.judge(held_out.pixels)
-    toward = classifier.direction(features).argmax(-1)
-    again = restored(tokenizer, held_out.pixels)
-    _, seen = classifier.judge(again)
-    return {
-        "reconstruction_mse": round((again - held_out.pixels).square().mean().item(), 6),
-        "classifier_accuracy": share_of(guesses == held_out.digits),
-        "direction_accuracy": share_of(toward == held_out.directions),
-        "classifier_accuracy_reconstructed": share_of(seen == held_out.digits),
-        **floors_of(judge, tokenizer, train.pixels),
-    }
-
-
 _ABOUT = {
     "tiny-nar": (
         "decodes grey images of 28 x 28 pixels by class, on a grid of 14 x 14 tokens from its top right corner, in "
@@ -154,7 +116,7 @@ _ABOUT = {
 }
 
 
-def card(name: str, lock: dict[str, Any], further: int) -> str:
+def card(name: str, further: int, lock: Lock) -> str:
     """The model card as Markdown; every figure comes from the lock but ``further``, the layers on top for the heads."""
     plan, scores = lock["plan"], lock["scores"]
     training = plan["training"]
@@ -166,7 +128,7 @@ def card(name: str, lock: dict[str, Any], further: int) -> str:
         ("classifier_accuracy_reconstructed", "classifier, % of digits right on reconstructions"),
     ):
         if key in scores:
-            rows.append([f"{label} [95 % Wilson]", _percent(scores[key])])
+            rows.append([f"{label} [95 % Wilson]", percent(scores[key], digits=2)])
     if "reconstruction_mse" in scores:
         rows.append(["tokenizer, mean squared error", f"{scores['reconstruction_mse']:.6f}"])
     kind = "clips" if "video" in name else "images"
@@ -187,9 +149,7 @@ def card(name: str, lock: dict[str, Any], further: int) -> str:
             "",
             "## Scores on held-out samples",
             "",
-            "| what | score |",
-            "|---|---:|",
-            *(f"| {label} | {score} |" for label, score in rows),
+            *table(("what", "score"), rows, names=1),
             "",
             "Samples are measured by `tersor bench nar`; see the documentation.",
             "",
@@ -199,13 +159,7 @@ def card(name: str, lock: dict[str, Any], further: int) -> str:
             f"of {training['batch_size']} samples on {lock['machine']['gpu'] or lock['machine']['cpu']}. "
             f"Data: {lock['data']}, shuffled; one image in seven is held out.",
             "",
-            "| step | held out |",
-            "|---:|---:|",
-            *(f"| {row['step']} | {row['eval_loss']:.4f} |" for row in lock["curve"]),
+            *table(("step", "held out"), ((row["step"], f"{row['eval_loss']:.4f}") for row in lock["curve"])),
             "",
         ]
     )
-
-
-def _percent(share: dict[str, float]) -> str:
-    return f"{100 * share['share']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"

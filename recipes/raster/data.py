@@ -128,3 +128,8 @@ def _distance(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
     along = end - start
     share = np.clip(((grid - start) @ along) / (along @ along), 0, 1)
     return np.linalg.norm(grid - (start + share[..., None] * along), axis=-1)
+
+
+def source_facts(split: Split) -> dict[str, str]:
+    """What a lock says of the data."""
+    return {"data": split.source, "sha256": split.sha256}

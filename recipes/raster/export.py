@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from raster.data import Split
+from raster.train import Trainer, held_out_loss
+from shared.lock import percent, share_of, table, write_lock
 from torch import Tensor
 
-from tersor import _atomic
-from tersor.bench.measure import machine, versions, wilson_interval
 from tersor.grids.judge import DigitClassifier, Reference, save_judge
-from tersor.grids.llamagen import LlamaGen
 from tersor.grids.tokenizer import PatchTokenizer
-
-if TYPE_CHECKING:
-    from tiny_raster import Trainer
 
 #: Sets of training images, and of their reconstructions, that the floors of the Fréchet distance are taken from.
 FLOOR_SETS = 3
-
-
-@torch.no_grad()
-def held_out_loss(model: LlamaGen, ids: Tensor, labels: Tensor) -> float:
-    """Mean loss in nats a token of images ``[n, cells]``, each with its class."""
-    model.eval()
-    total = 0.0
-    for part, classes in zip(ids.split(50), labels.split(50), strict=True):
-        total += len(part) * model(input_ids=part[:, :-1], class_labels=classes, labels=part).loss.item()
-    return total / len(ids)
 
 
 def floors(
@@ -46,7 +31,12 @@ def floors(
     """Fréchet distance to held-out images or clips of sets of real ones that are not among them, and reconstructed.
 
     Args:
-        pixels: in random order; enough for ``sets`` sets of ``images``.
+        classifier: Sees features in pixels.
+        reference: What it saw in held-out ones.
+        tokenizer: Makes the reconstructions.
+        pixels: In random order; enough for ``sets`` sets of ``images``.
+        images: Size of a set.
+        sets: How many distances are taken.
     """
     found: dict[str, list[float]] = {"real": [], "reconstructed": []}
     for index in range(sets):
@@ -55,12 +45,6 @@ def floors(
             features, _ = classifier.judge(each)
             found[name].append(round(reference.distance(features), 4))
     return found
-
-
-def share_of(right: Tensor) -> dict[str, float]:
-    """Share of True in a bool tensor with its 95 % interval."""
-    estimate = wilson_interval(int(right.sum()), len(right))
-    return {"share": estimate.value, "low": estimate.low, "high": estimate.high, "n": len(right)}
 
 
 def export(
@@ -88,22 +72,20 @@ def export(
         "scores": {
             "held_out_nats_per_token": round(loss, 4),
             "reconstruction_mse": round((restored - split.held_out).square().mean().item(), 6),
-            "classifier_accuracy": share_of(guesses == split.held_out_labels),
+            "classifier_accuracy": share_of(int((guesses == split.held_out_labels).sum()), len(split.held_out)),
             "frechet_floors": {
                 "images": floor_images, **floors(classifier, reference, tokenizer, split.train, images=floor_images),
             },
         },
-        "curve": trainer.progress.curve, "versions": versions(), "machine": machine(),
+        "curve": trainer.progress.curve,
     }  # fmt: skip
-    _atomic.write_text(out / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(out / "CARD.md", card(lock))
-    return lock
+    return write_lock(out, lock, card)
 
 
 def card(lock: dict[str, Any]) -> str:
     """The model card as Markdown; every figure comes from the lock."""
     scores, plan = lock["scores"], lock["plan"]
-    accuracy, floor = scores["classifier_accuracy"], scores["frechet_floors"]
+    floor = scores["frechet_floors"]
     return "\n".join(
         [
             "# tiny-raster",
@@ -120,14 +102,17 @@ def card(lock: dict[str, Any]) -> str:
             "",
             "## Scores on held-out images",
             "",
-            "| what | score |",
-            "|---|---:|",
-            f"| transformer, nats a token | {scores['held_out_nats_per_token']:.4f} |",
-            f"| tokenizer, mean squared error | {scores['reconstruction_mse']:.6f} |",
-            f"| classifier, % right [95 % Wilson] | {100 * accuracy['share']:.2f} "
-            f"[{100 * accuracy['low']:.2f}, {100 * accuracy['high']:.2f}] |",
-            f"| Fréchet distance of {floor['images']:,} other real images | {spread(floor['real'])} |",
-            f"| and of their reconstructions | {spread(floor['reconstructed'])} |",
+            *table(
+                ("what", "score"),
+                (
+                    ("transformer, nats a token", f"{scores['held_out_nats_per_token']:.4f}"),
+                    ("tokenizer, mean squared error", f"{scores['reconstruction_mse']:.6f}"),
+                    ("classifier, % right [95 % Wilson]", percent(scores["classifier_accuracy"], digits=2)),
+                    (f"Fréchet distance of {floor['images']:,} other real images", spread(floor["real"])),
+                    ("and of their reconstructions", spread(floor["reconstructed"])),
+                ),
+                names=1,
+            ),
             "",
             "## Training",
             "",
@@ -135,9 +120,7 @@ def card(lock: dict[str, Any]) -> str:
             f"{plan['batch']} images in {lock['minutes']:.0f} minutes on {lock['machine']['cores']} cores "
             f"({lock['machine']['cpu']}). Data: {lock['data']}, shuffled; one image in seven is held out.",
             "",
-            "| step | minutes | loss | held out |",
-            "|---:|---:|---:|---:|",
-            *(f"| {row['step']} | {row['minutes']} | {row['loss']} | {row['held_out']} |" for row in lock["curve"]),
+            *table(("step", "minutes", "loss", "held out"), (row.values() for row in lock["curve"])),
             "",
         ]
     )

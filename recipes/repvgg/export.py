@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from repvgg.train import Plan
+from shared.lock import table, write_lock
+from shared.run import Progress
 
-from tersor import _atomic
-from tersor.bench.measure import machine, versions, wilson_interval
+from tersor.bench.measure import wilson_interval
 from tersor.ptq.bench.data import SOURCE, Split
 from tersor.ptq.networks import RepNet
 from tersor.ptq.reparam import merge
 
-if TYPE_CHECKING:
-    import tiny_repvgg
-
 
 @torch.no_grad()
-def export(
-    net: RepNet, plan: tiny_repvgg.Plan, progress: tiny_repvgg.Progress, split: Split, *, seed: int, out: Path
-) -> dict[str, Any]:
+def export(net: RepNet, plan: Plan, progress: Progress, split: Split, *, seed: int, out: Path) -> dict[str, Any]:
     """Write float32 weights, lock and card; returns the lock.
 
     Bfloat16 would move the norms' statistics, which decide how large the merged kernels' entries are.
@@ -39,11 +36,9 @@ def export(
         "plan": asdict(plan), "parameters": sum(each.numel() for each in net.parameters()),
         "minutes": round(progress.seconds / 60, 1),
         "scores": {"accuracy": found.value, "low": found.low, "high": found.high, "n": len(split.held_out)},
-        "kernels": _kernels(net, split), "curve": progress.curve, "versions": versions(), "machine": machine(),
+        "kernels": _kernels(net, split), "curve": progress.curve,
     }  # fmt: skip
-    _atomic.write_text(out / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(out / "CARD.md", card(out.name, net, lock))
-    return lock
+    return write_lock(out, lock, partial(card, out.name, net))
 
 
 def _kernels(net: RepNet, split: Split) -> dict[str, float]:
@@ -88,17 +83,13 @@ def card(name: str, net: RepNet, lock: dict[str, Any]) -> str:
             f"({lock['machine']['cpu']}, {lock['machine']['threads']} thread). Data: {lock['data']}. The set was "
             "collected from the web for research and has no licence; none of its images is part of this package.",
             "",
-            "| epoch | loss of its last batch |",
-            "|---:|---:|",
-            *(f"| {row['epoch']} | {row['loss']} |" for row in lock["curve"]),
+            *table(("epoch", "loss of its last batch"), ((row["epoch"], row["loss"]) for row in lock["curve"])),
             "",
             "## Merged kernels",
             "",
             "Largest entry of a row over its median one, by block the worst row. Nothing was done to bring that about.",
             "",
-            "| block | ratio |",
-            "|---|---:|",
-            *(f"| {block} | {ratio:,.0f} |" for block, ratio in lock["kernels"].items()),
+            *table(("block", "ratio"), ((name, f"{ratio:,.0f}") for name, ratio in lock["kernels"].items()), names=1),
             "",
         ]
     )

@@ -1,64 +1,100 @@
-"""What recipes that train a model share: command lines, state and folders to go on from, and memory that is kept."""
+"""What recipes that train a model share: command lines, a run that goes on after a kill, and memory that is kept."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from tersor.training.state import load_state, save_state
 
-def save_state(
-    file: Path, *, plan: Any, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Any
-) -> None:
-    """Write everything that a run needs to go on; the old file stays until the new one is whole."""
-    partial = file.with_suffix(".partial")
-    torch.save(
-        {
-            "plan": repr(plan),
-            "seed": seed,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "progress": vars(progress),
-        },
-        partial,
-    )
-    partial.replace(file)
+#: Seconds between two states on disk.
+SAVE_EVERY_S = 60.0
+
+T = TypeVar("T")
 
 
-def load_state(
-    file: Path, *, plan: Any, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put model and optimizer where `save_state` left them; returns the fields of its progress, none without a file.
+@dataclass
+class Progress:
+    """What a run knows about its past; part of the state file."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Time spent in steps."""
+    curve: list[Any] = field(default_factory=list)
+    """A row of scores now and then."""
+
+
+P = TypeVar("P", bound=Progress)
+
+
+class Run(Generic[P]):
+    """Model, optimizer and progress of a plan, which go on where an earlier run of the same plan and seed was stopped.
+
+    Args:
+        state: File to keep them in.
+        plan: What the run does.
+        seed: What is drawn.
+        model: To train.
+        optimizer: Of the model's parameters.
+        progress: An empty one, of the class that the recipe needs.
 
     Raises:
-        ValueError: for the file of another plan or seed.
+        ValueError: If the file belongs to another plan or seed.
     """
-    if not file.exists():
-        return {}
-    saved = torch.load(file, weights_only=True)
-    if saved["plan"] != repr(plan) or saved["seed"] != seed:
-        raise ValueError(f"{file} belongs to another plan or seed; remove it or give another --out")
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    progress: dict[str, Any] = saved["progress"]
-    return progress
+
+    def __init__(
+        self, state: Path, plan: Any, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: P
+    ) -> None:
+        self.state, self.plan, self.model, self.optimizer = state, (plan, seed), model, optimizer
+        kept = load_state(state, plan=self.plan, model=model, optimizer=optimizer)
+        self.progress: P = type(progress)(**kept) if kept else progress
+        self.saved = time.monotonic()
+
+    def advance(self, step: Callable[[], T]) -> T:
+        """Take one step and count it, with its time."""
+        started = time.monotonic()
+        result = step()
+        self.progress.step += 1
+        self.progress.seconds += time.monotonic() - started
+        return result
+
+    def note(self, row: Any) -> None:
+        """Add a row to the curve and print it."""
+        self.progress.curve.append(row)
+        print(row, flush=True)
+
+    def save(self, *, now: bool) -> None:
+        """Write the state, ``now`` or if the last time is long ago."""
+        if now or time.monotonic() - self.saved > SAVE_EVERY_S:
+            save_state(
+                self.state, plan=self.plan, model=self.model, optimizer=self.optimizer, progress=vars(self.progress)
+            )
+            self.saved = time.monotonic()
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have ``make`` fill ``folder``, unless an earlier run has; it appears when it is whole."""
-    if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
-        make(partial)
-        partial.replace(folder)
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of all of an optimizer's parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def command_line(what: str, *, threads: int = 2, seeded: bool = True) -> argparse.ArgumentParser:
-    """The arguments that all recipes take, to add others to; ``what`` is rebuilt, ``seeded`` if by any seed."""
+    """The arguments that all recipes take, to add others to.
+
+    Args:
+        what: What is rebuilt.
+        threads: Default of ``--threads``.
+        seeded: Whether the recipe takes any seed.
+    """
     parser = argparse.ArgumentParser(description=f"Rebuild {what}.")
     parser.add_argument("--out", type=Path, required=True, help="where state and checkpoint go")
     if seeded:
@@ -68,12 +104,18 @@ def command_line(what: str, *, threads: int = 2, seeded: bool = True) -> argpars
     return parser
 
 
-def started(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def parse_and_prepare(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The parsed ``argv``, in a process that is ready to train."""
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_memory()
     return args
+
+
+def refused(name: str, error: Exception) -> int:
+    """Print why a recipe cannot start; returns its exit code."""
+    print(f"{name}: {error}", file=sys.stderr)
+    return 2
 
 
 def keep_memory() -> None:

@@ -16,8 +16,6 @@ from tersor.experts.bench.skills import EOS, SKILLS, encode, examples, rows_of
 from tersor.experts.calibration import input_energy
 from tersor.experts.router.routing import Router
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
 
 @pytest.fixture(scope="module")
 def family() -> Family:
@@ -89,7 +87,6 @@ def test_the_card_quotes_the_lock(lock: dict) -> None:
 
 
 def test_planting_changes_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
     from experts.train import Size, new_model, plant
 
     model = new_model(Size(hidden=32, layers=2, heads=4, ffn=48), 1).eval()
@@ -110,7 +107,6 @@ def test_planting_changes_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_recipe_runs_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
     import tiny_experts
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

@@ -19,7 +19,6 @@ from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import NARPipeline
 
 NAMES = ("tiny-nar", "tiny-nar-text", "tiny-nar-video")
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SETTINGS = Settings(temperature=0.9, guidance=1.5)
 
 
@@ -92,9 +91,8 @@ def test_captions_are_heeded() -> None:
 
 
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch):
+def recipes():
     """The recipes as functions of their arguments, in this process: most of their time would be spent on imports."""
-    monkeypatch.syspath_prepend(str(RECIPES))
     threads = torch.get_num_threads()
     import tiny_nar
     import tiny_nar_text

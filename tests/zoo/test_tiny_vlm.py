@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tersor import zoo
 from tersor.kv.bench.tiles import samples
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def recipes() -> None:
-    sys.path.insert(0, str(RECIPES))
 
 
 @pytest.fixture(scope="module")
