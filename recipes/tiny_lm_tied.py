@@ -20,12 +20,13 @@ from lm.data import Books
 from lm.evaluation import bits_per_byte
 from lm.export import SAMPLES, curve_table, export, recall_table
 from lm.train import Phase, Plan, Progress, Trainer
-from shared.lock import Lock, table, write_lock
+from shared.lock import Lock, write_lock
 from shared.run import refused
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tersor import zoo
+from tersor.bench.runs import markdown
 from tersor.kv.depth.similarity import analyze_layer_similarity
 
 #: Layers 0 and 1 are the copying circuit and stay as they are.
@@ -104,13 +105,12 @@ def card(progress: Progress, lock: Lock) -> str:
             "Mean cosine between the layers' keys and values, token by token and head by head, on a book that neither "
             "model saw.",
             "",
-            *table(
+            *markdown(
                 ("layers", "keys", "values", "keys in tiny-lm", "values in tiny-lm"),
                 (
                     (f"{pair[0]}, {pair[1]}", *(f"{rows[column]['mean_cosine']:.3f}" for column in columns))
                     for pair, rows in sorted(by_pair.items())
                 ),
-                names=1,
             ),
             "",
             "## Scores on a book that it never saw",

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from shared.lock import percent, table, write_lock
+from shared.lock import percent, write_lock
 from shared.run import refused, set_rate
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tersor.bench.runs import markdown
 from tersor.kv.bench.contenders import FULL, pick
 from tersor.kv.bench.pair_recall import CONTEXT, VOCABULARY, pair_samples, score_pairs
 
@@ -85,7 +86,7 @@ def card(lock: dict) -> str:
             f"`python recipes/tiny_recall.py --out OUT`, seed {lock['seed']}, {lock['steps']} steps in "
             f"{lock['minutes']:.1f} minutes on {lock['machine']['cores']} cores. Generated data; Apache-2.0.",
             "",
-            *table(("step", "loss", "values right"), lock["curve"]),
+            *markdown(("step", "loss", "values right"), lock["curve"], names=0),
             "",
         ]
     )

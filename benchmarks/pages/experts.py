@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, percent
+from pages.shared import ASSETS, RESULTS, TABLES, Point, estimate, interval, percent, table
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tersor.bench.plots import Line, plot_lines
@@ -33,7 +33,7 @@ def storage_table() -> str:
         cells = [f"{number / 1e9:.2f}" for number in (whole, none, few)]
         rows.append([name, *cells, f"{whole / none:.3f}", f"{whole / few:.3f}"])
     titles = ["Mistral-7B", "apart, GB", "ME-Switch k=0, GB", f"k={SALIENT}, GB", "times smaller k=0", f"k={SALIENT}"]
-    return markdown(titles, rows)
+    return table(titles, rows)
 
 
 def by_item(records: list[Record]) -> dict[str, dict[str, Record]]:
@@ -54,7 +54,7 @@ def quality_table(records: list[Record]) -> str:
             spread = f"{_short(kl.measured)} [{_short(kl.low)}, {_short(kl.high)}]"
             rows.append([item, f"{size.measured:,.0f}", interval(known[ANSWERS]), spread])
     titles = ["delta", "bytes", "exact answers, % [95 %]", "divergence, nats a token [95 %]"]
-    return markdown(titles, rows) + "\n" + provenance(records)
+    return table(titles, rows) + "\n" + provenance(records)
 
 
 def planted_table(records: list[Record]) -> str:
@@ -64,7 +64,7 @@ def planted_table(records: list[Record]) -> str:
         for item, known in by_item(records).items()
         if FOUND in known
     ]
-    return markdown(["selection", "planted channels found, % [95 %]", "channels"], rows)
+    return table(["selection", "planted channels found, % [95 %]", "channels"], rows)
 
 
 def _short(value: float | None) -> str:
@@ -74,14 +74,13 @@ def _short(value: float | None) -> str:
 
 def quality_plot(records: list[Record]) -> str:
     """SVG: divergence from the expert against bits, by way of choosing channels and steps."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    curves: dict[str, list[Point]] = {}
     for item, known in by_item(records).items():
         if ANSWERS in known and item not in (BASE, SVD):
             kl = known[DIVERGENCE]
-            assert kl.measured is not None and kl.low is not None and kl.high is not None
             for name, fits in _CURVES.items():
                 if item in fits:
-                    curves.setdefault(name, []).append((float(item.split()[0]), kl.measured, kl.low, kl.high))
+                    curves.setdefault(name, []).append((float(item.split()[0]), *estimate(kl)))
     return plot_lines(
         [Line(name, tuple(sorted(points))) for name, points in curves.items()],
         x_label="bits of a code",
@@ -117,7 +116,7 @@ def router_table(records: list[Record]) -> str:
         )  # fmt: skip
     titles = ["router", "right expert, % [95 %]", "calibration error", "answered right, %", "less the best choice",
               "best single expert, %", "ms a request"]  # fmt: skip
-    return markdown(titles, rows) + "\n" + provenance(records)
+    return table(titles, rows) + "\n" + provenance(records)
 
 
 def speed_table(records: list[Record]) -> str:
@@ -127,7 +126,7 @@ def speed_table(records: list[Record]) -> str:
         spread = "" if record.low is None else f" [{format_number(record.low)}, {format_number(record.high)}]"
         other = "" if record.peer is None else f"{format_number(record.peer)} {record.peer_name}"
         rows.append([record.item, record.quantity, f"{format_number(record.measured)}{spread}", record.unit, other])
-    return markdown(["what", "quantity", "measured", "unit", "to compare with"], rows) + "\n" + provenance(records)
+    return table(["what", "quantity", "measured", "unit", "to compare with"], rows) + "\n" + provenance(records)
 
 
 def provenance(records: list[Record]) -> str:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables_shared import ASSETS, RESULTS, TABLES, interval, parts, percent, provenance
+from pages.shared import (
+    ASSETS,
+    RESULTS,
+    TABLES,
+    by_key,
+    estimate,
+    interval,
+    names_of,
+    parts,
+    percent,
+    provenance,
+    table,
+)
 
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record, read_jsonl
@@ -15,31 +27,30 @@ OVERALL = "planted facts"
 
 def recall_table(records: list[Record]) -> str:
     """Markdown: one row a cache, with compression, recall overall and by task, and continuation loss."""
-    by_key = {(*parts(record), record.unit): record for record in records}
-    names = list(dict.fromkeys(parts(record)[0] for record in records))
-    tasks = [task for task in TASKS if (names[0], task, "share") in by_key]
-    has_loss = (names[0], "continuation", "nats per byte") in by_key
+    known, names = by_key(records, "unit"), names_of(records)
+    tasks = [task for task in TASKS if (names[0], task, "share") in known]
+    has_loss = (names[0], "continuation", "nats per byte") in known
     titles = ["cache", "times smaller", "planted facts, % [95 %]", *(task.replace("_", " ") for task in tasks)]
     titles += ["continuation, nats"] if has_loss else []
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    rows = []
     for name in names:
-        total, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
+        total, ratio = known[name, OVERALL, "share"], known[name, OVERALL, "x"]
         cells = [name, f"{ratio.measured:.2f}", interval(total)]
-        cells += [percent(by_key[name, task, "share"].measured) for task in tasks]
+        cells += [percent(known[name, task, "share"].measured) for task in tasks]
         if has_loss:
-            cells.append(f"{by_key[name, 'continuation', 'nats per byte'].measured:.4f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + provenance(records)
+            cells.append(f"{known[name, 'continuation', 'nats per byte'].measured:.4f}")
+        rows.append(cells)
+    return table(titles, rows) + "\n" + provenance(records)
 
 
 def saliency_table(records: list[Record]) -> str:
     """Markdown: accuracy of pair recall by cache."""
-    by_key = {(*parts(record), record.unit): record for record in records}
-    lines = ["| cache | times smaller | recall, % [95 %] |", "|---|---:|---:|"]
-    for name in dict.fromkeys(parts(record)[0] for record in records):
-        recall, ratio = by_key[name, "pair recall", "share"], by_key[name, "pair recall", "x"]
-        lines.append(f"| {name} | {ratio.measured:.2f} | {interval(recall)} |")
-    return "\n".join(lines) + "\n\n" + provenance(records)
+    known = by_key(records, "unit")
+    rows = [
+        [name, f"{known[name, 'pair recall', 'x'].measured:.2f}", interval(known[name, "pair recall", "share"])]
+        for name in names_of(records)
+    ]
+    return table(["cache", "times smaller", "recall, % [95 %]"], rows) + "\n" + provenance(records)
 
 
 def layout_table(records: list[Record]) -> str:
@@ -49,22 +60,22 @@ def layout_table(records: list[Record]) -> str:
         layout, stress = parts(record)
         rows.setdefault(layout, {})[stress] = record
     stresses = list(next(iter(rows.values())))
-    lines = ["| layout | " + " | ".join(stresses) + " |", "|---|" + "---:|" * len(stresses)]
-    for layout, cells in rows.items():
-        lines.append(f"| {layout} | " + " | ".join(f"{cells[stress].measured:+.4f}" for stress in stresses) + " |")
-    return "\n".join(lines) + "\n\nLoss added to the exact cache, nats per byte. " + provenance(records)
+    lines = [[layout, *(f"{cells[stress].measured:+.4f}" for stress in stresses)] for layout, cells in rows.items()]
+    return (
+        table(["layout", *stresses], lines) + "\nLoss added to the exact cache, nats per byte. " + provenance(records)
+    )
 
 
 def recall_plot(records: list[Record], families: dict[str, str]) -> str:
     """SVG: recall against compression."""
-    by_key = {(*parts(record), record.unit): record for record in records}
+    known = by_key(records, "unit")
     points, full = [], None
     for name, family in families.items():
-        total, ratio = by_key[name, OVERALL, "share"], by_key[name, OVERALL, "x"]
-        assert total.measured is not None and total.low is not None and total.high is not None
+        total, ratio = known[name, OVERALL, "share"], known[name, OVERALL, "x"]
         assert ratio.measured is not None
-        full = 100 * total.measured if family == "full" else full
-        points.append(Point(name, ratio.measured, 100 * total.measured, 100 * total.low, 100 * total.high, family))
+        value, low, high = (100 * part for part in estimate(total))
+        full = value if family == "full" else full
+        points.append(Point(name, ratio.measured, value, low, high, family))
     return plot_quality_vs_bytes(
         points,
         x_label="compression of a 16-bit cache",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, provenance
+from pages.shared import ASSETS, RESULTS, TABLES, Point, by_key, estimate, interval, names_of, parts, provenance, table
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -15,27 +15,22 @@ OVERALL = "planted facts"
 FULL = "full cache"
 
 
-def by_key(records: list[Record]) -> dict[tuple[str, str, str], Record]:
-    """Records by contender, task and unit."""
-    return {(*parts(record), record.unit): record for record in records}
-
-
 def merging_table(records: list[Record]) -> str:
     """Markdown: recall and added loss of every cache."""
-    known = by_key(records)
+    known = by_key(records, "unit")
     rows = []
-    for name in dict.fromkeys(parts(record)[0] for record in records):
+    for name in names_of(records):
         recall, ratio = known[name, OVERALL, "share"], known[name, OVERALL, "x"]
         added = known[name, "added loss", "nats per byte"]
         loss = f"{added.measured:+.4f} [{added.low:+.4f}, {added.high:+.4f}]" if name != FULL else "0"
         rows.append([name, f"{ratio.measured:.2f}", interval(recall), loss])
     titles = ["cache", "times smaller", "planted facts, % [95 %]", "added loss, nats a byte [95 %]"]
-    return markdown(titles, rows) + "\n" + provenance(records)
+    return table(titles, rows) + "\n" + provenance(records)
 
 
 def merging_plot(records: list[Record]) -> str:
     """SVG: added loss against the number of merged pairs."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    curves: dict[str, list[Point]] = {}
     for record in records:
         name, task = parts(record)
         if task == "added loss" and name != FULL:
@@ -50,9 +45,9 @@ def merging_plot(records: list[Record]) -> str:
     )
 
 
-def curve(records: list[Record], family: str) -> list[tuple[float, float, float, float]]:
+def curve(records: list[Record], family: str) -> list[Point]:
     """Compression and added loss of a family of `stacked_contenders`, from large to small."""
-    known = by_key(records)
+    known = by_key(records, "unit")
     names = [name for name, task, _ in known if task == "added loss" and family_of(name) == family]
     points = [(known[name, "continuation", "x"], known[name, "added loss", "nats per byte"]) for name in names]
     return sorted((float(ratio.measured or 0), *estimate(added)) for ratio, added in points)
@@ -61,12 +56,6 @@ def curve(records: list[Record], family: str) -> list[tuple[float, float, float,
 def family_of(name: str) -> str:
     """The longest family name that ``name`` starts with."""
     return max((family for family in (ZIPCACHE, MINICACHE, STACKED) if name.startswith(family)), key=len, default="")
-
-
-def estimate(record: Record) -> tuple[float, float, float]:
-    """Value and interval of a record that has one."""
-    assert record.measured is not None and record.low is not None and record.high is not None
-    return record.measured, record.low, record.high
 
 
 def bytes_table(records: list[Record]) -> str:
@@ -82,7 +71,7 @@ def bytes_table(records: list[Record]) -> str:
             cells.append(f"{there:+.4f}" if inside else "does not go there")
         rows.append(cells)
     titles = ["times smaller", f"{STACKED} [95 %]", f"{ZIPCACHE} alone", f"{MINICACHE} alone"]
-    return markdown(titles, rows)
+    return table(titles, rows)
 
 
 def bytes_plot(records: list[Record]) -> str:

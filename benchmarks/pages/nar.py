@@ -7,8 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, percent
-from tables_zipar import Point, by_key, estimate, made_on, points, spread
+from pages.shared import (
+    ASSETS,
+    RESULTS,
+    TABLES,
+    Point,
+    by_key,
+    estimate,
+    interval,
+    made_on,
+    names_of,
+    parts,
+    percent,
+    points,
+    spread,
+    table,
+)
 
 from tersor import zoo
 from tersor.bench.plots import Line, plot_lines
@@ -50,7 +64,7 @@ def quality_table(records: list[Record]) -> str:
     first, floor = known[RASTER, SAMPLES, "class accuracy"], known["reconstructed samples", "floor", "Fréchet distance"]
     loss = known[RASTER, "real samples", "held-out loss"]
     return (
-        markdown(titles, rows)
+        table(titles, rows)
         + f"\n`{first.command}`: {first.n:,} samples a row, in equal parts by seed. Distances are means over seeds "
         "with intervals by Student's t, accuracies have bootstrap intervals. The floor is the distance of "
         f"reconstructed real samples, {floor.n:,} at a time, as of a seed. Losses are of {loss.n} samples. "
@@ -61,7 +75,7 @@ def quality_table(records: list[Record]) -> str:
 def speed_table(records: list[Record]) -> str:
     """Markdown: samples a second by batch size, and NAR's speed-ups with what is left of the ratio of passes."""
     known = by_key(records)
-    names = list(dict.fromkeys(parts(each)[0] for each in records))
+    names = names_of(records)
     others = [name for name in names if name != NAR]
     titles = [
         "batch", *(f"{name}, samples/s [quartiles]" for name in names),
@@ -78,7 +92,7 @@ def speed_table(records: list[Record]) -> str:
     first = records[0]
     passes = ", ".join(f"{name} {known[name, parts(first)[1], 'forward passes'].measured:.0f}" for name in names)
     return (
-        markdown(titles, rows)
+        table(titles, rows)
         + f"\n`{first.command}`: all in turns, medians of {first.n} rounds, without guidance. Passes: {passes}. "
         f"{made_on(first)}\n"
     )
@@ -89,7 +103,7 @@ def speed_plot(records: list[Record]) -> str:
     known = by_key(records)
     batches = sorted({int(parts(each)[1].removeprefix("batch ")) for each in records})
     lines = []
-    for name in dict.fromkeys(parts(each)[0] for each in records):
+    for name in names_of(records):
         if name != NAR:
             found: list[Point] = [
                 (float(batch), *estimate(known[name, f"batch {batch}", "speed-up of NAR"])) for batch in batches
@@ -119,7 +133,7 @@ def shapes_table(records: list[Record]) -> str:
     rounds = {record.command: record.n for record in records}
     runs = " and ".join(f"`{command}` ({n} rounds)" for command, n in rounds.items())
     return (
-        markdown(["images a second, or times", "paper", *batches], rows)
+        table(["images a second, or times", "paper", *batches], rows)
         + f"\n{runs}: {first.model}, {first.shapes}; medians with quartiles, gains with 95 % bootstrap intervals. "
         f"The paper's: {first.claim_source}. {made_on(first)}\n"
     )
@@ -130,7 +144,7 @@ def captions_table(records: list[Record]) -> str:
     rows = [[record.item.removeprefix("captions: "), interval(record), percent(record.baseline)] for record in records]
     first = records[0]
     return (
-        markdown(["asked for", "seen, % [95 %]", "seen without the caption, %"], rows)
+        table(["asked for", "seen, % [95 %]", "seen without the caption, %"], rows)
         + f"\n`{first.command}`: {first.n:,} captions ({first.shapes}). {made_on(first)}\n"
     )
 

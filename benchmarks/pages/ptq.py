@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables_shared import ASSETS, RESULTS, TABLES, interval, markdown, parts, percent
-from tables_zipar import by_key, estimate, made_on, points, spread
+from pages.shared import (
+    ASSETS,
+    RESULTS,
+    TABLES,
+    Point,
+    by_key,
+    estimate,
+    interval,
+    made_on,
+    names_of,
+    parts,
+    percent,
+    points,
+    spread,
+    table,
+)
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -21,14 +35,14 @@ def accuracy_table(records: list[Record]) -> str:
     """Markdown: a row a method, a column for each number of bits."""
     known = by_key(records)
     bits = list(dict.fromkeys(parts(each)[1] for each in records if parts(each)[1] != EXACT))
-    names = [name for name in dict.fromkeys(parts(each)[0] for each in records) if name != FLOAT]
+    names = [name for name in names_of(records) if name != FLOAT]
     exact = known[FLOAT, EXACT, "accuracy"]
     rows = [[FLOAT, *[interval(exact)] * len(bits)]]
     for name in names:
         rows.append([name, *(_cell(known, name, each) for each in bits)])
     first = records[0]
     return (
-        markdown(["method", *(f"{each.upper()}, % right [95 %]" for each in bits)], rows)
+        table(["method", *(f"{each.upper()}, % right [95 %]" for each in bits)], rows)
         + f"\n`{first.command}`: {first.n:,} held-out images ({first.shapes}). Intervals are over images, each with "
         f"its mean over seeds. {made_on(first)}\n"
     )
@@ -43,7 +57,7 @@ def ablation_table(records: list[Record]) -> str:
     """Markdown: RepAPQ whole and without each part, accuracy against floating point and divergence from it."""
     known = by_key(records)
     bits = list(dict.fromkeys(parts(each)[1] for each in records if parts(each)[1] != EXACT))
-    names = [name for name in dict.fromkeys(parts(each)[0] for each in records) if name != FLOAT]
+    names = [name for name in names_of(records) if name != FLOAT]
     rows = []
     for name in names:
         cells = [name]
@@ -56,7 +70,7 @@ def ablation_table(records: list[Record]) -> str:
     for each in bits:
         titles += [f"{each.upper()}, points [95 %]", "divergence, nats", "between seeds, points"]
     first = records[0]
-    return markdown(titles, rows) + f"\n`{first.command}` ({first.shapes}). {made_on(first)}\n"
+    return table(titles, rows) + f"\n`{first.command}` ({first.shapes}). {made_on(first)}\n"
 
 
 def speed_table(records: list[Record]) -> str:
@@ -81,14 +95,14 @@ def speed_table(records: list[Record]) -> str:
         "file, % of floating point", "integer convolutions", "layers left in floating point",
     ]  # fmt: skip
     return (
-        markdown(titles, rows)
+        table(titles, rows)
         + f"\n`{first.command}`: in turns, medians of {first.n} rounds; {first.shapes}. {made_on(first)}\n"
     )
 
 
 def plot(records: list[Record]) -> str:
     """SVG: accuracy by bits, a line a method."""
-    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    lines: dict[str, list[Point]] = {}
     for each in records:
         name, bits = parts(each)
         if each.quantity == "accuracy" and name not in (FLOAT, SQUARES):
@@ -107,7 +121,7 @@ def calibration_table(records: list[Record]) -> str:
     """Markdown: minutes of the calibration of a large network, and whether its end came out the same once more."""
     rows = [[each.quantity, f"{each.measured:.4g} {each.unit}".strip()] for each in records]
     first = records[0]
-    return markdown(["what", "measured"], rows) + f"\n`{first.command}`: {first.item}. {made_on(first)}\n"
+    return table(["what", "measured"], rows) + f"\n`{first.command}`: {first.item}. {made_on(first)}\n"
 
 
 def build() -> dict[Path, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables_shared import ASSETS, RESULTS, TABLES, device, markdown, parts
+from pages.shared import ASSETS, RESULTS, TABLES, Point, device, estimate, parts, table
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -18,7 +18,7 @@ def speed_table(records: list[Record]) -> str:
         rows.append([record.item, record.quantity, f"{record.measured:.3g} {record.unit}", spread])
     first = records[0]
     return (
-        markdown(["what", "quantity", "measured", "spread"], rows)
+        table(["what", "quantity", "measured", "spread"], rows)
         + f"\n`{first.command}`: random weights, seed {first.seed}, medians with quartiles (times) or "
         f"95 % bootstrap intervals (ratios); {device(first)}, torch {first.versions['torch']}.\n"
     )
@@ -26,14 +26,13 @@ def speed_table(records: list[Record]) -> str:
 
 def speed_plot(records: list[Record], *, what: str, description: str) -> str:
     """SVG: milliseconds of one layer's attention against the number of tokens."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    curves: dict[str, list[Point]] = {}
     for record in records:
         if record.unit != "ms":
             continue
         shape, name = parts(record)
         tokens = float(shape.split(", ")[1].split()[0].replace(",", ""))
-        assert record.measured is not None and record.low is not None and record.high is not None
-        curves.setdefault(name, []).append((tokens, record.measured, record.low, record.high))
+        curves.setdefault(name, []).append((tokens, *estimate(record)))
     return plot_lines(
         [Line(name, tuple(points)) for name, points in curves.items()],
         x_label="tokens",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables_shared import ASSETS, RESULTS, TABLES, markdown, parts, percent, provenance
+from pages.shared import ASSETS, RESULTS, TABLES, Point, estimate, parts, percent, points, provenance, table
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -42,18 +42,12 @@ def accuracy_table(records: list[Record]) -> str:
         )
     titles = ["prefill", "tokens kept", "operations saved, %", *(f"{kind}, %" for kind in KINDS)]
     titles += ["against dense, points [95 %]", "next question, points [95 %]", "times smaller"]
-    return markdown(titles, rows) + "\n" + provenance(records)
-
-
-def points(record: Record) -> str:
-    """A difference of shares in points, with its interval."""
-    assert record.measured is not None and record.low is not None and record.high is not None
-    return f"{100 * record.measured:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
+    return table(titles, rows) + "\n" + provenance(records)
 
 
 def accuracy_plot(records: list[Record]) -> str:
     """SVG: right answers against tokens kept, for ZipVL and what chooses otherwise."""
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    curves: dict[str, list[Point]] = {}
     for name in names(records):
         # With layer 0 dense all ways of choosing lie on one line.
         alike = name.startswith(("fixed", "random")) and name.endswith("layer 0 dense")
@@ -62,11 +56,9 @@ def accuracy_plot(records: list[Record]) -> str:
         words, _, skip = name.partition(", ")
         family = words.rpartition(" ")[0] + (f", {skip}" if skip else "")
         right, kept = find(records, name, "both kinds", ACCURACY), find(records, name, "prompt", KEPT)
-        assert right.measured is not None and right.low is not None and right.high is not None
         assert kept.measured is not None
-        curves.setdefault(family, []).append(
-            (kept.measured, *(100 * x for x in (right.measured, right.low, right.high)))
-        )
+        value, low, high = (100 * part for part in estimate(right))
+        curves.setdefault(family, []).append((kept.measured, value, low, high))
     return plot_lines(
         [Line(family, tuple(sorted(found))) for family, found in curves.items()],
         x_label="share of tokens in attention",
@@ -95,7 +87,7 @@ def layer_table(records: list[Record]) -> str:
         for r in tiles
     ]
     told = parts(tiles[0])[0].removeprefix("ZipVL evict ")
-    return markdown(titles, rows) + "\n" + markdown(["tiles in the picture", f"kept at {told}, % [95 %]"], by_tiles)
+    return table(titles, rows) + "\n" + table(["tiles in the picture", f"kept at {told}, % [95 %]"], by_tiles)
 
 
 def photo_table(records: list[Record]) -> str:
@@ -113,7 +105,7 @@ def photo_table(records: list[Record]) -> str:
         )
     titles = ["photograph", "tokens kept, %", "operations saved, %", "prefill, times faster [95 %]"]
     first = records[0]
-    return markdown(titles, rows) + (
+    return table(titles, rows) + (
         f"\n`{first.command}`: model {first.model}; {first.machine['cpu']}, {first.machine['threads']} threads.\n"
     )
 

@@ -6,7 +6,21 @@ import json
 from pathlib import Path
 
 import torch
-from tables_shared import ASSETS, RESULTS, TABLES, device, interval, markdown, parts, percent
+from pages.shared import (
+    ASSETS,
+    RESULTS,
+    TABLES,
+    Point,
+    by_key,
+    estimate,
+    interval,
+    made_on,
+    parts,
+    percent,
+    points,
+    spread,
+    table,
+)
 
 from tersor import zoo
 from tersor.bench.plots import Line, plot_lines
@@ -17,19 +31,6 @@ RASTER, SAMPLES, ONE = "raster", "samples", "batch 1"
 FAMILIES = {"window": "fixed window", "adaptive": "adaptive window", "eager": "fixed, eager row starts"}
 #: Those of `zipar_samples.json` that are shown being decoded.
 MOVING = (RASTER, "window 4", "adaptive 4")
-
-Point = tuple[float, float, float, float]
-
-
-def by_key(records: list[Record]) -> dict[tuple[str, str, str], Record]:
-    """Records by way, part and quantity."""
-    return {(*parts(record), record.quantity): record for record in records}
-
-
-def estimate(record: Record) -> tuple[float, float, float]:
-    """Value and interval of a record that has one."""
-    assert record.measured is not None and record.low is not None and record.high is not None
-    return record.measured, record.low, record.high
 
 
 def quality_table(records: list[Record]) -> str:
@@ -58,7 +59,7 @@ def quality_table(records: list[Record]) -> str:
     first, floor = known[RASTER, SAMPLES, "class accuracy"], known["real images", "floor", "Fréchet distance"]
     _, reference = zoo.load_judge(first.model)
     return (
-        markdown(titles, rows)
+        table(titles, rows)
         + f"\n`{first.command}`: {first.n:,} images a row, in equal parts by seed; the distance is their mean, "
         "its interval by Student's t, that of accuracies by bootstrap. It is between features of a small classifier "
         f"and those of {reference.joint.n:,} held-out images; the last two rows are {floor.n:,} other real images, and "
@@ -100,7 +101,7 @@ def speed_table(records: list[Record]) -> str:
     ]
     first = known[RASTER, ONE, "images per second"]
     told = f"`{first.command}`: one image at a time, all in turns, {first.n} rounds. {made_on(first)}"
-    return markdown(titles, rows) + f"\n{told}\n"
+    return table(titles, rows) + f"\n{told}\n"
 
 
 def shapes_table(records: list[Record]) -> str:
@@ -111,7 +112,7 @@ def shapes_table(records: list[Record]) -> str:
     ]
     first = records[0]
     return (
-        markdown(["what", "quantity", "measured", "spread"], rows)
+        table(["what", "quantity", "measured", "spread"], rows)
         + f"\n`{first.command}`: {first.shapes}; medians of {first.n} rounds with quartiles, the ratio with its 95 % "
         f"bootstrap interval. {made_on(first)}\n"
     )
@@ -120,23 +121,6 @@ def shapes_table(records: list[Record]) -> str:
 def ways(records: list[Record]) -> list[str]:
     """Names in the order of the run."""
     return list(dict.fromkeys(parts(record)[0] for record in records if parts(record)[1] == SAMPLES))
-
-
-def spread(record: Record) -> str:
-    """Value and interval with three digits."""
-    value, low, high = estimate(record)
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def points(record: Record) -> str:
-    """A difference of shares in points, with its interval."""
-    value, low, high = estimate(record)
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def made_on(record: Record) -> str:
-    """Model, machine and libraries."""
-    return f"Model {record.model}; {device(record)}, torch {record.versions['torch']}."
 
 
 def quality_plot(records: list[Record], quantity: str, label: str, factor: float = 1.0) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.lock import percent, share_of, table
+from shared.lock import percent, share_of
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tersor.bench.runs import markdown
 from tersor.experts.bench.quality import exact
 from tersor.experts.bench.skills import CHARACTERS, EOS, PAD, UNKNOWN, VOCABULARY, encode, examples
 
@@ -70,7 +71,7 @@ def card(lock: dict[str, Any]) -> str:
             "",
             f"## Exact answers to {SCORED:,} held-out prompts, % [95 % Wilson]",
             "",
-            *table(
+            *markdown(
                 ("", *skills), ((who, *(percent(row[each]) for each in skills)) for who, row in found.items()), names=1
             ),
             "",
@@ -83,7 +84,7 @@ def card(lock: dict[str, Any]) -> str:
             f"minutes on a core ({lock['machine']['cpu']}). All data is generated; Apache-2.0. One prompt in eight "
             "is held out by its checksum.",
             "",
-            *table(
+            *markdown(
                 ("model", "steps", "batch", "rate", "last loss"),
                 (
                     (
@@ -95,7 +96,6 @@ def card(lock: dict[str, Any]) -> str:
                     )
                     for who, each in {**lock["trainings"], "router": router}.items()
                 ),
-                names=1,
             ),
             "",
         ]

@@ -10,11 +10,12 @@ import torch
 from lm.data import TEST_BOOK, VALIDATION_BOOKS, Books
 from lm.evaluation import bits_per_byte, recall_hits
 from lm.train import EOS, PAD, Plan, Progress
-from shared.lock import Lock, percent, share_of, table, write_lock
+from shared.lock import Lock, percent, share_of, write_lock
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tersor import _atomic
+from tersor.bench.runs import markdown
 from tersor.kv.bench.tasks import PLANTED, TASKS
 
 SAMPLES = 200
@@ -171,7 +172,7 @@ def recall_table(scores: Lock) -> list[str]:
         (task.replace("_", " "), *(percent(scores["recall"][str(each)][task], sign=" %") for each in CONTEXTS))
         for task in (*TASKS, "planted facts")
     )
-    return table(("task", *(f"{context} bytes" for context in CONTEXTS)), rows, names=1)
+    return markdown(("task", *(f"{context} bytes" for context in CONTEXTS)), rows)
 
 
 def curve_table(progress: Progress) -> list[str]:
@@ -182,7 +183,7 @@ def curve_table(progress: Progress) -> list[str]:
         for row in progress.curve
     )  # fmt: skip
     tasks = (task.replace("_", " ") for task in TASKS)
-    return table(("step", "minutes", "context", "loss", "bits per byte", *tasks), rows)
+    return markdown(("step", "minutes", "context", "loss", "bits per byte", *tasks), rows, names=0)
 
 
 def _noise_note(phases: list[dict[str, Any]]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from raster.export import floors, spread
-from shared.lock import Lock, percent, table, write_lock
+from shared.lock import Lock, percent, write_lock
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tersor import _atomic, zoo
 from tersor.bench.measure import machine, versions
+from tersor.bench.runs import markdown
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.nar.bench.quality import MIXINGS, one_sided
 from tersor.grids.nar.heads import NARForImageGeneration
@@ -149,7 +150,7 @@ def card(name: str, further: int, lock: Lock) -> str:
             "",
             "## Scores on held-out samples",
             "",
-            *table(("what", "score"), rows, names=1),
+            *markdown(("what", "score"), rows),
             "",
             "Samples are measured by `tersor bench nar`; see the documentation.",
             "",
@@ -159,7 +160,9 @@ def card(name: str, further: int, lock: Lock) -> str:
             f"of {training['batch_size']} samples on {lock['machine']['gpu'] or lock['machine']['cpu']}. "
             f"Data: {lock['data']}, shuffled; one image in seven is held out.",
             "",
-            *table(("step", "held out"), ((row["step"], f"{row['eval_loss']:.4f}") for row in lock["curve"])),
+            *markdown(
+                ("step", "held out"), ((row["step"], f"{row['eval_loss']:.4f}") for row in lock["curve"]), names=0
+            ),
             "",
         ]
     )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from raster.data import Split
 from raster.train import Trainer, held_out_loss
-from shared.lock import percent, share_of, table, write_lock
+from shared.lock import percent, share_of, write_lock
 from torch import Tensor
 
+from tersor.bench.runs import markdown
 from tersor.grids.judge import DigitClassifier, Reference, save_judge
 from tersor.grids.tokenizer import PatchTokenizer
 
@@ -102,7 +103,7 @@ def card(lock: dict[str, Any]) -> str:
             "",
             "## Scores on held-out images",
             "",
-            *table(
+            *markdown(
                 ("what", "score"),
                 (
                     ("transformer, nats a token", f"{scores['held_out_nats_per_token']:.4f}"),
@@ -111,7 +112,6 @@ def card(lock: dict[str, Any]) -> str:
                     (f"Fréchet distance of {floor['images']:,} other real images", spread(floor["real"])),
                     ("and of their reconstructions", spread(floor["reconstructed"])),
                 ),
-                names=1,
             ),
             "",
             "## Training",
@@ -120,7 +120,7 @@ def card(lock: dict[str, Any]) -> str:
             f"{plan['batch']} images in {lock['minutes']:.0f} minutes on {lock['machine']['cores']} cores "
             f"({lock['machine']['cpu']}). Data: {lock['data']}, shuffled; one image in seven is held out.",
             "",
-            *table(("step", "minutes", "loss", "held out"), (row.values() for row in lock["curve"])),
+            *markdown(("step", "minutes", "loss", "held out"), (row.values() for row in lock["curve"]), names=0),
             "",
         ]
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from repvgg.train import Plan
-from shared.lock import table, write_lock
+from shared.lock import write_lock
 from shared.run import Progress
 
 from tersor.bench.measure import wilson_interval
+from tersor.bench.runs import markdown
 from tersor.ptq.bench.data import SOURCE, Split
 from tersor.ptq.networks import RepNet
 from tersor.ptq.reparam import merge
@@ -83,13 +84,15 @@ def card(name: str, net: RepNet, lock: dict[str, Any]) -> str:
             f"({lock['machine']['cpu']}, {lock['machine']['threads']} thread). Data: {lock['data']}. The set was "
             "collected from the web for research and has no licence; none of its images is part of this package.",
             "",
-            *table(("epoch", "loss of its last batch"), ((row["epoch"], row["loss"]) for row in lock["curve"])),
+            *markdown(
+                ("epoch", "loss of its last batch"), ((row["epoch"], row["loss"]) for row in lock["curve"]), names=0
+            ),
             "",
             "## Merged kernels",
             "",
             "Largest entry of a row over its median one, by block the worst row. Nothing was done to bring that about.",
             "",
-            *table(("block", "ratio"), ((name, f"{ratio:,.0f}") for name, ratio in lock["kernels"].items()), names=1),
+            *markdown(("block", "ratio"), ((name, f"{ratio:,.0f}") for name, ratio in lock["kernels"].items())),
             "",
         ]
     )

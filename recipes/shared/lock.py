@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,3 @@ def percent(share: dict[str, float], *, digits: int = 1, sign: str = "") -> str:
     """What `share_of` gave as percent with its interval; ``sign`` stands behind the number."""
     value, low, high = (f"{100 * share[key]:.{digits}f}" for key in ("share", "low", "high"))
     return f"{value}{sign} [{low}, {high}]"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, names: int = 0) -> list[str]:
-    """Lines of a Markdown table: the first ``names`` columns stand left, all others are numbers and stand right."""
-    marks = ["---" if place < names else "---:" for place in range(len(columns))]
-    return [_line(columns), f"|{'|'.join(marks)}|", *map(_line, rows)]
-
-
-def _line(cells: Iterable[Any]) -> str:
-    return "|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared.lock import percent, table, write_lock
+from shared.lock import percent, write_lock
 from vlm.evaluation import score
 from vlm.train import Trainer
+
+from tersor.bench.runs import markdown
 
 FINAL_SEED = 90210
 
@@ -49,10 +51,9 @@ def card(lock: dict[str, Any]) -> str:
             "",
             "## Scores on pictures that it never saw",
             "",
-            *table(
+            *markdown(
                 ("question", "right, % [95 % Wilson]", "questions"),
                 ((kind, percent(each), f"{each['n']:,}") for kind, each in lock["scores"].items()),
-                names=1,
             ),
             "",
             "## Training",
@@ -62,7 +63,7 @@ def card(lock: dict[str, Any]) -> str:
             f"are generated, 1 to 6 tiles each, with {lock['plan']['turns']} questions in a row; the grid grows when "
             "look-ups are solved.",
             "",
-            *table(
+            *markdown(
                 ("step", "minutes", "grid", "loss", "color", "count"),
                 (
                     (
@@ -75,6 +76,7 @@ def card(lock: dict[str, Any]) -> str:
                     )
                     for row in lock["curve"]
                 ),
+                names=0,
             ),
             "",
             "Generated data; Apache-2.0.",

@@ -14,9 +14,10 @@ import raster.export
 import repvgg.export
 import tiny_recall
 import vlm.export
-from shared.lock import Lock, percent, share_of, table, write_lock
+from shared.lock import Lock, percent, share_of, write_lock
 
 from tersor import zoo
+from tersor.bench.runs import markdown
 
 
 def of_nar(name: str, lock: Lock) -> str:
@@ -60,4 +61,4 @@ def test_shares_and_tables() -> None:
     share = share_of(3, 4)
     assert share["share"] == 0.75 and share["n"] == 4 and 0.3 < share["low"] < 0.31 < 0.95 < share["high"]
     assert percent({"share": 0.5, "low": 0.25, "high": 1.0}, sign=" %") == "50.0 % [25.0, 100.0]"
-    assert table(("", "n"), [("one", 1), ("", "")], names=1) == ["| | n |", "|---|---:|", "| one | 1 |", "| | |"]
+    assert markdown(("", "n"), [("one", 1), ("", "")], names=1) == ["| | n |", "|---|---:|", "| one | 1 |", "| | |"]
