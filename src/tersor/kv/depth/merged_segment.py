@@ -25,7 +25,7 @@ from tersor.kv.engine.tree import map_tensors
 from tersor.kv.selection.probes import ProbeScores
 from tersor.kv.selection.ratio import Waiting
 from tersor.kv.storage.segments import Segment, TokenGroup, everything, nothing
-from tersor.lowbit.codecs import compute_dtype, storage_dtype
+from tersor.lowbit.codes import compute_dtype, storage_dtype
 from tersor.lowbit.kernels.packed_attention import Part
 
 if TYPE_CHECKING:

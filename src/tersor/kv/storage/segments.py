@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 
 

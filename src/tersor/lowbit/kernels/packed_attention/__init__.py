@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 
 
 @dataclass

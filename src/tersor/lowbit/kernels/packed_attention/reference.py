@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 
 TILE_TOKENS = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.packing import check_bits, pack_half_split
 
 
