@@ -17,7 +17,6 @@ import vlm.export
 from shared.lock import Lock, percent, share_of, write_lock
 
 from tersor import zoo
-from tersor.bench.runs import markdown
 
 
 def of_nar(name: str, lock: Lock) -> str:
@@ -57,8 +56,7 @@ def test_a_lock_says_where_it_was_made_unless_an_earlier_start_does(tmp_path: Pa
     assert again["machine"] == {"cpu": "old"} and not (tmp_path / "other" / "CARD.md").exists()
 
 
-def test_shares_and_tables() -> None:
+def test_shares() -> None:
     share = share_of(3, 4)
     assert share["share"] == 0.75 and share["n"] == 4 and 0.3 < share["low"] < 0.31 < 0.95 < share["high"]
     assert percent({"share": 0.5, "low": 0.25, "high": 1.0}, sign=" %") == "50.0 % [25.0, 100.0]"
-    assert markdown(("", "n"), [("one", 1), ("", "")], names=1) == ["| | n |", "|---|---:|", "| one | 1 |", "| | |"]
