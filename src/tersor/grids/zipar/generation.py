@@ -24,6 +24,7 @@ from transformers.generation import (
 from transformers.utils import ModelOutput
 
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import (
     ROW_STARTS,
     Frontier,
@@ -31,9 +32,10 @@ from tersor.grids.schedule import (
     resolve_row_start,
     resolve_window,
 )
-from tersor.grids.zipar.adapters import RasterAdapter, find_adapter
+from tersor.grids.zipar.adapters import Prefix, RasterAdapter, find_adapter
 from tersor.grids.zipar.attention import grouped
-from tersor.grids.zipar.decoding import Decoder, Prefix, Sampler, SlotLayer, most_fed, statistics
+from tersor.grids.zipar.decoding import Decoder, max_fed_tokens, statistics
+from tersor.grids.zipar.slots import SlotLayer
 
 Size = tuple[int, int]
 # What `generate` adds to a call where nobody set a length.
@@ -338,7 +340,7 @@ class _Run:
             )
         if cache.get_seq_length() > 0:
             raise ValueError("past_key_values already holds tokens; start an image with an empty cache")
-        needed = prefix_tokens + most_fed(self.grid)
+        needed = prefix_tokens + max_fed_tokens(self.grid)
         held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
         if held < needed:
             raise ValueError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
@@ -355,7 +357,7 @@ class _Run:
             guidance=guidance,
             pad_id=config.pad_token_id or 0,
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
-            at_pass=self._stop_if_late if self.criteria else None,
+            before_pass=self._stop_if_late if self.criteria else None,
         )
         with grouped(self.adapter.model):
             decoded = decoder.run()

@@ -11,7 +11,7 @@ from tersor._console import spinner
 from tersor.bench.runs import command_line, report_records
 
 if TYPE_CHECKING:
-    from tersor.bench.measure import Estimate, over_seeds
+    from tersor.bench.measure import Estimate
     from tersor.bench.records import Record
     from tersor.grids.zipar.bench.quality import Quality, Speed
 
