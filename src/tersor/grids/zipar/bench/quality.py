@@ -27,7 +27,7 @@ from tersor.bench.measure import (
 )
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen
-from tersor.grids.tokenizer import ImageTokenizer
+from tersor.grids.pixels import ImageTokenizer
 from tersor.grids.zipar.generation import zipar_generate
 
 RASTER = "raster"
