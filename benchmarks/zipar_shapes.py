@@ -32,7 +32,7 @@ from tersor.bench.runs import record_maker
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
 from tersor.grids.zipar.attention import grouped
-from tersor.grids.zipar.decoding import Run, Slots
+from tersor.grids.zipar.slots import Run, Slots
 
 LAYERS = 32
 PREFIX = 32

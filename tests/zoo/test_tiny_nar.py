@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tersor import zoo
 from tersor.grids.judge import ClipClassifier
 from tersor.grids.nar.baselines import PARForImageGeneration, RasterVideo
-from tersor.grids.nar.bench.quality import Settings, one_sided, sample, score_captions, ways
+from tersor.grids.nar.bench.quality import Settings, decodings, one_sided, sample, score_captions
 from tersor.grids.nar.captions import WORDS, Captions
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import NARPipeline
@@ -72,7 +72,7 @@ def test_the_others_say_what_they_are_not() -> None:
 def test_the_shipped_weights_draw_the_class_that_is_asked_for() -> None:
     """Chance is a tenth; the full figures are in docs/nar.md."""
     for name, least in (("tiny-nar", 0.85), ("tiny-nar-video", 0.75)):
-        (nar, *_) = ways(zoo.load_model(name), {})
+        (nar, *_) = decodings(zoo.load_model(name), {})
         tokenizer = zoo.load_video_tokenizer(name) if "video" in name else zoo.load_image_tokenizer(name)
         found = sample(nar, tokenizer, zoo.load_judge(zoo.judge_of(name)), SETTINGS, samples=60, seed=0)
         assert sum(found.right) / 60 > least, name

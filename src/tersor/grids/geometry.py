@@ -85,6 +85,14 @@ def fronts(sizes: Sequence[int]) -> list[list[tuple[int, ...]]]:
     return found
 
 
+def raster_place(cell: Sequence[int], sizes: Sequence[int]) -> int:
+    """How many cells of a grid without ends of rows come before ``cell`` in raster order."""
+    place = 0
+    for coordinate, size in zip(cell, sizes, strict=True):
+        place = place * size + coordinate
+    return place
+
+
 def front_count(sizes: Sequence[int]) -> int:
     """Number of fronts, which is NAR's number of forward passes: the axes' sum, less their number, plus 1."""
     check_sizes(sizes)

@@ -1,22 +1,93 @@
 """Which tokens go into each forward pass, and which cells come out of it. Pure Python.
 
-`Frontier` builds the passes one at a time, so that a decoder can delay a row (the adaptive window);
-`ZipARSchedule` is the whole order of a fixed window, for tests, docs and the command line; `NARSchedule` that of NAR.
+Every decoder of grids runs the steps of a `Schedule`: `RasterSchedule` is one cell a pass, `ZipARSchedule` a fixed
+window, `NARSchedule` one front a pass. `Frontier` builds ZipAR's passes one at a time, so that a decoder can delay a
+row (the adaptive window).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
-from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts
+from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts, raster_place
 
 RowStart = Literal["eol", "conservative", "eager"]
 ROW_STARTS: tuple[str, ...] = get_args(RowStart)
 #: Share of the columns, as numerator and denominator.
 PRESETS = {"quality": (2, 3), "balanced": (1, 2), "fast": (1, 4)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass in numbers, as decoders read it.
+
+    A place counts the tokens of an image, ends of rows included, from the first one after the prefix.
+
+    Args:
+        cells: What comes out, by coordinates.
+        targets: The places of these cells.
+        fed: Places of the tokens that go in. The first pass feeds the prefix instead, and has none.
+        sources: For each of them the place of the decided token that is fed: its own, or that of a token that stands
+            in for it.
+        keep: Which of the fed tokens, counted from 0, the logits are read from.
+    """
+
+    cells: tuple[tuple[int, ...], ...]
+    targets: tuple[int, ...]
+    fed: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+    keep: tuple[int, ...] = ()
+
+
+class Schedule(Protocol):
+    """An order of decoding; a new one is one more class with this method.
+
+    A step may decide any set of cells, learned, random or fixed, and feed any tokens that were decided before, also
+    again. Two rules are all: each cell comes out once, and steps come in the order in which they are run. What a
+    token sees, and how its logits become those of a cell, is up to the reader that the decoder runs
+    (`tersor.grids.decoding`): a raster model's token gives the cell after it, NAR's heads give all neighbours.
+    """
+
+    def steps(self) -> Iterator[Step]:
+        """The forward passes; the first one is the prefix's."""
+
+
+def group_steps(groups: Iterable[Sequence[tuple[int, ...]]], sizes: Sequence[int]) -> Iterator[Step]:
+    """Steps that each decide one group of cells, and feed the group before.
+
+    Args:
+        groups: Coordinates of the cells that come out, pass by pass.
+        sizes: Axes of the grid, which has no ends of rows.
+    """
+    before: tuple[int, ...] = ()
+    for group in groups:
+        targets = tuple(raster_place(cell, sizes) for cell in group)
+        yield Step(tuple(group), targets, before, before, tuple(range(len(before))))
+        before = targets
+
+
+@dataclass(frozen=True)
+class RasterSchedule:
+    """One cell a pass, in raster order.
+
+    Args:
+        sizes: Axes of the grid, such as ``(rows, columns)``.
+
+    Raises:
+        ValueError: If an axis is no whole number of at least 1.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_sizes(self.sizes)
+
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return group_steps(((cell,) for cell in product(*map(range, self.sizes))), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -50,6 +121,16 @@ class Pass:
     yields: tuple[Cell, ...]
     trial: Cell | None = None
     replaced: tuple[int, ...] = ()
+
+    def step(self, grid: RasterGrid) -> Step:
+        """The same in places of ``grid``; ends of rows lie at theirs from the start."""
+        return Step(
+            self.yields,
+            tuple(grid.offset(*cell) for cell in self.yields),
+            tuple(feed.offset for feed in self.feeds),
+            tuple(feed.offset if feed.source is None else grid.offset(*feed.source) for feed in self.feeds),
+            tuple(index for index, feed in enumerate(self.feeds) if feed.yields is not None),
+        )
 
 
 class Frontier:
@@ -178,6 +259,10 @@ class ZipARSchedule:
         while (step := frontier.advance()) is not None:
             yield step
 
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return (each.step(self.grid) for each in self)
+
     def production(self) -> list[list[int]]:
         """The pass in which each cell is decided, by row; the prefix's pass is 1."""
         table = [[0] * self.grid.columns for _ in range(self.grid.rows)]
@@ -233,6 +318,10 @@ class NARSchedule:
         for front in fronts(self.sizes):
             yield FrontPass(before, tuple(front))
             before = tuple(front)
+
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return group_steps(fronts(self.sizes), self.sizes)
 
     def production(self) -> list[int]:
         """The pass in which each cell is decided, in raster order; the prefix's pass is 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tersor._lazy import require
+from tersor.grids.pixels import ImageTokenizer, check_ids, check_images, divided, to_unit
+from tersor.grids.vq import VQTokenizer
+
+__all__ = ["DiffusersTokenizer", "ImageTokenizer", "PatchTokenizer", "PatchTokenizerConfig", "load_tokenizer"]
 
 # Distances to the codebook are computed for this many patches at once.
 _BLOCK = 65_536
-
-
-class ImageTokenizer(Protocol):
-    """What turns images into tokens. Pixels are floats from 0 to 1, ``[batch, channels, height, width]``."""
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of ids."""
-
-    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of ids for height and width in pixels; `ValueError` if they do not divide."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids ``[batch, rows, columns]``."""
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images of ids ``[batch, rows, columns]``."""
 
 
 class PatchTokenizerConfig(PreTrainedConfig):
@@ -123,7 +110,7 @@ class PatchTokenizer(PreTrainedModel):
         return self.config.codebook_size
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, self.config.patch_size)
+        return divided(image_size, self.config.patch_size)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -132,7 +119,7 @@ class PatchTokenizer(PreTrainedModel):
         Raises:
             ValueError: for another number of channels, or a size that patches do not divide.
         """
-        _check_images(images, self.config.channels)
+        check_images(images, self.config.channels)
         rows, columns = self.grid_size((images.shape[2], images.shape[3]))
         ids, _ = self._nearest(self._patches(images).flatten(0, 1))
         return ids.view(len(images), rows, columns)
@@ -140,7 +127,7 @@ class PatchTokenizer(PreTrainedModel):
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Images ``[batch, channels, height, width]`` of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
-        _check_ids(ids, self.codebook_size)
+        check_ids(ids, self.codebook_size)
         side = self.config.patch_size
         height, width = ids.shape[1] * side, ids.shape[2] * side
         return F.fold(self.codebook[ids].flatten(1, 2).transpose(1, 2), (height, width), side, stride=side)
@@ -186,12 +173,12 @@ class DiffusersTokenizer:
         return int(self.model.config.num_vq_embeddings)
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, 2 ** (len(self.model.config.block_out_channels) - 1))
+        return divided(image_size, 2 ** (len(self.model.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Ids ``[batch, rows, columns]``; `ValueError` for other channels or a size that does not divide."""
-        _check_images(images, self.model.config.in_channels)
+        check_images(images, self.model.config.in_channels)
         rows, columns = self.grid_size((images.shape[2], images.shape[3]))
         latents = self.model.encode(2 * images - 1).latents
         ids = self.model.quantize(latents)[2][2]
@@ -200,10 +187,10 @@ class DiffusersTokenizer:
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Images in [0, 1] of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
-        _check_ids(ids, self.codebook_size)
+        check_ids(ids, self.codebook_size)
         width = self.model.quantize.embedding.weight.shape[1]
         codes = self.model.quantize.get_codebook_entry(ids.flatten(), (*ids.shape, width))
-        return _to_unit(self._decode_codes(codes, ids))
+        return to_unit(self._decode_codes(codes, ids))
 
     def _decode_codes(self, codes: Tensor, ids: Tensor) -> Tensor:
         # A model that looks codes up by itself wants the ids.
@@ -218,8 +205,6 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
     Raises:
         ValueError: for a folder without one.
     """
-    from tersor.grids.vq import VQTokenizer
-
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no image tokenizer: there is no config.json")
@@ -233,30 +218,3 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
         f"{folder} holds no image tokenizer that is known here: PatchTokenizer, VQTokenizer, or diffusers' VQModel; "
         f"its config.json says {config.get('model_type') or config.get('_class_name')!r}"
     )
-
-
-def _divided(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    if any(side < factor or side % factor for side in image_size):
-        raise ValueError(f"image size {tuple(image_size)} must be a multiple of {factor} pixels on each side")
-    return image_size[0] // factor, image_size[1] // factor
-
-
-def _check_images(images: Tensor, channels: int) -> None:
-    if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-        raise ValueError(
-            f"images must be floats from 0 to 1, [batch, {channels}, height, width]; got {images.dtype} "
-            f"{tuple(images.shape)}"
-        )
-
-
-def _check_ids(ids: Tensor, codebook_size: int) -> None:
-    if ids.ndim != 3 or ids.is_floating_point() or not bool(((ids >= 0) & (ids < codebook_size)).all()):
-        raise ValueError(
-            f"ids must be whole numbers from 0 to {codebook_size - 1}, [batch, rows, columns]; got {ids.dtype} "
-            f"{tuple(ids.shape)}"
-        )
-
-
-def _to_unit(pixels: Tensor) -> Tensor:
-    """From [-1, 1], which the networks speak, to [0, 1]."""
-    return ((pixels + 1) / 2).clamp(0, 1)

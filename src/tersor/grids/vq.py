@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tersor.grids.original import load_strictly, read_weights
-from tersor.grids.tokenizer import _check_ids, _check_images, _divided, _to_unit
+from tersor.grids.pixels import check_ids, check_images, divided, to_unit
 
 
 class VQTokenizerConfig(PreTrainedConfig):
@@ -196,7 +196,7 @@ class VQTokenizer(PreTrainedModel):
         return self.config.codebook_size
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, 2 ** (len(self.config.channel_multipliers) - 1))
+        return divided(image_size, 2 ** (len(self.config.channel_multipliers) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: for another shape, or a size that the grid does not divide.
         """
-        _check_images(images, 3)
+        check_images(images, 3)
         self.grid_size((images.shape[2], images.shape[3]))
         latents = self.quant_conv(self.encoder(2 * images.to(self.dtype) - 1))
         # Codes are unit vectors, so the nearest one is that of the largest product.
@@ -221,8 +221,8 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: for ids that are out of range or of another shape.
         """
-        _check_ids(ids, self.codebook_size)
-        return _to_unit(self.decoder(self.post_quant_conv(self.quantize.codes[ids].movedim(-1, 1))))
+        check_ids(ids, self.codebook_size)
+        return to_unit(self.decoder(self.post_quant_conv(self.quantize.codes[ids].movedim(-1, 1))))
 
 
 def convert_vq(path: str | Path, *, norm_groups: int = 32) -> VQTokenizer:

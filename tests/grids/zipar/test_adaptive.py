@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tersor.grids.decoding import ready_steps
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import Frontier, zipar_passes
-from tersor.grids.zipar.adapters import RasterAdapter
-from tersor.grids.zipar.decoding import Decoder, Prefix, Sampler, Trial, fixed_steps
+from tersor.grids.zipar.adapters import Prefix, RasterAdapter
+from tersor.grids.zipar.decoding import Decoder, Trial
 
 PREFIX = 2
 
@@ -92,8 +94,8 @@ def test_a_smaller_readiness_would_be_noticed(mode, monkeypatch, request) -> Non
     full = run(grid, law, 5, mode, batch=3)
     honest = RasterGrid.ready
     monkeypatch.setattr(RasterGrid, "ready", lambda self, row, c, window, n: honest(self, row, c, window - 1, n))
-    fixed_steps.cache_clear()
-    request.addfinalizer(fixed_steps.cache_clear)
+    ready_steps.cache_clear()
+    request.addfinalizer(ready_steps.cache_clear)
     assert not torch.equal(run(grid, law, 3, mode, batch=3).ids, full.ids)
 
 

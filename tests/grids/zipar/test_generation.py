@@ -10,10 +10,11 @@ import torch
 from transformers import DynamicCache, TemperatureLogitsWarper
 
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import raster_passes, zipar_passes
 from tersor.grids.zipar.adapters import find_adapter
-from tersor.grids.zipar.decoding import Sampler, SlotLayer, Slots, write
 from tersor.grids.zipar.generation import zipar, zipar_generate
+from tersor.grids.zipar.slots import SlotLayer, Slots, write
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
@@ -151,7 +152,7 @@ def test_the_check_notices_stale_proxies(cases, spy, monkeypatch, name) -> None:
         return honest(self, offsets, listed, dtype)
 
     monkeypatch.setattr(Slots, "feed", beside)
-    monkeypatch.setattr("tersor.grids.zipar.decoding.most_fed", lambda grid: 2 * grid.length)
+    monkeypatch.setattr("tersor.grids.zipar.decoding.max_fed_tokens", lambda grid: 2 * grid.length)
     case.zipar(case.inputs(1, False), window_size=2)
     assert teacher_error(case, list(calls)) > 1e-3
 
@@ -523,6 +524,6 @@ def test_processors_that_read_only_scores_run_once_for_all_rows() -> None:
 
     sampler = Sampler([lambda ids, scores: scores + ids.shape[1], Counted(2.0)], do_sample=False)
     cells = ((0, 2), (1, 1), (2, 0))
-    out = sampler.process(torch.zeros(2, 3, 4), cells, lambda cell: torch.zeros(2, 10 * cell[0] + cell[1]))
+    out = sampler.process(torch.zeros(2, 3, 4), cells, lambda i: torch.zeros(2, 10 * cells[i][0] + cells[i][1]))
     assert out[0, :, 0].tolist() == [1, 5.5, 10]
     assert calls == [(6, 4)]

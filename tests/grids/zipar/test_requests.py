@@ -27,8 +27,10 @@ from transformers import (
 )
 
 import tersor
+from tersor.grids.zipar import adapters
 from tersor.grids.zipar.adapters import RasterAdapter, find_adapter, register_adapter
-from tersor.grids.zipar.generation import ZipARConfig, adapters, zipar_generate
+from tersor.grids.zipar.config import ZipARConfig
+from tersor.grids.zipar.generation import zipar_generate
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from tersor.grids.llamagen import LlamaGen, Norm, unscaled_norm
-from tersor.grids.nar.decoding import NAROutput, Sampling, decode_fronts, raster_fronts, resolve_grid
+from tersor.grids.blocks import Norm, unscaled_norm
+from tersor.grids.decoding import ready_steps
+from tersor.grids.llamagen import LlamaGen
+from tersor.grids.nar.decoding import NAROutput, NARReader, Sampling, decode_fronts, resolve_grid
 from tersor.grids.nar.model import NARConfig, NARModel, NARPreTrainedModel, Output
+from tersor.grids.schedule import NARSchedule
 
 __all__ = ["NARConfig", "NARForImageGeneration", "NARImageOutput", "NARModel", "NAROutput", "mixing_plan", "visibility"]
 
@@ -83,7 +86,8 @@ def front_plans(
     with torch.inference_mode(False):
         plan, slots = mixing_plan(sizes, mixing, device), torch.zeros(1 + math.prod(sizes), dtype=torch.long)
         slots, found = slots.to(device), []
-        for front in raster_fronts(sizes, device):
+        for ready in ready_steps(NARSchedule(sizes), slots.device):
+            front = ready.targets
             part = plan.at(front)
             # Where a head does not take part its source is not in the front before; any will do.
             sources = slots[part.sources] * (part.weights > 0)
@@ -340,8 +344,10 @@ class NARForImageGeneration(NARPreTrainedModel):
             for each in (class_labels, text_features, text_mask)
         ]
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
-        plans = front_plans(sizes, config.mixing, self.device)
-        out = decode_fronts(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
+        plans = [plan for _, plan in front_plans(sizes, config.mixing, self.device)]
+        out = decode_fronts(
+            NARReader(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
+        )
         out.sequences = flipped(out.sequences, config.flipped_axes)
         out.logits = None if out.logits is None else flipped(out.logits, config.flipped_axes)
         return out if return_dict_in_generate else out.sequences

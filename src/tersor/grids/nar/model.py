@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths
+from tersor.grids.cache import FrontCache
 from tersor.grids.geometry import check_sizes
-from tersor.grids.llamagen import Norm, _CaptionEmbedding, _ClassEmbedding, _FeedForward
-from tersor.grids.rotary import Rotation, kept_rotation, rotation_of, turn
-
-if TYPE_CHECKING:
-    from tersor.grids.nar.decoding import FrontCache
+from tersor.grids.rotary import Rotation, kept_rotation, rotation_of
 
 #: The models of the paper; ``head_layers`` add one block, or two for videos.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -38,7 +35,7 @@ _CHOICES = {
 }
 
 
-class NARConfig(PreTrainedConfig):
+class NARConfig(Widths, PreTrainedConfig):
     """Sizes of a NAR model; the defaults are NAR-B for 16 by 16 tokens. `preset` gives the published ones.
 
     Args:
@@ -146,15 +143,6 @@ class NARConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **(_VIDEO if name.startswith("video") else {}), **changes})
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def intermediate_size(self) -> int:
-        """The SwiGLU's width: two thirds of four times the hidden size, rounded up to a multiple of 256."""
-        return 256 * -(-int(8 * self.hidden_size / 3) // 256)
-
-    @property
     def has_null(self) -> bool:
         """Whether there is a null condition that training has seen."""
         return self.condition_dropout > 0
@@ -163,50 +151,6 @@ class NARConfig(PreTrainedConfig):
     def exits(self) -> list[int]:
         """How many blocks lie below each head."""
         return [self.num_hidden_layers + each for each in accumulate(self.head_layers or ())]
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: NARConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.heads = config.num_attention_heads
-        self.key_heads = config.num_key_value_heads or self.heads
-        self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
-        batch, tokens, _ = x.shape
-        both = self.heads + self.key_heads
-        mixed = self.wqkv(x).view(batch, tokens, both + self.key_heads, self.head_dim)
-        qk, v = mixed[:, :, :both], mixed[:, :, both:].transpose(1, 2)
-        if rotation is not None:
-            qk = turn(qk, rotation)
-        q, k = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        # Unlike in a raster model no mask means that a token sees all that there is, its own front included.
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.key_heads)
-        return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class NARBlock(GradientCheckpointingLayer):
-    """A LlamaGen block without a causal mask of its own."""
-
-    def __init__(self, config: NARConfig, layer: int) -> None:
-        super().__init__()
-        self.attention = _Attention(config, layer)
-        self.feed_forward = _FeedForward(config)
-        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.residual_dropout, self.ffn_dropout = nn.Dropout(config.residual_dropout), nn.Dropout(config.ffn_dropout)
-
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), rotation, mask, cache)
-        if not self.training:  # even a dropout that does nothing takes its time in a pass of one token
-            x = x + mixed
-            return x + self.feed_forward(self.ffn_norm(x))
-        x = x + self.residual_dropout(mixed)
-        return x + self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
 
 
 class Output(nn.Linear):
@@ -221,15 +165,15 @@ class NARPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["NARBlock"]  # noqa: RUF012
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Output):
             nn.init.zeros_(module.weight)
-        elif isinstance(module, _CaptionEmbedding):
-            nn.init.normal_(module.uncond_embedding, std=self.config.caption_size**-0.5)
+        elif isinstance(module, CaptionEmbedding):
+            module.init_null()
         elif isinstance(module, NARModel) and module.positions is not None:
             nn.init.normal_(module.positions, std=self.config.initializer_range)
 
@@ -243,12 +187,12 @@ class NARModel(NARPreTrainedModel):
 
     def __init__(self, config: NARConfig) -> None:
         super().__init__(config)
-        embedding = _CaptionEmbedding if config.condition == "text" else _ClassEmbedding
+        embedding = CaptionEmbedding if config.condition == "text" else ClassEmbedding
         self.cls_embedding: Any = embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.exits = config.exits
-        self.layers = nn.ModuleList(NARBlock(config, layer) for layer in range(self.exits[-1]))
+        self.layers = nn.ModuleList(Block(config, layer, causal=False) for layer in range(self.exits[-1]))
         self.positions = None
         if config.position_type == "learned":
             length = config.condition_tokens + math.prod(config.grid_size)

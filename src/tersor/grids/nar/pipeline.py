@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tersor._lazy import require
 from tersor.grids.nar.heads import NARForImageGeneration, NAROutput
-from tersor.grids.tokenizer import ImageTokenizer
+from tersor.grids.pixels import ImageTokenizer
 
 _TYPES = ("pil", "np", "pt")
 

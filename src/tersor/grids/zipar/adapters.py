@@ -6,18 +6,43 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tersor.grids.zipar.decoding import Prefix
-
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the image is conditioned on; with guidance the unconditional branch follows as further rows.
+
+    Args:
+        embeddings: ``[rows, tokens, width]``, padded on the left.
+        valid: bool ``[rows, tokens]``, False for padding.
+        positions: ``[rows, tokens]``.
+        starts: ``[rows]``, the position of the first image token.
+        ids: ``[batch, tokens]`` that come before the image in what processors see and what is returned; no tokens
+            where the image's ids are a vocabulary of their own.
+    """
+
+    embeddings: Tensor
+    valid: Tensor
+    positions: Tensor
+    starts: Tensor
+    ids: Tensor
+
+    @classmethod
+    def padded(cls, embeddings: Tensor, valid: Tensor, ids: Tensor) -> Prefix:
+        """Positions as the library counts them: from 0 at each row's first token that is no padding."""
+        positions = (valid.long().cumsum(-1) - 1).clamp_min(0)
+        return cls(embeddings, valid, positions, valid.sum(-1), ids)
 
 
 class RasterAdapter:

@@ -11,6 +11,7 @@ from nar_models import TEXT, model
 from typer.testing import CliRunner
 
 from tersor.bench.measure import Estimate, PairedTimes
+from tersor.bench.runs import Finished
 from tersor.cli import app
 from tersor.grids.judge import ClipClassifier, DigitClassifier, Reference, load_judge, save_judge
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
@@ -26,16 +27,16 @@ from tersor.grids.nar.bench.quality import (
     Settings,
     Speed,
     choose,
+    decodings,
     excess,
     run_plan,
     sample,
     score_captions,
-    time_ways,
-    ways,
+    time_decodings,
 )  # fmt: skip
 from tersor.grids.nar.captions import LONGEST, WORDS, Captions, caption, slant, thickness
 from tersor.grids.nar.pipeline import NARPipeline, WordFeatures
-from tersor.grids.zipar.bench.quality import Quality, Samples
+from tersor.grids.samples import Quality, Samples
 
 SHAPE = {"vocab_size": 20, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_classes": 5}
 
@@ -56,7 +57,7 @@ def chosen():
         "par4x": PARForImageGeneration(PARConfig(**shape)).eval(),
         "single-head": model((4, 4), head_layers=(1,)),
     }  # fmt: skip
-    return ways(model((4, 4)), compared)
+    return decodings(model((4, 4)), compared)
 
 
 @pytest.fixture
@@ -67,15 +68,16 @@ def judge():
     return classifier, Reference.of(features, torch.arange(80) % 10)
 
 
-def test_every_way_takes_its_passes_and_draws(chosen) -> None:
-    assert {way.name: way.passes for way in chosen} == {
+def test_every_decoding_takes_its_passes_and_draws(chosen) -> None:
+    assert {each.name: each.passes for each in chosen} == {
         "NAR": 7, "raster": 16, "PAR-4X": 7, "single head": 7, "right head alone": 7, "head below alone": 7
     }  # fmt: skip
-    for way in chosen:
-        drawn = [way.draw(torch.tensor([0, 1]), torch.Generator().manual_seed(2), Settings(guidance=1.5)) for _ in "ab"]
-        assert drawn[0].shape == (2, 4, 4) and torch.equal(*drawn), way.name
-    video = ways(model((2, 2, 2)), {})
-    assert [way.name for way in video] == ["NAR", "right head alone", "head below alone", "later head alone"]
+    for each in chosen:
+        generators = (torch.Generator().manual_seed(2) for _ in "ab")
+        drawn = [each.draw(torch.tensor([0, 1]), generator, Settings(guidance=1.5)) for generator in generators]
+        assert drawn[0].shape == (2, 4, 4) and torch.equal(*drawn), each.name
+    video = decodings(model((2, 2, 2)), {})
+    assert [each.name for each in video] == ["NAR", "right head alone", "head below alone", "later head alone"]
 
 
 def test_one_sided_mixing_shares_the_weights(chosen) -> None:
@@ -83,7 +85,7 @@ def test_one_sided_mixing_shares_the_weights(chosen) -> None:
     assert (ours.config.mixing, right.config.mixing) == ("mean", "right")
     assert ours.outputs[0].weight is right.outputs[0].weight
     labels, settings = torch.arange(5), Settings(temperature=0.5)
-    one, other = (way.draw(labels, torch.Generator().manual_seed(0), settings) for way in (chosen[0], chosen[4]))
+    one, other = (each.draw(labels, torch.Generator().manual_seed(0), settings) for each in (chosen[0], chosen[4]))
     assert not torch.equal(one, other)
 
 
@@ -94,27 +96,31 @@ def test_a_sample_is_a_pure_function_and_classes_take_turns(chosen, judge) -> No
 
 
 def test_settings_are_chosen_on_another_seed_and_runs_resume(chosen, judge, tmp_path, monkeypatch) -> None:
-    file, asked = tmp_path / "run.partial", []
+    asked = []
     import tersor.grids.nar.bench.quality as module
 
-    def counted(way, tokenizer, judged, settings, *, samples, seed):
-        asked.append((way.name, str(settings), samples, seed))
-        return Samples([1, 0], 10.0 - settings.guidance - settings.temperature, 1.0, [way.passes])
+    def finished(plan):
+        return Finished(tmp_path / "run.partial", plan, Samples.from_json)
+
+    def counted(each, tokenizer, judged, settings, *, samples, seed):
+        asked.append((each.name, str(settings), samples, seed))
+        return Samples([1, 0], 10.0 - settings.guidance - settings.temperature, 1.0, [each.passes])
 
     monkeypatch.setattr(module, "sample", counted)
-    plan = Plan("m", tuple(way.name for way in chosen), 2, (1, 2), 3)
-    results = {name: (settings, quality) for name, settings, quality in run_plan(plan, chosen, Decoder(), judge, file)}
+    plan = Plan("m", tuple(each.name for each in chosen), 2, (1, 2), 3)
+    found = run_plan(plan, chosen, Decoder(), judge, finished(plan))
+    results = {name: (settings, quality) for name, settings, quality in found}
     best = Settings(temperature=1.0, guidance=1.5)
-    assert {name: settings for name, (settings, _) in results.items()} == dict.fromkeys(plan.ways, best)
+    assert {name: settings for name, (settings, _) in results.items()} == dict.fromkeys(plan.decodings, best)
     # Each model of its own has all choices; one-sided mixing takes NAR's.
     assert len(asked) == 4 * len(CHOICES) + len(chosen) * 2
     assert {seed for _, _, samples, seed in asked if samples == 3} == {0}
     assert {seed for _, _, samples, seed in asked if samples == 2} == {1, 2}
     again = len(asked)
-    list(run_plan(plan, chosen, Decoder(), judge, file))
+    list(run_plan(plan, chosen, Decoder(), judge, finished(plan)))
     assert len(asked) == again, "what is done is not drawn again"
     with pytest.raises(ValueError, match="other settings"):
-        list(run_plan(Plan("m", plan.ways, 5, (1, 2), 3), chosen, Decoder(), judge, file))
+        finished(Plan("m", plan.decodings, 5, (1, 2), 3))
 
 
 def test_the_settings_are_those_of_the_smallest_distance() -> None:
@@ -167,8 +173,8 @@ def test_records_say_what_was_measured() -> None:
     assert (record.measured, record.baseline, record.n) == (0.5, 0.0, 2)
 
 
-def test_ways_are_timed_in_turns(chosen) -> None:
-    speed = time_ways(chosen, batch=2, repeats=2, seed=0)
+def test_decodings_are_timed_in_turns(chosen) -> None:
+    speed = time_decodings(chosen, batch=2, repeats=2, seed=0)
     assert set(speed.times.samples) == {"NAR", "raster", "PAR-4X"}
     assert speed.over(RASTER).value > 0 and speed.realized("PAR-4X") == speed.over("PAR-4X").value
     assert speed.rate(NAR).value == pytest.approx(2 / speed.times.seconds(NAR).value)

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from tersor.bench.measure import over_seeds
 from tersor.bench.records import Record, read_jsonl
+from tersor.bench.runs import Finished
 from tersor.cli import run
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.samples import Quality, Samples
 from tersor.grids.tokenizer import PatchTokenizer
 from tersor.grids.zipar.bench import quality as images
 from tersor.grids.zipar.bench.quality import (
     RASTER,
     Plan,
-    Quality,
-    Samples,
-    over_seeds,
+    decodings,
     run_plan,
     sample,
-    time_ways,
-    ways,
+    time_decodings,
 )
 
 ROWS = COLUMNS = 7
@@ -40,22 +40,22 @@ def world():
     return model, tokenizer, (classifier, Reference.of(features, torch.arange(50) % 10))
 
 
-CHOSEN = ways(COLUMNS, [3, 7], [3], [2])
+CHOSEN = decodings(COLUMNS, [3, 7], [3], [2])
 
 
-def test_ways_are_ordered_and_checked() -> None:
-    assert [way.name for way in CHOSEN] == ["raster", "window 7", "window 3", "adaptive 3", "eager 2"]
+def test_decodings_are_ordered_and_checked() -> None:
+    assert [each.name for each in CHOSEN] == ["raster", "window 7", "window 3", "adaptive 3", "eager 2"]
     with pytest.raises(ValueError, match=r"windows \[8\] must be from 1 to the grid's 7"):
-        ways(COLUMNS, [8, 2], [], [])
+        decodings(COLUMNS, [8, 2], [], [])
 
 
-def test_each_way_takes_its_passes(world) -> None:
+def test_each_decoding_takes_its_passes(world) -> None:
     model = world[0]
     passes = {}
-    for way in CHOSEN:
-        ids, starts = way.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
+    for each in CHOSEN:
+        ids, starts = each.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
         assert ids.shape == (4, ROWS, COLUMNS)
-        passes[way.name] = starts[-1] + COLUMNS - 1
+        passes[each.name] = starts[-1] + COLUMNS - 1
     assert passes["raster"] == passes["window 7"] == 49
     assert passes["window 3"] == 2 * COLUMNS + (ROWS - 2) * 3
     assert passes["eager 2"] == COLUMNS + (ROWS - 1) * 2
@@ -63,7 +63,7 @@ def test_each_way_takes_its_passes(world) -> None:
 
 
 def test_the_full_window_draws_what_raster_draws(world) -> None:
-    raster, full = (way.draw(world[0], torch.arange(3), torch.Generator().manual_seed(5))[0] for way in CHOSEN[:2])
+    raster, full = (each.draw(world[0], torch.arange(3), torch.Generator().manual_seed(5))[0] for each in CHOSEN[:2])
     assert torch.equal(raster, full)
 
 
@@ -83,21 +83,25 @@ def test_distance_and_accuracy_judge_the_images_that_were_drawn(world, monkeypat
     assert found.right == [int(index % 10 == 3) for index in range(40)]
 
 
+def finished(plan: Plan, file: Path | None) -> Finished[Samples]:
+    return Finished(file, plan, Samples.from_json)
+
+
 def test_a_stopped_run_goes_on(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = tmp_path / "progress"
     plan = Plan("a model", tuple(CHOSEN[:3]), 10, (1, 2))
-    whole = dict(run_plan(plan, *world, None))
-    started = run_plan(plan, *world, progress)
+    whole = dict(run_plan(plan, *world, finished(plan, None)))
+    started = run_plan(plan, *world, finished(plan, progress))
     next(started)
     started.close()
     drawn = []
     monkeypatch.setattr(
         images, "sample", lambda *args, **options: drawn.append(args[3].name) or sample(*args, **options)
     )
-    assert dict(run_plan(plan, *world, progress)) == whole
+    assert dict(run_plan(plan, *world, finished(plan, progress))) == whole
     assert drawn == ["window 7", "window 7", "window 3", "window 3"]
     with pytest.raises(ValueError, match="other settings"):
-        next(run_plan(Plan("a model", tuple(CHOSEN), 10, (1, 2)), *world, progress))
+        finished(Plan("a model", tuple(CHOSEN), 10, (1, 2)), progress)
 
 
 def test_quality_is_over_all_seeds() -> None:
@@ -114,7 +118,7 @@ def test_quality_is_over_all_seeds() -> None:
 
 
 def test_speed_counts_the_passes_of_what_it_times(world) -> None:
-    speed = time_ways(world[0], CHOSEN[:3], repeats=3, seed=0)
+    speed = time_decodings(world[0], CHOSEN[:3], repeats=3, seed=0)
     assert speed.mean_passes("window 3") == 29
     assert len(speed.passes[RASTER]) == 4  # the warm-up too
     rate = speed.images_per_second("window 3")
