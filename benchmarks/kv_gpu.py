@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from tersor.bench.measure import Estimate, PairedTimes, machine, storage_bytes, time_paired, versions
 from tersor.bench.records import Record, write_jsonl
 from tersor.kv.bench.peers.builtin import quanto_cache
-from tersor.kv.engine.layer import TAG
+from tersor.kv.engine.call import AttentionCall
 from tersor.kv.method import KVMethod
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.storage.mixed import MixedPrecisionStorage
@@ -53,11 +53,17 @@ CLAIM_SOURCE = "latency and memory on LLaMA3-8B, input 4096, relative to MiKV"
 class AccumulatingPrefill:
     """Attention with its whole matrix in memory, whose column sums are the tokens' scores."""
 
-    def attend(self, library: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output, weights = library(*args, **(kwargs | {"output_attentions": True}))
-        layer = getattr(args[2], TAG)
+    sparse = protect_text = False
+
+    def operations(self, share: Any) -> Any:
+        """Every token takes part."""
+        return 1.0
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        output, weights = replace(call, options=call.options | {"output_attentions": True}).dense()
+        layer = call.layer
         sums = weights.sum(2, dtype=torch.float32).mean(1, keepdim=True)
-        layer.scores.add_sums(sums, torch.ones_like(sums[:, 0]))
+        layer.buffer.scores.add_sums(sums, torch.ones_like(sums[:, 0]))
         return output, None
 
 

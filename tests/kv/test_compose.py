@@ -9,8 +9,7 @@ from tiny_models import build, prompt
 import tersor
 from tersor import MiniCache, ZipCache, compose
 from tersor.kv.compose import Composition
-from tersor.kv.depth.base import MergedPairs
-from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.depth.pairs import MergedPairs, PairedLayer
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.storage.mixed import MixedPrecisionStorage
 
@@ -138,7 +137,7 @@ def test_composition_is_a_recipe(llama) -> None:
 
 def test_the_split_of_a_pair_is_decided_by_both_layers() -> None:
     """Each layer attends to tokens of its own; of four kept, the pair keeps the two favourites of either."""
-    from tersor.kv.depth.merged_segment import pooled_scores
+    from tersor.kv.depth.pairs import pooled_scores
     from tersor.kv.selection.probes import ProbeScores
 
     one, other = (ProbeScores(torch.zeros(1, 1, 8), torch.ones(1, 8)) for _ in range(2))

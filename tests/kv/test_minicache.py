@@ -11,10 +11,12 @@ import torch
 from tiny_models import NAMES, SHAPE, build, prompt
 from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, SmolLM3Config
 
-from tersor.kv.depth.base import MergedPairs, choose_pairs
-from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.depth.merging import MergeRule
+from tersor.kv.depth.pairing import choose_pairs
+from tersor.kv.depth.pairs import MergedPairs, PairedLayer
 from tersor.kv.depth.similarity import PairSimilarity, SimilarityReport, analyze_layer_similarity
 from tersor.kv.engine.cache import compressible_layers
+from tersor.kv.engine.choices import pick
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.method import KVMethod
 from tersor.kv.minicache import MiniCache
@@ -131,8 +133,7 @@ def test_two_turns_with_one_cache() -> None:
 
 
 def paired(config, **settings) -> list[tuple[int, int]]:
-    depth = MergedPairs(**settings)
-    return choose_pairs(compressible_layers(config), config, depth)
+    return choose_pairs(compressible_layers(config), config, **settings)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_pairs_from_the_start_layer_on(layers: int, start: float, expected: list
 
 def test_skipped_layers_are_never_paired() -> None:
     config = llama(8)
-    assert choose_pairs(compressible_layers(config, (5,)), config, MergedPairs()) == [(6, 7)]
+    assert choose_pairs(compressible_layers(config, (5,)), config, start_layer=0.5) == [(6, 7)]
     layers = MiniCache(start_layer=0, skip_layers=(1,)).cache(llama(4)).layers
     assert [type(layer) for layer in layers] == [CompressedLayer, type(layers[1]), PairedLayer, PairedLayer]
 
@@ -197,13 +198,12 @@ def test_wrong_pairs_are_refused(pairs: tuple, reason: str) -> None:
 
 
 def test_one_length_a_token_needs_one_choice_of_tokens() -> None:
-    method = KVMethod(
-        selection=SaliencySelection(ratio=0.5, scope="kv_head"),
-        storage=MixedPrecisionStorage(value_param_scope="token_head"),
-        depth=MergedPairs(granularity="token"),
-    )
     with pytest.raises(ValueError, match="use granularity='head'"):
-        method.cache(llama(4))
+        KVMethod(
+            selection=SaliencySelection(ratio=0.5, scope="kv_head"),
+            storage=MixedPrecisionStorage(value_param_scope="token_head"),
+            depth=MergedPairs(granularity="token"),
+        )
 
 
 # -- measured similarity -------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_the_report_predicts_what_merging_finds(granularity: str) -> None:
     mask = torch.ones(2, 60, dtype=torch.int64)
     mask[1, :20] = 0
     recipe = MiniCache(**settings)
-    report = analyze_layer_similarity(model, prompt(2, 60), attention_mask=mask, depth=recipe.method().depth)
+    report = analyze_layer_similarity(model, prompt(2, 60), attention_mask=mask, rule=pick(MergeRule, recipe))
     cache = recipe.cache(model.config)
     with recipe.on(model), torch.no_grad():
         model(prompt(2, 60), attention_mask=mask, past_key_values=cache)

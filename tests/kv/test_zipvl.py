@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from tersor.kv.engine.attention import library_attention, tersor_attention
-from tersor.kv.engine.layer import CompressedLayer, causal_rows
+from tersor.kv.engine.attention import tersor_attention
+from tersor.kv.engine.call import AttentionCall, causal_rows
+from tersor.kv.engine.layer import CompressedLayer
+from tersor.kv.engine.state import STATE, ForwardState
 from tersor.kv.prefill import sparse as sparse_prefill
-from tersor.kv.prefill.hook import STATE, ForwardState
 from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.selection.base import Chosen, Waiting
 from tersor.kv.selection.mass import MassSelection, smallest_set
-from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
-from tersor.kv.selection.ratio import RecentSelection, Waiting
-from tersor.kv.storage.segments import Chosen
+from tersor.kv.selection.probes import ProbeScores, Queries, attention_rows, probe_scores
+from tersor.kv.selection.ratio import RecentSelection
 from tersor.kv.zipvl import ZipVL
 from tersor.lowbit.bytes import segment_bytes
 
@@ -74,8 +75,12 @@ def kept_rows(state: ForwardState) -> list[list[int]]:
     ]
 
 
+def asked(qkv, mask: Tensor | None = None, **others) -> AttentionCall:
+    return AttentionCall(MODULE, *qkv, mask, SCALE, **others)
+
+
 def dense(qkv) -> Tensor:
-    return library_attention(MODULE, *qkv, None, 0.0, SCALE)[0]
+    return asked(qkv).dense()[0]
 
 
 def choose(sums: Tensor, counts: Tensor | None = None, **settings) -> list[list[int]]:
@@ -208,9 +213,7 @@ def test_a_query_that_sees_no_kept_key_gets_zero() -> None:
     qkv, kept = tensors(1, 20), [6, 9, 15]
     mask = causal_rows(20, 20, torch.device("cpu"))[:, None]
     for each in (None, mask):
-        output = sparse_prefill.attend_to(
-            library_attention, MODULE, *qkv, each, Chosen(torch.tensor([[kept]]), None), 0.0, SCALE
-        )
+        output = sparse_prefill.attend_to(asked(qkv, each), Chosen(torch.tensor([[kept]]), None))
         torch.testing.assert_close(
             output[0].double(), naive(qkv, kept, list(range(20)), mask[0, 0]), atol=1e-5, rtol=1e-5
         )
@@ -232,8 +235,8 @@ def test_additive_masks_mean_the_same() -> None:
 def test_scores_are_column_sums_of_the_probed_rows() -> None:
     qkv = tensors(2, 50)
     rows = torch.tensor([3, 20, 48, 49])
-    sums, counts = probe_scores(qkv[0], qkv[1], None, None, lambda n: rows, per_head=False, scaling=SCALE)
-    matrix = attention_rows(qkv[0], qkv[1], causal_rows(50, 50, qkv[0].device), scaling=SCALE).mean(1)
+    sums, counts = probe_scores(asked(qkv).queries(), qkv[1], None, None, lambda n: rows, per_head=False)
+    matrix = attention_rows(asked(qkv).queries(), qkv[1], causal_rows(50, 50, qkv[0].device)).mean(1)
     torch.testing.assert_close(sums[:, 0], matrix[:, rows].sum(1))
     assert counts[0].tolist() == [sum(j <= int(i) for i in rows) for j in range(50)]
 
@@ -273,7 +276,7 @@ def test_rows_of_a_batch_are_what_they_are_alone(side: str, mode, min_tokens: in
 
 
 def test_the_batch_check_catches_probes_among_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_prefill, "real_tokens", lambda mask: None)
+    monkeypatch.setattr(sparse_prefill, "real_tokens", lambda call: None)
     with pytest.raises(AssertionError):
         test_rows_of_a_batch_are_what_they_are_alone("left", "drop", 0)
 
@@ -374,7 +377,7 @@ def test_new_tokens_are_compressed_every_hundred_by_the_mass_of_their_window() -
     assert [(each.start, each.length) for each in layer.segments] == [(0, 150), (150, 100), (250, 100), (350, 100)]
     # The last token's row, cut to the window and renormalized, holds tau on the tokens in four bits.
     query, keys = qkv[0][:, :, 249:250], qkv[1][:, :, 150:250]
-    row = attention_rows(query, keys, torch.ones(1, 1, 100, dtype=torch.bool), scaling=SCALE).mean(1)[0, 0]
+    row = attention_rows(Queries(query, SCALE), keys, torch.ones(1, 1, 100, dtype=torch.bool)).mean(1)[0, 0]
     high = (layer.segments[1].groups[0].positions[0, 0] - 150).tolist()
     # Weights by head are relative to the whole row, so the window's mean over heads differs from `row`; both hold tau.
     assert 0.5 < float(row[high].sum()) <= 1.0
@@ -394,17 +397,18 @@ def test_keep_leaves_every_token_as_it_was() -> None:
 # -- property 14: FLOPs --------------------------------------------------------------------------------------------
 
 
-def test_the_library_is_given_p_by_p_problems() -> None:
-    qkv, shapes = tensors(1, 80), []
+def test_the_library_is_given_p_by_p_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, shapes, library = tensors(1, 80), [], AttentionCall.dense
 
-    def counting(module, query, key, value, *args, **kwargs):
-        shapes.append((query.shape[2], key.shape[2]))
-        return library_attention(module, query, key, value, *args, **kwargs)
+    def counting(call: AttentionCall):
+        shapes.append((call.query.shape[2], call.key.shape[2]))
+        return library(call)
 
+    monkeypatch.setattr(AttentionCall, "dense", counting)
     for mode in ("drop", "compute"):
         method = ZipVL(tau=0.8, min_tokens=0, query_mode=mode).method()
         state = ForwardState(method, frozenset({0}))
-        method.prefill.attend(counting, MODULE, *qkv, None, 0.0, SCALE, **{STATE: state})
+        method.prefill.attend(asked(qkv, state=state))
     p = len(kept_rows(state)[0])
     assert shapes == [(p, p), (80, p)]
 
@@ -453,14 +457,16 @@ def test_probes_are_a_function_of_seed_layer_and_length() -> None:
     assert len(set(drawn[0])) == 128
 
 
-def test_dropout_acts_among_the_kept_tokens() -> None:
+def test_dropout_acts_among_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, seen = tensors(1, 60), []
+    library = AttentionCall.dense
 
-    def noting(module, query, key, value, mask, dropout, scaling, **kwargs):
-        seen.append(dropout)
-        return library_attention(module, query, key, value, mask, 0.0, scaling, **kwargs)
+    def noting(call: AttentionCall):
+        seen.append(call.dropout)
+        return library(call)
 
-    ZipVL(tau=0.7, min_tokens=0).method().prefill.attend(noting, MODULE, *qkv, None, 0.25, SCALE)
+    monkeypatch.setattr(AttentionCall, "dense", noting)
+    ZipVL(tau=0.7, min_tokens=0).method().prefill.attend(asked(qkv, dropout=0.25))
     assert seen == [0.25]
 
 
@@ -499,7 +505,7 @@ def test_policies_pick_the_engines_parts() -> None:
     for policy in ("evict", "quantize", "keep"):
         method = ZipVL(policy=policy).method()
         assert isinstance(method.prefill, SparsePrefill)
-        assert method.sparse
+        assert method.prefill.sparse
         assert (method.selection == method.prefill.selection) == (policy != "keep")
     assert method.selection == RecentSelection(ratio=1.0)
-    assert not tersor.ZipCache().method().sparse
+    assert not tersor.ZipCache().method().prefill.sparse

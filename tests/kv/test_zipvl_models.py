@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tersor import MiniCache, ZipCache, compose
 from tersor.bench.measure import storage_bytes
 from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
-from tersor.kv.depth.base import MergedPairs
+from tersor.kv.depth.pairs import MergedPairs
 from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.zipvl import ZipVL
@@ -97,7 +97,7 @@ def test_teacher_forcing_of_a_left_padded_batch() -> None:
 
 
 def test_the_check_catches_a_completion_that_is_taken_for_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.kv.prefill.sparse._without", lambda real, completion: real)
+    monkeypatch.setattr("tersor.kv.prefill.sparse.prompt_tokens", lambda real, completion: real)
     with pytest.raises(AssertionError):
         check_teacher_forcing("llama", SPARSE, {"input_ids": prompt(2, 70)})
 
@@ -160,9 +160,9 @@ def test_the_state_is_there_when_the_backward_pass_recomputes(checkpointing, mon
     """Else the gradients would be those of dense layers."""
     chosen, choose = [], SparsePrefill.choose
 
-    def noting(self, *args, **kwargs):
-        chosen.append(args[5])
-        return choose(self, *args, **kwargs)
+    def noting(self, call, prompt):
+        chosen.append(call.module.layer_idx)
+        return choose(self, call, prompt)
 
     monkeypatch.setattr(SparsePrefill, "choose", noting)
     gradients(build("llama"), checkpointing)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from tersor.bench.measure import storage_bytes
-from tersor.kv.depth import merged_segment as pairs_module
-from tersor.kv.depth.merged_segment import PairedLayer, SimilarityGuard
+from tersor.kv.depth import merged_segment, merging
+from tersor.kv.depth.guard import SimilarityGuard
 from tersor.kv.depth.merging import merge_pair, restore
+from tersor.kv.depth.pairs import PairedLayer
 from tersor.kv.engine.attention import tersor_attention
-from tersor.kv.engine.layer import causal_rows
+from tersor.kv.engine.call import causal_rows
 from tersor.kv.engine.tree import map_tensors
 from tersor.kv.minicache import MiniCache
 
@@ -62,7 +63,9 @@ def on(function, tensors: Stream) -> Stream:
 
 def new_pair(recipe: MiniCache) -> tuple[PairedLayer, PairedLayer]:
     depth = recipe.method().depth
-    return PairedLayer.pair(recipe.method(), 0, SimilarityGuard([(0, 1)], depth.max_relative_error, depth.strict))
+    return PairedLayer.pair(
+        recipe.method(), depth.rule, 0, SimilarityGuard([(0, 1)], depth.max_relative_error, depth.strict)
+    )
 
 
 def step(layers, tensors: Stream, mask: Tensor | None = None) -> list[Tensor]:
@@ -120,7 +123,7 @@ def test_the_length_check_catches_lengths_of_the_unrounded_direction(monkeypatch
     def forget_the_norm(x: Tensor, granularity: str) -> SimpleNamespace:
         return SimpleNamespace(norm=lambda dim: torch.ones(x.shape[:-1]))
 
-    monkeypatch.setattr(pairs_module, "as_units", forget_the_norm)
+    monkeypatch.setattr(merged_segment, "as_units", forget_the_norm)
     with pytest.raises(AssertionError):
         check_lengths(MiniCache(**SMALL, gamma=0.0, bits=2), 1e-3)
 
@@ -139,7 +142,7 @@ def test_measured_error_is_the_predicted_one(granularity: str) -> None:
             if granularity == "token":
                 restored, x = (y.transpose(1, 2).flatten(2)[:, None] for y in (restored, x))
             errors.append(((restored - x).norm(dim=-1) / x.norm(dim=-1))[:, :, together].mean())
-    assert float(sum(errors) / 4) == pytest.approx(layers[0].pair_row()["predicted_error"], rel=1e-4)
+    assert float(sum(errors) / 4) == pytest.approx(layers[0].summary()["predicted_error"], rel=1e-4)
 
 
 def test_rounding_adds_at_most_its_own_error() -> None:
@@ -226,13 +229,13 @@ def test_left_padding_changes_no_bit(settings: dict) -> None:
 
 
 def test_the_padding_check_catches_a_threshold_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = pairs_module.retained
+    right = merging.retained
 
     def of_the_batch(distance: Tensor, **kw) -> Tensor:
         flat = {name: x.reshape(1, -1) if isinstance(x, Tensor) else x for name, x in kw.items()}
         return right(distance.reshape(1, -1), **flat).reshape(distance.shape)
 
-    monkeypatch.setattr(pairs_module, "retained", of_the_batch)
+    monkeypatch.setattr(merging, "retained", of_the_batch)
     with pytest.raises(AssertionError):
         check_padding_invariance(MiniCache(**SMALL))
 
@@ -307,7 +310,7 @@ def test_operations_commute_with_appending_and_keep_sharing(name: str) -> None:
 
 def test_the_operation_check_catches_lost_sharing() -> None:
     def each_for_itself(layer: PairedLayer) -> None:
-        layer._map_waiting(lambda x: x[ORDER])
+        layer.map_buffer(lambda x: x[ORDER])
         layer.segments = map_tensors(layer.segments, lambda x: x[ORDER])
 
     with pytest.raises(AssertionError):
@@ -485,7 +488,7 @@ def test_bytes_are_the_formula(settings: dict, granularity: str) -> None:
     for layer in layers:
         k, v = layer.update(keys.roll(layer.layer_idx, 2), keys.roll(1 + layer.layer_idx, 2))
         tersor_attention(MODULE, keys[:, :1].expand(-1, 2 * heads, -1, -1), k, v, None)
-    row = layers[0].pair_row()
+    row = layers[0].summary()
     held = storage_bytes([layer.owned() for layer in layers])
     assert sum(row["bytes"].values()) == held
     kept = settings["gamma"] * tokens

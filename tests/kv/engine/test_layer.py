@@ -16,7 +16,8 @@ from transformers.cache_utils import DynamicLayer
 
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.attention import tersor_attention
-from tersor.kv.engine.layer import CompressedLayer, causal_rows
+from tersor.kv.engine.call import causal_rows
+from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.storage.segments import TokenGroup
 from tersor.kv.zipcache import ZipCache
 from tersor.lowbit.bytes import segment_bytes
@@ -221,7 +222,7 @@ def test_batch_operations_commute_with_appending(name: str) -> None:
 def test_the_batch_check_catches_a_buffer_only_reorder() -> None:
     def buffer_only(layer: CompressedLayer) -> None:
         order = torch.tensor([2, 0, 0])
-        layer.keys, layer.values = layer.keys[order], layer.values[order]
+        layer.buffer.keys, layer.buffer.values = layer.keys[order], layer.values[order]
 
     with pytest.raises(AssertionError):
         check_batch_operation(buffer_only, lambda x: x[[2, 0, 0]])
@@ -250,9 +251,9 @@ def test_crop_inside_the_buffer_leaves_no_trace() -> None:
 
 def test_the_crop_check_catches_scores_left_behind() -> None:
     def keep_scores(layer: CompressedLayer, count: int) -> None:
-        scores = copy.deepcopy(layer.scores)
+        scores = copy.deepcopy(layer.buffer.scores)
         layer.crop(-count)
-        layer.scores.rows = [row[..., : layer.waiting] for row in scores.rows]
+        layer.buffer.scores.rows = [row[..., : layer.waiting] for row in scores.rows]
 
     with pytest.raises(AssertionError):
         check_crop_in_the_buffer(keep_scores)
@@ -373,7 +374,7 @@ def test_owned_bytes_are_the_formula_and_the_prompt_is_freed() -> None:
 def test_the_bytes_check_catches_a_view_of_the_prompt() -> None:
     def keep_a_view(tensors) -> CompressedLayer:
         layer = filled(ZipCache(**SMALL), tensors, 64, 64)
-        layer.keys = tensors[1][:, :, :0]
+        layer.buffer.keys = tensors[1][:, :, :0]
         return layer
 
     with pytest.raises(AssertionError):
