@@ -9,6 +9,7 @@ from methods import METHODS, Case
 from tersor.kv import METHODS as REGISTERED
 from tersor.kv import get_method
 from tersor.kv.engine.layer import CompressedLayer
+from tersor.kv.zipcache import ZipCache
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
@@ -45,3 +46,11 @@ def test_the_matrix_catches_a_layer_that_forgets_its_segments(name: str, monkeyp
     monkeypatch.setattr(CompressedLayer, BROKEN[name], wrong[BROKEN[name]])
     with pytest.raises((AssertionError, RuntimeError)):
         check(METHODS["zipcache"], name)
+
+
+def test_the_registry_finds_recipes_by_name() -> None:
+    assert get_method("zipcache") is ZipCache
+    for name in REGISTERED:
+        assert get_method(name)().method().name == name
+    with pytest.raises(ValueError, match="choose one of"):
+        get_method("nocache")

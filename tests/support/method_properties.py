@@ -129,6 +129,10 @@ def longer(rows: int, steps: int, seed: int = 7) -> tuple[Tensor, Tensor]:
 OPERATIONS: dict[str, tuple[Callable[[CompressedCache], Any], Callable[[Tensor], Tensor]]] = {
     "reorder": (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])), lambda x: x[[2, 0, 0]]),
     "repeat": (lambda cache: cache.batch_repeat_interleave(2), lambda x: x.repeat_interleave(2, 0)),
+    "select by mask": (
+        lambda cache: cache.batch_select_indices(torch.tensor([True, False, True])),
+        lambda x: x[[0, 2]],
+    ),
     "select": (lambda cache: cache.batch_select_indices(torch.tensor([1, 2])), lambda x: x[[1, 2]]),
 }
 
@@ -144,6 +148,9 @@ def operations_on_the_batch_commute_with_decoding(case: Case, name: str) -> None
         ids, mask = on_inputs(ids), on_inputs(mask)
         logits = run_steps(net, after, ids, mask, TOKENS + 6)
         torch.testing.assert_close(logits, run_steps(net, before, ids, mask, 0), rtol=1e-8, atol=1e-8)
+    for layer in range(2):
+        for got, expected in zip(after.dequantize(layer), before.dequantize(layer), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
 def a_crop_in_the_buffer_leaves_no_trace(case: Case) -> None:

@@ -10,9 +10,9 @@ here changes how a prompt attends) and replayed into each cache.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from tersor import _atomic
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.runs import Finished
 from tersor.kv.bench.contenders import (
     Contender,
     bytes_at_half_precision,
@@ -158,7 +158,12 @@ def score_recall(
 ) -> dict[str, Scores]:
     """Recall of every contender on ``samples`` of one task.
 
-    ``mode``: "aware" compresses context and question, "agnostic" the context alone. ``encode`` maps text to ids.
+    Args:
+        model: The model that is asked.
+        encode: Maps text to ids.
+        samples: The questions.
+        rivals: The caches.
+        mode: "aware" compresses context and question, "agnostic" the context alone.
     """
     scores = {rival.name: Scores() for rival in rivals}
     with RECORDER.on(model):
@@ -234,36 +239,16 @@ def run_plan(
 
     The continuation loss comes last, as task ``"continuation"``.
     """
-    done = _read_progress(progress, plan)
+    finished = Finished(progress, plan, lambda kept: {name: Scores(**each) for name, each in kept.items()})
+
+    def run(task: str) -> dict[str, Scores]:
+        if task == "continuation":
+            return score_continuation(model, encode, text, rivals, n=plan.continuations, seed=plan.seed)
+        samples = recall_samples(task, n=plan.samples, prose=text, seed=plan.seed, context_bytes=plan.context_bytes)
+        return score_recall(model, encode, samples, rivals, mode=plan.mode)
+
     for task in (*plan.tasks, *(("continuation",) if plan.continuations else ())):
-        if task not in done:
-            if task == "continuation":
-                scores = score_continuation(model, encode, text, rivals, n=plan.continuations, seed=plan.seed)
-            else:
-                samples = recall_samples(
-                    task, n=plan.samples, prose=text, seed=plan.seed, context_bytes=plan.context_bytes
-                )
-                scores = score_recall(model, encode, samples, rivals, mode=plan.mode)
-            done[task] = scores
-            _write_progress(progress, plan, done)
-        yield task, done[task]
-
-
-def _read_progress(file: Path | None, plan: Plan) -> dict[str, dict[str, Scores]]:
-    if file is None or not file.is_file():
-        return {}
-    state = json.loads(file.read_text(encoding="utf-8"))
-    if state["plan"] != json.loads(json.dumps(asdict(plan))):
-        raise ValueError(f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume")
-    return {
-        task: {name: Scores(**scores) for name, scores in results.items()} for task, results in state["done"].items()
-    }
-
-
-def _write_progress(file: Path | None, plan: Plan, done: dict[str, dict[str, Scores]]) -> None:
-    if file is not None:
-        results = {task: {name: asdict(each) for name, each in scores.items()} for task, scores in done.items()}
-        _atomic.write_text(file, json.dumps({"plan": asdict(plan), "done": results}))
+        yield task, finished.once(task, partial(run, task))
 
 
 def pooled(results: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
