@@ -30,12 +30,15 @@ from turns import command_of, show_records
 from tersor.bench.measure import PairedTimes, machine, storage_bytes, time_paired
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
+from tersor.kv.engine.call import AttentionCall
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
 from tersor.lowbit.kernels import chosen_backend, get_kernel
 
 KV_HEADS, GROUP, DIM = 8, 4, 128
 RECIPE = ZipCache(saliency_ratio=0.6, high_bits=4, low_bits=2)
+#: What a layer reads of a model's attention module.
+MODULE: Any = SimpleNamespace(config=LlamaConfig())
 OURS = "ZipCache 4/2 r=0.6"
 
 
@@ -59,7 +62,7 @@ def filled_layer(tokens: int, dtype: torch.dtype, generator: torch.Generator) ->
 def compress(layer: CompressedLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
     """Hand a prompt to a layer as a model's prefill does, attention output left out."""
     layer.update(keys, values)
-    layer.observe(query, None, SimpleNamespace(config=LlamaConfig()), scaling=keys.shape[-1] ** -0.5)
+    layer.observe(AttentionCall(MODULE, query, layer.keys, layer.values, None, keys.shape[-1] ** -0.5))
 
 
 def attention_functions(tokens: int, generator: torch.Generator) -> dict[str, Callable[[], object]]:
@@ -70,7 +73,7 @@ def attention_functions(tokens: int, generator: torch.Generator) -> dict[str, Ca
     new = torch.randn(1, KV_HEADS, 1, DIM, generator=generator)
     kernel = get_kernel("packed_attention")
     layer.update(new, new)  # one raw token, so that the buffer is read as well
-    parts = layer.parts(None, query, scaling=DIM**-0.5)
+    parts = layer.parts(AttentionCall(MODULE, query, layer.keys, layer.values, None, DIM**-0.5))
     quantized = QuantoQuantizedLayer(nbits=4, q_group_size=64, residual_length=128)
     quantized.update(keys, values)
 

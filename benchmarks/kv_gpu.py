@@ -15,7 +15,7 @@ chooses the tokens; it decodes with the same kernel as ZipCache, which MiKV does
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from tersor.bench.measure import Estimate
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker, show
 from tersor.kv.bench.peers.builtin import quanto_cache
-from tersor.kv.engine.layer import TAG
+from tersor.kv.engine.call import AttentionCall
 from tersor.kv.method import KVMethod
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.storage.mixed import MixedPrecisionStorage
@@ -44,11 +44,17 @@ CLAIM_SOURCE = "latency and memory on LLaMA3-8B, input 4096, relative to MiKV"
 class AccumulatingPrefill:
     """Attention with its whole matrix in memory, whose column sums are the tokens' scores."""
 
-    def attend(self, library: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output, weights = library(*args, **(kwargs | {"output_attentions": True}))
-        layer = getattr(args[2], TAG)
+    sparse = protect_text = False
+
+    def operations(self, share: Any) -> Any:
+        """Every token takes part."""
+        return 1.0
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        output, weights = replace(call, options=call.options | {"output_attentions": True}).dense()
+        layer = call.layer
         sums = weights.sum(2, dtype=torch.float32).mean(1, keepdim=True)
-        layer.scores.add_sums(sums, torch.ones_like(sums[:, 0]))
+        layer.buffer.scores.add_sums(sums, torch.ones_like(sums[:, 0]))
         return output, None
 
 

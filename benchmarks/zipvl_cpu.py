@@ -26,8 +26,8 @@ from turns import command_of, show_records
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
-from tersor.kv.engine.attention import library_attention
-from tersor.kv.prefill.hook import STATE, ForwardState
+from tersor.kv.engine.call import AttentionCall
+from tersor.kv.engine.state import ForwardState
 from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.zipvl import ZipVL
 
@@ -62,12 +62,12 @@ def layer_module() -> Any:
 
 def sparse(tensors: Tensors, prefill: SparsePrefill, state: ForwardState | None = None) -> Tensor:
     """The prompt's attention by ZipVL."""
-    return prefill.attend(library_attention, layer_module(), *tensors, None, 0.0, DIM**-0.5, **{STATE: state})[0]
+    return prefill.attend(AttentionCall(layer_module(), *tensors, None, DIM**-0.5, state=state))[0]
 
 
 def dense(tensors: Tensors) -> Tensor:
     """The prompt's attention as the library computes it."""
-    return library_attention(layer_module(), *tensors, None, 0.0, DIM**-0.5)[0]
+    return AttentionCall(layer_module(), *tensors, None, DIM**-0.5).dense()[0]
 
 
 def realised_ratio(tensors: Tensors, recipe: ZipVL) -> float:

@@ -50,9 +50,9 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], *mentions: str) -> None:
 
 
 BAD = {
-    "bits": (["--high-bits", "5", "hello"], "high_bits=5"),
-    "ratio": (["--saliency-ratio", "1.5", "hello"], "saliency_ratio=1.5"),
-    "low above high": (["--high-bits", "2", "--low-bits", "4", "hello"], "low_bits=4"),
+    "bits": (["--set", "high_bits=5", "hello"], "high_bits=5"),
+    "ratio": (["--set", "saliency_ratio=1.5", "hello"], "saliency_ratio=1.5"),
+    "low above high": (["--set", "high_bits=2", "--set", "low_bits=4", "hello"], "low_bits=4"),
     "cache": (["--cache", "magic", "hello"], "choose one of"),
     "tokens": (["--max-new-tokens", "0", "hello"], "at least 1"),
     "no number": (["--max-new-tokens", "many", "hello"], "--max-new-tokens"),

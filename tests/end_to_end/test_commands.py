@@ -34,7 +34,7 @@ def test_bad_checkpoints_fail_within_two_seconds(kind: str, tmp_path: Path) -> N
         config = (folder / "config.json").read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification")
         (folder / "config.json").write_text(config)
     else:
-        arguments += ["--high-bits", "5"]
+        arguments += ["--set", "high_bits=5"]
     done, seconds = tersor("generate", *arguments, "hello")
     assert done.returncode == 2
     assert done.stdout == ""

@@ -9,10 +9,11 @@ from tiny_models import build, prompt
 import tersor
 from tersor import MiniCache, ZipCache, compose
 from tersor.kv.compose import Composition
-from tersor.kv.depth.base import MergedPairs
-from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.depth.pairs import MergedPairs, PairedLayer
+from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.storage.mixed import MixedPrecisionStorage
+from tersor.kv.zipvl import ZipVL
 
 MINI = MiniCache(start_layer=0, max_relative_error=2.0)
 
@@ -43,23 +44,6 @@ def test_either_order_generates_the_same(llama) -> None:
         assert widths["2-bit"]
         assert isinstance(session.cache.layers[1], PairedLayer)
     assert torch.equal(*outputs)
-
-
-@pytest.mark.parametrize(
-    "recipes",
-    [
-        (ZipCache(saliency_ratio=1.0, high_bits=16), MiniCache(start_layer=0, gamma=1.0)),
-        (ZipCache(saliency_ratio=0.5, high_bits=16, low_bits=16), MiniCache(start_layer=0, gamma=1.0)),
-        (ZipCache(saliency_ratio=0.5, high_bits=16, low_bits=16), MiniCache(pairs=())),
-    ],
-)
-def test_lossless_compositions_generate_the_same_tokens(llama, recipes) -> None:
-    mask = torch.ones(2, 50, dtype=torch.int64)
-    mask[1, :12] = 0
-    options = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False, "num_beams": 2}
-    expected = llama.generate(prompt(2, 50), **options)
-    with compose(*recipes).on(llama):
-        assert torch.equal(llama.generate(prompt(2, 50), **options), expected)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +120,29 @@ def test_composition_is_a_recipe(llama) -> None:
     assert "compose" in tersor.__all__
 
 
-def test_the_split_of_a_pair_is_decided_by_both_layers() -> None:
-    """Each layer attends to tokens of its own; of four kept, the pair keeps the two favourites of either."""
-    from tersor.kv.depth.merged_segment import pooled_scores
-    from tersor.kv.selection.probes import ProbeScores
+def test_compositions_prefill_sparsely_and_store_as_the_other_recipe_says() -> None:
+    net = build("llama")
+    for recipes, bits in (
+        ((ZipVL(tau=0.8, min_tokens=0, policy="quantize"), MINI), {"4-bit", "2-bit"}),
+        ((ZipVL(tau=0.8, min_tokens=0, policy="keep"), MINI), {"4-bit"}),
+        ((ZipVL(tau=0.8, min_tokens=0, policy="keep"), ZipCache(saliency_ratio=0.5)), {"4-bit", "2-bit"}),
+    ):
+        outputs = []
+        for ordered in (recipes, recipes[::-1]):
+            method = compose(*ordered).method()
+            assert isinstance(method.prefill, SparsePrefill)
+            with method.on(net) as session, torch.no_grad():
+                outputs.append(net.generate(prompt(2, 60), max_new_tokens=30, do_sample=False))
+            widths = session.cache.summary()["tokens_by_width"]
+            assert set(widths) - {"buffer"} == bits
+            assert session.stats.token_ratio < 0.7
+            assert isinstance(method.depth, MergedPairs) == (recipes[1] is MINI)
+        assert torch.equal(*outputs)
+    assert compose(ZipVL(policy="keep"), MINI).method().name == compose(MINI, ZipVL(policy="keep")).method().name
 
-    one, other = (ProbeScores(torch.zeros(1, 1, 8), torch.ones(1, 8)) for _ in range(2))
-    one.sums[0, 0, [0, 3]] = 1.0
-    other.sums[0, 0, [5, 6]] = 0.5
-    pooled = pooled_scores([one, other], 7)
-    assert pooled.sums[0, 0].nonzero()[:, 0].tolist() == [0, 3, 5, 6]
-    assert pooled.counts[0].tolist() == [2.0] * 7
-    assert pooled_scores([one, ProbeScores()], 7).sums[0, 0, 3] == 1.0
-    assert pooled_scores([ProbeScores(), ProbeScores()], 7).sums is None
+
+def test_contradicting_compositions_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"ZipVL \(by policy='evict'\) and ZipCache .* both choose the selection"):
+        compose(ZipVL(), ZipCache())
+    with pytest.raises(ValueError, match="evicts does not go with merged layers"):
+        compose(ZipVL(), MINI)

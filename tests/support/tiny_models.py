@@ -11,6 +11,7 @@ from transformers import (
     Gemma3TextConfig,
     InternVLConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaNextConfig,
     LlavaOnevisionConfig,
@@ -151,3 +152,18 @@ def question(model: PreTrainedModel, seed: int = 0, words: int = 9) -> dict[str,
 def prompt(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """Random token ids ``[batch, tokens]`` that avoid padding and the image tokens."""
     return torch.randint(2, 180, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def alike(layers: int = 4, pairs: tuple[int, ...] = (0, 2)) -> LlamaForCausalLM:
+    """A model whose layers ``i`` and ``i + 1`` cache nearly the same, for ``i`` in ``pairs``."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": layers, "initializer_range": 0.02})).eval()
+    with torch.no_grad():
+        for first in pairs:
+            one, other = model.model.layers[first], model.model.layers[first + 1]
+            for name in ("k_proj", "v_proj"):
+                getattr(other.self_attn, name).weight.copy_(1.5 * getattr(one.self_attn, name).weight)
+            # What a layer adds stays small, so that the next one reads nearly the same.
+            one.self_attn.o_proj.weight.mul_(0.1)
+            one.mlp.down_proj.weight.mul_(0.1)
+    return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,24 +27,10 @@ def generate(
             help="'zipcache', 'minicache', 'zipvl', several as 'zipcache+minicache', or 'none' for the library's own."
         ),
     ] = "zipcache",
-    saliency_ratio: Annotated[float | None, typer.Option(help="zipcache: share of tokens in --high-bits.")] = None,
-    high_bits: Annotated[
-        int | None, typer.Option(help="zipcache, zipvl: bits of salient tokens: 2, 3, 4, 8 or 16.")
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the cache method, such as high_bits=8; may be repeated."),
     ] = None,
-    low_bits: Annotated[
-        int | None, typer.Option(help="zipcache, zipvl: bits of the others: 2, 3, 4, 8 or 16; zipcache: 0 evicts.")
-    ] = None,
-    tau: Annotated[float | None, typer.Option(help="zipvl: share of the attention to keep, e.g. 0.975.")] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="zipvl: what becomes of other tokens: 'evict', 'quantize' or 'keep'.")
-    ] = None,
-    min_tokens: Annotated[int | None, typer.Option(help="zipvl: shorter prompts are read densely.")] = None,
-    start_layer: Annotated[
-        float | None, typer.Option(help="minicache: first layer to pair, an index or a share of the layers.")
-    ] = None,
-    gamma: Annotated[float | None, typer.Option(help="minicache: how much stays unmerged, from 0 to 1.")] = None,
-    bits: Annotated[int | None, typer.Option(help="minicache: bits of the directions: 2, 3, 4, 8 or 16.")] = None,
-    streaming_gap: Annotated[int | None, typer.Option(help="New tokens that are compressed together.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -55,24 +40,13 @@ def generate(
 ) -> None:
     """Write text with a compressed KV cache; the closing line on standard error says what the cache took.
 
-    Example: tersor generate --saliency-ratio 0.6 --max-new-tokens 200 "It was the best of times"
+    Example: tersor generate --set saliency_ratio=0.6 --max-new-tokens 200 "It was the best of times"
 
-    Example: tersor generate --model path/to/Qwen2.5-VL --image pic.png --cache zipvl --tau 0.975 "What is this?"
+    Example: tersor generate --model path/to/Qwen2.5-VL --image pic.png --cache zipvl --set tau=0.975 "What is this?"
     """
-    recipe = _recipe(
-        cache,
-        saliency_ratio=saliency_ratio,
-        high_bits=high_bits,
-        low_bits=low_bits,
-        # The command line has floats only: 16 is a layer, 0.5 a share.
-        start_layer=int(start_layer) if start_layer is not None and start_layer >= 1 else start_layer,
-        gamma=gamma,
-        bits=bits,
-        tau=tau,
-        policy=policy,
-        min_tokens=min_tokens,
-        streaming_gap=streaming_gap,
-    )
+    from tersor.kv.settings import recipe_from_text
+
+    recipe = recipe_from_text(cache, settings or [])
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens} must be at least 1")
     if temperature < 0:
@@ -87,33 +61,6 @@ def generate(
     if temperature > 0:
         options["temperature"] = temperature
     _write(location, text, image, recipe, options, seed=seed, chat=chat, device=device, as_json=as_json)
-
-
-def _recipe(name: str, **settings: Any) -> Recipe | None:
-    """The recipe called ``name``, or the composition of several joined by '+'; None for 'none'.
-
-    Raises:
-        ValueError: for an unknown name, and for a setting that none of them has.
-    """
-    from tersor.kv import METHODS, get_method
-    from tersor.kv.compose import compose
-
-    given = {option: value for option, value in settings.items() if value is not None}
-    names = [] if name == "none" else name.split("+")
-    if not set(names) <= set(METHODS):
-        raise ValueError(
-            f"--cache {name!r} is unknown; choose one of {['none', *sorted(METHODS)]}, or several joined by '+'"
-        )
-    recipes, used = [], set()
-    for each in map(get_method, names):
-        own = {field.name for field in fields(each)} & set(given)  # type: ignore[arg-type]
-        recipes.append(each(**{option: given[option] for option in own}))
-        used |= own
-    if unused := sorted(set(given) - used):
-        raise ValueError(f"--{unused[0].replace('_', '-')} is no setting of --cache {name}")
-    if len(recipes) < 2:
-        return recipes[0] if recipes else None
-    return compose(*recipes)
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

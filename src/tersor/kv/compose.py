@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tersor.kv import get_method
-from tersor.kv.recipe import ENGINE_OPTIONS, Recipe
+from tersor.kv.engine.choices import ENGINE_OPTIONS
+from tersor.kv.recipe import Recipe
 
 if TYPE_CHECKING:
     from tersor.kv.method import KVMethod
@@ -27,9 +28,12 @@ def compose(*recipes: Recipe) -> Composition:
         >>> tersor.compose(tersor.ZipCache(), tersor.MiniCache(gamma=0.1)).method().name
         'zipcache+minicache'
 
+    Args:
+        *recipes: At least two, each of another class.
+
     Raises:
-        TypeError: for anything but recipes.
-        ValueError: for recipes that contradict each other; the message names both and the setting.
+        TypeError: For anything but recipes.
+        ValueError: For recipes that contradict each other; the message names both and the setting.
     """
     return Composition(recipes)
 
@@ -90,7 +94,6 @@ class Composition(Recipe):
 
     def method(self) -> KVMethod:
         """Each choice by the recipe that makes it, what none makes by the recipe that merges layers, or the first."""
-        from tersor.kv.depth.base import MergedPairs
         from tersor.kv.method import KVMethod
 
         owners = self._owners()
@@ -100,10 +103,7 @@ class Composition(Recipe):
         # Named the same whatever the order: the recipe that stores comes first.
         ordered = sorted(self.recipes, key=lambda recipe: recipe is not owners.get("storage", other))
         name = "+".join(methods[id(recipe)].name for recipe in ordered)
-        method = KVMethod(name=name, **made, **self._options())
-        if isinstance(method.depth, MergedPairs):
-            method.depth.check(method)
-        return method
+        return KVMethod(name=name, **made, **self._options())
 
     def to_json(self) -> str:
         """The settings as one JSON object, by method."""

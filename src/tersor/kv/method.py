@@ -3,66 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import tersor.kv.engine.attention  # noqa: F401  (registers the attention function)
 from tersor._compat import check_transformers
-from tersor.kv.depth.base import Depth, MergedPairs, SeparateLayers
+from tersor.kv.depth.base import Depth, SeparateLayers
 from tersor.kv.engine.cache import CompressedCache
-from tersor.kv.engine.choices import DensePrefill, Prefill
+from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.layer import ATTENTION_NAME
-from tersor.kv.prefill.hook import UNCACHED, ForwardHook, ForwardState, UncachedPrompt
-from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.engine.state import UNCACHED, ForwardState, UncachedPrompt
+from tersor.kv.prefill.hook import ForwardHook, Latest
 from tersor.kv.prefill.sparsity import SparsityStats, sparsity_stats
-from tersor.kv.recipe import check_engine_options
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from tersor.kv.selection.ratio import Selection
-    from tersor.kv.storage.mixed import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVMethod:
-    """How a cache is compressed. Recipes such as `ZipCache` are subclasses that make the choices.
+class KVMethod(Choices):
+    """How a cache is compressed; recipes such as `ZipCache` make one.
 
-    ``selection``: which tokens matter. ``storage``: in which form each kind is kept. ``depth``: how layers share.
-    ``prefill``: how a prompt attends. ``streaming_gap``: new tokens that make a segment. ``recent_fp_tokens``:
-    newest tokens that are never compressed. ``min_tokens_to_compress``: shorter prompts wait in the buffer.
-    ``skip_layers``: layers kept at model precision. ``name``: in reports.
+    Args:
+        depth: How layers share what they store; the other choices are those of `Choices`.
+
+    Raises:
+        ValueError: For an option outside its range, or choices that contradict each other.
     """
 
-    name: str = "custom"
-    selection: Selection
-    storage: Storage
     depth: Depth = field(default_factory=SeparateLayers)
-    prefill: Prefill = field(default_factory=DensePrefill)
-    streaming_gap: int = 100
-    recent_fp_tokens: int = 0
-    min_tokens_to_compress: int = 32
-    skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_engine_options(self)
-        if self.sparse and self.storage.evicts and isinstance(self.depth, MergedPairs):
-            raise ValueError(
-                "a sparse prefill that evicts does not go with merged layers: each layer keeps tokens of its own "
-                "choice, and a merged pair stores one set for both; use policy='quantize' or 'keep'"
-            )
-
-    @property
-    def sparse(self) -> bool:
-        """Whether the prefill may leave tokens out of the attention."""
-        return isinstance(self.prefill, SparsePrefill)
+        super().__post_init__()
+        self.depth.check(self)
 
     def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
         """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
-        return CompressedCache(config, self, offloading=offloading)
+        return CompressedCache(config, self, self.depth.build, offloading=offloading)
 
     def on(self, model: PreTrainedModel) -> Session:
         """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
@@ -76,42 +54,60 @@ class Session:
     latest one. Caches made by ``method.cache(model.config)`` work the same way. With a sparse prefill a forward of the
     model does so too, takes ``completion_mask=`` (see `ZipVL`), and ``session.stats`` says what was left out.
 
+    Args:
+        method: The method to run with.
+        model: The model to run.
+
     Raises:
-        NotImplementedError: on entry, for models whose attention cannot be chosen or has nothing to compress.
-        RuntimeError: on entry, if another session is active on the model.
+        NotImplementedError: On entry, for models whose attention cannot be chosen or has nothing to compress.
+        RuntimeError: On entry, if another session is active on the model.
     """
 
     def __init__(self, method: KVMethod, model: PreTrainedModel):
         check_transformers()
         self.method = method
         self.model = model
-        self.cache: CompressedCache | None = None
-        #: Of the latest forward over a prompt, where the prefill is sparse.
-        self.state: ForwardState | None = None
+        self._latest = Latest()
         self._previous: str | dict[str, str] | None = None
         self._hook: RemovableHandle | None = None
+
+    @property
+    def cache(self) -> CompressedCache | None:
+        """The latest compressed cache."""
+        return self._latest.cache
+
+    @property
+    def state(self) -> ForwardState | None:
+        """The latest forward over a prompt, where the prefill is sparse."""
+        return self._latest.state
 
     @property
     def stats(self) -> SparsityStats:
         """What a sparse prefill left out of the latest prompt, and what the cache takes now.
 
         Raises:
-            ValueError: before the first prompt, and for methods with a dense prefill.
+            ValueError: Before the first prompt, and for methods with a dense prefill.
         """
         if self.state is None:
             raise ValueError(
                 "no prompt has been read by a sparse prefill in this session"
-                + ("; run the model first" if self.method.sparse else f": {self.method.name} reads prompts densely")
+                + (
+                    "; run the model first"
+                    if self.method.prefill.sparse
+                    else f": {self.method.name} reads prompts densely"
+                )
             )
         return sparsity_stats(self.state, self.cache if self.state.completion is None else None, self.model.config)
 
     def enable(self) -> Self:
+        """Take the model over; see `Session` for what is raised."""
         model = self.model
         if "_prepare_cache_for_generation" in vars(model):
             raise RuntimeError("another session is active on this model; disable() it first")
         # Built once so that an unsupported model is refused here and not in the middle of a generation.
-        self.method.cache(model.config)
-        hook = ForwardHook(self) if self.method.sparse else None
+        new_cache = partial(self.method.cache, model.config)
+        new_cache()
+        hook = ForwardHook(self.method, model, new_cache, self._latest) if self.method.prefill.sparse else None
         key = _text_config_key(model.config)
         self._previous = _implementations(model.config)
         model.set_attn_implementation(ATTENTION_NAME if key is None else {key: ATTENTION_NAME})
@@ -124,12 +120,11 @@ class Session:
         prepare = model._prepare_cache_for_generation
 
         def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if self.method.sparse:
+            if self.method.prefill.sparse:
                 _check_generation(generation_config)
             if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-                self.cache = self.method.cache(model.config)
-                model_kwargs["past_key_values"] = self.cache
-            elif self.method.sparse and not generation_config.use_cache:
+                model_kwargs["past_key_values"] = self._latest.cache = new_cache()
+            elif self.method.prefill.sparse and not generation_config.use_cache:
                 model_kwargs[UNCACHED] = UncachedPrompt()
             return prepare(generation_config, model_kwargs, *args, **kwargs)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tersor.kv.recipe import STORAGE_BITS, Recipe, check_engine_options, check_setting
+from tersor.kv.engine.choices import check_engine_options, check_setting, check_words, pick
+from tersor.kv.recipe import PARAM_DTYPES, STORAGE_BITS, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,14 +87,13 @@ class MiniCache(Recipe):
         for name in ("t", "gamma", "max_retained_fraction"):
             check_setting(self, name, 0.0 <= getattr(self, name) <= 1.0, "between 0 and 1")
         check_setting(self, "max_relative_error", self.max_relative_error > 0, "above 0; merging can cost up to 2")
-        allowed = (None, *STORAGE_BITS[1:])
-        check_setting(self, "bits", self.bits in allowed, f"one of {allowed}")
-        for name, words in (
-            ("retention", ("range", "quantile")),
-            ("granularity", ("head", "token")),
-            ("param_dtype", ("float16", "bfloat16", "float32")),
-        ):
-            check_setting(self, name, getattr(self, name) in words, f"one of {words}")
+        check_words(
+            self,
+            bits=(None, *STORAGE_BITS[1:]),
+            retention=("range", "quantile"),
+            granularity=("head", "token"),
+            param_dtype=PARAM_DTYPES,
+        )
 
     @classmethod
     def auto(cls, model: PreTrainedModel, input_ids: Tensor, **settings: Any) -> Self:
@@ -104,16 +104,12 @@ class MiniCache(Recipe):
         Raises:
             ValueError: if no pair stays below the limit; the message has the table of similarities.
         """
+        from tersor.kv.depth.merging import MergeRule
         from tersor.kv.depth.similarity import analyze_layer_similarity
 
         recipe = cls(**settings)
-        method = recipe.method()
-        report = analyze_layer_similarity(
-            model,
-            input_ids,
-            depth=method.depth,  # type: ignore[arg-type]
-            skip_layers=recipe.skip_layers,
-        )
+        rule = pick(MergeRule, recipe)
+        report = analyze_layer_similarity(model, input_ids, rule=rule, skip_layers=recipe.skip_layers)
         return cls(**{**settings, "pairs": report.pairs(recipe.max_relative_error)})
 
     def choices(self) -> dict[str, str]:
@@ -122,30 +118,18 @@ class MiniCache(Recipe):
 
     def method(self) -> KVMethod:
         """Merged pairs; one token group in ``bits``."""
-        from tersor.kv.depth.base import MergedPairs
+        from tersor.kv.depth.pairs import MergedPairs
         from tersor.kv.method import KVMethod
         from tersor.kv.selection.ratio import RecentSelection
         from tersor.kv.storage.mixed import MixedPrecisionStorage
 
-        return KVMethod(
+        return pick(
+            KVMethod,
+            self,
             name="minicache",
             selection=RecentSelection(ratio=1.0),
             storage=MixedPrecisionStorage(high_bits=self.bits or DEFAULT_BITS, param_dtype=self.param_dtype),
-            depth=MergedPairs(
-                start_layer=self.start_layer,
-                pairs=self.pairs,
-                t=self.t,
-                gamma=self.gamma,
-                retention=self.retention,
-                granularity=self.granularity,
-                max_retained_fraction=self.max_retained_fraction,
-                max_relative_error=self.max_relative_error,
-                strict=self.strict,
-            ),
-            streaming_gap=self.streaming_gap,
-            recent_fp_tokens=self.recent_fp_tokens,
-            min_tokens_to_compress=self.min_tokens_to_compress,
-            skip_layers=self.skip_layers,
+            depth=pick(MergedPairs, self),
         )
 
     def nominal_compression_ratio(

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from tersor.kv.engine.choices import ENGINE_OPTIONS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 
 #: 16 stores tokens in model precision, 0 evicts them.
 STORAGE_BITS = (0, 2, 3, 4, 8, 16)
-#: Settings of `KVMethod` that every recipe has too.
-ENGINE_OPTIONS = ("streaming_gap", "recent_fp_tokens", "min_tokens_to_compress", "skip_layers")
+#: Names of the precisions that minima, steps and scales may be stored in.
+PARAM_DTYPES = ("float16", "bfloat16", "float32")
 
 
 class Recipe:
@@ -48,7 +50,11 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read `to_json` back; unknown settings raise `ValueError`."""
+        """Read `to_json` back.
+
+        Raises:
+            ValueError: For unknown settings.
+        """
         settings = json.loads(text)
         known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(settings) - known):
@@ -59,19 +65,3 @@ class Recipe:
 def _tuples(value: Any) -> Any:
     """JSON has lists only; settings are immutable."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def check_setting(settings: Any, name: str, good: bool, allowed: str) -> None:
-    """Raise `ValueError` that names the setting, its value and what is allowed, unless ``good``."""
-    if not good:
-        raise ValueError(f"{name}={getattr(settings, name)!r} must be {allowed}")
-
-
-def check_engine_options(settings: Any) -> None:
-    """Validate the options that every method has; raises `ValueError`."""
-    for name, least in (("streaming_gap", 1), ("recent_fp_tokens", 0), ("min_tokens_to_compress", 1)):
-        value = getattr(settings, name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        check_setting(settings, name, whole, f"a whole number of at least {least}")
-    indices = all(isinstance(index, int) and index >= 0 for index in settings.skip_layers)
-    check_setting(settings, "skip_layers", indices, "layer indices, counted from 0")

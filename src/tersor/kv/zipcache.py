@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tersor.kv.recipe import STORAGE_BITS, Recipe, check_engine_options, check_setting
+from tersor.kv.engine.choices import check_engine_options, check_setting, check_words, pick
+from tersor.kv.recipe import PARAM_DTYPES, STORAGE_BITS, Recipe
 
 if TYPE_CHECKING:
     from tersor.kv.method import KVMethod
@@ -84,28 +85,19 @@ class ZipCache(Recipe):
             check_setting(self, name, getattr(self, name) in packed, f"one of {packed}")
             both = getattr(self, name) is None or getattr(self, beside) not in (0, 16)
             check_setting(self, name, both, f"None where {beside} is 0 or 16")
-        raw = 16 in (self.high_bits, self.low_bits)
-        check_setting(
+        exact = self.subtract_key_bias and 16 in (self.high_bits, self.low_bits)
+        check_setting(self, "subtract_key_bias", not exact, "False with 16 bits: raw keys are exact as they are")
+        check_words(
             self,
-            "subtract_key_bias",
-            not (self.subtract_key_bias and raw),
-            "False with 16 bits: raw keys are exact as they are",
+            saliency_normalization=("probe_nnz", "full_nnz", "none"),
+            saliency_scope=("layer", "kv_head"),
+            value_param_scope=("token", "token_head"),
+            decode_probe=("all", "paper", "last"),
+            param_dtype=PARAM_DTYPES,
         )
-        for name, allowed in (
-            ("saliency_normalization", ("probe_nnz", "full_nnz", "none")),
-            ("saliency_scope", ("layer", "kv_head")),
-            ("value_param_scope", ("token", "token_head")),
-            ("decode_probe", ("all", "paper", "last")),
-            ("param_dtype", ("float16", "bfloat16", "float32")),
-        ):
-            check_setting(self, name, getattr(self, name) in allowed, f"one of {allowed}")
         check_setting(self, "channel_scale_power", 0.0 <= self.channel_scale_power <= 1.0, "between 0 and 1")
-        check_setting(
-            self,
-            "max_probe_tokens",
-            self.max_probe_tokens is None or self.max_probe_tokens >= 1,
-            "at least 1",
-        )
+        enough = self.max_probe_tokens is None or self.max_probe_tokens >= 1
+        check_setting(self, "max_probe_tokens", enough, "at least 1")
         if self.saliency_scope == "kv_head" and self.value_param_scope == "token":
             raise ValueError(
                 "saliency_scope='kv_head' needs value_param_scope='token_head': when every head picks its own tokens, "
@@ -121,36 +113,14 @@ class ZipCache(Recipe):
         from tersor.kv.selection.ratio import SaliencySelection
         from tersor.kv.storage.mixed import MixedPrecisionStorage
 
-        selection = SaliencySelection(
+        selection = pick(
+            SaliencySelection,
+            self,
             ratio=self.saliency_ratio,
-            seed=self.seed,
-            probe_recent_ratio=self.probe_recent_ratio,
-            probe_random_ratio=self.probe_random_ratio,
             normalization=self.saliency_normalization,
             scope=self.saliency_scope,
-            decode_probe=self.decode_probe,
-            max_probe_tokens=self.max_probe_tokens,
         )
-        storage = MixedPrecisionStorage(
-            high_bits=self.high_bits,
-            low_bits=self.low_bits,
-            value_high_bits=self.value_high_bits,
-            value_low_bits=self.value_low_bits,
-            value_param_scope=self.value_param_scope,
-            param_dtype=self.param_dtype,
-            channel_scale_power=self.channel_scale_power,
-            check_finite=self.check_finite,
-            subtract_key_bias=self.subtract_key_bias,
-        )
-        return KVMethod(
-            name="zipcache",
-            selection=selection,
-            storage=storage,
-            streaming_gap=self.streaming_gap,
-            recent_fp_tokens=self.recent_fp_tokens,
-            min_tokens_to_compress=self.min_tokens_to_compress,
-            skip_layers=self.skip_layers,
-        )
+        return pick(KVMethod, self, name="zipcache", selection=selection, storage=pick(MixedPrecisionStorage, self))
 
     def nominal_compression_ratio(self, *, batch: int = 8, tokens: int = 840, width: int = 4096) -> float:
         """The paper's accounting for these settings: 16-bit parameters, shared by the batch, positions not counted.

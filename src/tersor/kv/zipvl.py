@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tersor.kv.recipe import STORAGE_BITS, Recipe, check_setting
+from tersor.kv.engine.choices import check_counts, check_layers, check_setting, check_words, pick
+from tersor.kv.recipe import PARAM_DTYPES, STORAGE_BITS, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tersor.kv.method import KVMethod
-
-#: More tokens than any sequence has: what is compressed after so many never is.
-NEVER = 2**62
+    from tersor.kv.selection.mass import MassSelection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +85,23 @@ class ZipVL(Recipe):
     def __post_init__(self) -> None:
         number = isinstance(self.tau, (int, float)) and not isinstance(self.tau, bool)
         check_setting(self, "tau", number and 0.0 < self.tau <= 1.0, "a share above 0 and at most 1")
-        for name, words in (
-            ("policy", ("evict", "quantize", "keep")),
-            ("probe", ("sampled", "all")),
-            ("select_by", ("normalized", "raw")),
-            ("protect", ("none", "text")),
-            ("query_mode", ("drop", "compute")),
-            ("param_dtype", ("float16", "bfloat16", "float32")),
-        ):
-            check_setting(self, name, getattr(self, name) in words, f"one of {words}")
-        for name, least in (
-            ("probe_recent", 1), ("probe_random", 0), ("protect_recent", 1), ("protect_first", 0), ("min_tokens", 0),
-            ("recompress_every", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            check_setting(self, name, whole, f"a whole number of at least {least}")
+        check_words(
+            self,
+            policy=("evict", "quantize", "keep"),
+            probe=("sampled", "all"),
+            select_by=("normalized", "raw"),
+            protect=("none", "text"),
+            query_mode=("drop", "compute"),
+            param_dtype=PARAM_DTYPES,
+        )
+        check_counts(
+            self, probe_recent=1, probe_random=0, protect_recent=1, protect_first=0, min_tokens=0, recompress_every=1
+        )
         for name in ("high_bits", "low_bits"):
             allowed = STORAGE_BITS[1:]
             check_setting(self, name, getattr(self, name) in allowed, f"one of {allowed}; policy='evict' drops tokens")
         check_setting(self, "high_bits", self.high_bits >= self.low_bits, f"at least low_bits={self.low_bits}")
-        indices = all(isinstance(index, int) and index >= 0 for index in self.skip_layers)
-        check_setting(self, "skip_layers", indices, "layer indices, counted from 0")
+        check_layers(self)
 
     @classmethod
     def for_ratio(
@@ -121,9 +115,12 @@ class ZipVL(Recipe):
         Raises:
             ValueError: for a ratio that no ``tau`` reaches, e.g. because layers are skipped or prompts are short.
         """
+        from tersor.kv.selection.mass import MassSelection
         from tersor.kv.target_ratio import find_tau
 
-        return cls(**{**settings, "tau": find_tau(cls(**settings), model, samples, ratio)})
+        recipe = cls(**settings)
+        tau = find_tau(pick(MassSelection, recipe), recipe.method_with, model, samples, ratio)
+        return cls(**{**settings, "tau": tau})
 
     def choices(self) -> dict[str, str]:
         own = {"prefill": f"tau={self.tau}"}
@@ -135,40 +132,26 @@ class ZipVL(Recipe):
         if self.policy == "quantize":
             options |= {"streaming_gap": self.recompress_every, "min_tokens_to_compress": max(1, self.min_tokens)}
         elif self.policy == "evict":
-            options |= {"streaming_gap": NEVER, "min_tokens_to_compress": NEVER}
+            options |= {"streaming_gap": None, "min_tokens_to_compress": None}
         return options
 
     def method(self) -> KVMethod:
         """Selection by attention mass, a sparse prefill, and the storage that ``policy`` names."""
+        from tersor.kv.selection.mass import MassSelection
+
+        return self.method_with(pick(MassSelection, self))
+
+    def method_with(self, selection: MassSelection) -> KVMethod:
+        """The method for these settings with another selection than that of ``tau``."""
         from tersor.kv.method import KVMethod
         from tersor.kv.prefill.sparse import SparsePrefill
-        from tersor.kv.selection.mass import MassSelection
         from tersor.kv.selection.ratio import RecentSelection
         from tersor.kv.storage.mixed import MixedPrecisionStorage
 
-        selection = MassSelection(
-            tau=self.tau,
-            probe=self.probe,
-            probe_recent=self.probe_recent,
-            probe_random=self.probe_random,
-            seed=self.seed,
-            protect_recent=self.protect_recent,
-            protect_first=self.protect_first,
-            select_by=self.select_by,
-            check_finite=self.check_finite,
-        )
-        prefill = SparsePrefill(
-            selection=selection,
-            query_mode=self.query_mode,
-            min_tokens=self.min_tokens,
-            protect_text=self.protect == "text",
-        )
+        prefill = pick(SparsePrefill, self, selection=selection, protect_text=self.protect == "text")
         high, low = {"evict": (16, 0), "quantize": (self.high_bits, self.low_bits), "keep": (16, 16)}[self.policy]
-        storage = MixedPrecisionStorage(
-            high_bits=high, low_bits=low, param_dtype=self.param_dtype, check_finite=self.check_finite
-        )
-        options = self.engine_options()
-        if self.policy == "keep":  # no token ever leaves the buffer
-            options |= {"streaming_gap": NEVER, "min_tokens_to_compress": NEVER}
+        storage = pick(MixedPrecisionStorage, self, high_bits=high, low_bits=low)
+        # With "evict" and "keep" no generated token ever leaves the buffer.
+        options = {"streaming_gap": None, "min_tokens_to_compress": None, **self.engine_options()}
         stored = RecentSelection(ratio=1.0) if self.policy == "keep" else selection
         return KVMethod(name="zipvl", selection=stored, storage=storage, prefill=prefill, **options)

@@ -17,7 +17,7 @@ from tersor.kv.bench.merging_curves import (
 )
 from tersor.kv.bench.recall import score_continuation
 from tersor.kv.bench.tasks import recall_samples
-from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.depth.pairs import PairedLayer
 
 PAIRS = [(2, 3), (4, 5)]
 

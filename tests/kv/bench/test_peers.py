@@ -10,7 +10,7 @@ from tiny_models import build, prompt
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
-from tersor.kv.bench.cli import bench
+from tersor.cli import bench
 from tersor.kv.bench.contenders import FULL, bytes_at_half_precision, contenders, half_precision_dense, peers, pick
 from tersor.kv.bench.peers import unavailable
 from tersor.kv.bench.peers.cast import Cast
@@ -20,8 +20,8 @@ from tersor.kv.bench.peers.snapkv import SnapSelection
 from tersor.kv.bench.peers.stored import StoredLayer, stored_cache
 from tersor.kv.bench.peers.streaming_llm import SinkSelection
 from tersor.kv.bench.recall import RECORDER, record, replay
+from tersor.kv.selection.base import Waiting
 from tersor.kv.selection.probes import ProbeScores
-from tersor.kv.selection.ratio import Waiting
 from tersor.lowbit.codecs import affine_encode
 
 NAMES = [each.name for each in peers()]

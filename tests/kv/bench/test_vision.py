@@ -87,13 +87,13 @@ def test_an_interrupted_run_goes_on_and_other_tasks_are_refused(model, processor
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_all(model, processor, drawn, taus=(0.9,), say=stop, progress=file)
+        run_all(model, processor, drawn, taus=(0.9,), on_progress=stop, progress=file)
     kept = json.loads(file.read_text())["done"]
     assert "fixed share 0.9" in kept
     assert "random 0.9" not in kept
     resumed = run_all(model, processor, drawn, taus=(0.9,), progress=file)
     assert resumed == run_all(model, processor, drawn, taus=(0.9,))
-    with pytest.raises(ValueError, match="other tasks"):
+    with pytest.raises(ValueError, match="other settings"):
         run_all(model, processor, tasks(1, seed=16), taus=(0.9,), progress=file)
 
 

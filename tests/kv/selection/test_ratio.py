@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tersor.kv.selection.base import Waiting
 from tersor.kv.selection.probes import ProbeScores
-from tersor.kv.selection.ratio import RandomSelection, RecentSelection, SaliencySelection, Waiting
+from tersor.kv.selection.ratio import RandomSelection, RecentSelection, SaliencySelection
 
 
 def waiting(sums: Tensor, *, valid: Tensor | None = None, counts: Tensor | None = None) -> Waiting:

@@ -8,6 +8,7 @@ from tiny_models import build, prompt
 from torch import Tensor
 
 from tersor import MiniCache, ZipCache, compose
+from tersor.kv.engine.call import AttentionCall
 from tersor.kv.storage.key_bias import KeyBias, RotaryTable
 
 SMALL = {"streaming_gap": 12, "min_tokens_to_compress": 8}
@@ -83,7 +84,7 @@ def test_fused_decoding_equals_attention_over_the_dequantized_cache(model) -> No
         assert len(layer.segments) > 2
         query = torch.randn(2, 4, 1, attention_of(model).head_dim)
         visible = torch.cat([mask, mask.new_ones(2, layer.get_seq_length() - 40)], dim=1).bool()[:, None, None]
-        parts = layer.parts(visible, query, scaling=0.3)
+        parts = layer.parts(AttentionCall(attention_of(model), query, layer.keys, layer.values, visible, scaling=0.3))
     from tersor.lowbit.kernels import get_kernel
 
     fused, _ = get_kernel("packed_attention")(query, parts, scaling=0.3)
@@ -108,7 +109,7 @@ def test_batch_operations_and_crop_keep_positions() -> None:
         cache.batch_select_indices(torch.tensor([1]))
         cache.crop(-3)
         model(ids[1:, 9:37], past_key_values=alone)
-    assert torch.equal(cache.layers[0].first_place, torch.tensor([9]))
+    assert torch.equal(cache.layers[0].key_bias.first_place, torch.tensor([9]))
     for got, expected in zip(cache.dequantize(1), alone.dequantize(1), strict=True):
         # Cropping keeps the parameters of the longer prompt.
         assert (got[:, :, 9:] - expected).abs().mean() < 0.2 * expected.abs().mean()

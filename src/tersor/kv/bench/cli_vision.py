@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tersor._console import spinner
-from tersor.bench.runs import command_line, report_records
-from tersor.zoo import loading as _checkpoints
+from tersor.bench.runs import AsJson, Out, ResumableOut, cell, progress_file, record_maker, report_records, show
+from tersor.zoo import loading
 
 if TYPE_CHECKING:
     from tersor.bench.measure import Estimate
@@ -23,8 +24,8 @@ def bench_vlm(
     samples: Annotated[int, typer.Option(help="Tasks for each kind of question.")] = 200,
     tau: Annotated[list[float] | None, typer.Option(help="Shares of attention to keep; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the pictures, the questions and the random choices.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write records here; an interrupted run resumes.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+    out: ResumableOut = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare sparse prefills on questions about tiles: accuracy, tokens kept, bytes, and a second question.
 
@@ -34,26 +35,34 @@ def bench_vlm(
         raise ValueError(f"--samples {samples} must be at least 1")
     if wrong := [share for share in tau or () if not 0 < share <= 1]:
         raise ValueError(f"--tau {wrong[0]} must be above 0 and at most 1")
-    location = _checkpoints.resolve(model)
+    location = loading.resolve(model)
     import torch
 
+    from tersor.bench.measure import bootstrap_interval
     from tersor.kv.bench.vision import TAUS, ratio_by_tiles, run_all, tasks
 
-    network, _ = _checkpoints.load(location, "cpu")
+    network, _ = loading.load(location, "cpu")
     network = network.to(torch.bfloat16)
-    processor = _checkpoints.load_processor(location)
+    processor = loading.load_processor(location)
     drawn = tasks(samples, seed=seed)
-    progress = None if out is None else out.with_suffix(out.suffix + ".partial")
-    with spinner() as status:
-        results = run_all(network, processor, drawn, taus=tau or TAUS, seed=seed, say=status.update, progress=progress)
-        status.update("ratio by number of tiles")
-        by_tiles = ratio_by_tiles(network, processor, n=min(samples, 200), tau=(tau or [0.975])[0], seed=seed)
-    shared = {"model": model, "seed": seed, "command": command_line()}
-    records = [record for name, each in results.items() for record in _outcome_records(name, each, results, shared)]
-    records += _tile_records(by_tiles, (tau or [0.975])[0], shared)
-    report_records(records, out, as_json, lambda: _print_outcomes(results))
-    if progress is not None:
-        progress.unlink(missing_ok=True)
+    first_tau = (tau or [0.975])[0]
+    with progress_file(out) as progress:
+        with spinner() as status:
+            results = run_all(
+                network, processor, drawn, taus=tau or TAUS, seed=seed, on_progress=status.update, progress=progress
+            )
+            status.update("ratio by number of tiles")
+            by_tiles = ratio_by_tiles(network, processor, n=min(samples, 200), tau=first_tau, seed=seed)
+        make = record_maker("vlm", model=model, seed=seed)
+        records = [record for name, each in results.items() for record in _outcome_records(make, name, each, results)]
+        records += [
+            make(
+                f"ZipVL evict {first_tau:g}: pictures of {tiles} tiles", "tokens in attention", "share",
+                bootstrap_interval(ratios), len(ratios),
+            )
+            for tiles, ratios in by_tiles.items()
+        ]  # fmt: skip
+        report_records(records, out, as_json, lambda: _print_outcomes(results))
 
 
 def bench_photos(
@@ -63,8 +72,8 @@ def bench_photos(
     tau: Annotated[float, typer.Option(help="Share of the attention to keep.")] = 0.975,
     repeats: Annotated[int, typer.Option(help="Timed prefills of each kind and photograph.")] = 3,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Prefill real photographs, dense and sparse in turns: tokens kept, operations saved, time of the whole prefill."""
     from tersor.kv.zipvl import ZipVL
@@ -75,33 +84,23 @@ def bench_photos(
     from tersor.kv.bench.photos import find_photos, measure_photo
 
     files = find_photos(images)
-    location = _checkpoints.resolve(model)
-    network, _ = _checkpoints.load(location, device)
-    processor = _checkpoints.load_processor(location)
+    location = loading.resolve(model)
+    network, _ = loading.load(location, device)
+    processor = loading.load_processor(location)
     results = []
     with spinner() as status:
         for file in files:
             status.update(file.name)
             results.append(measure_photo(network, processor, file, question, recipe, repeats=repeats))
     shapes = "trained" if model == "tiny-vlm" else "as loaded"
-    shared = {"model": model, "seed": 0, "command": command_line()}
-    report_records(_photo_records(results, shapes, shared), out, as_json, lambda: _print_photos(results))
+    make = record_maker("vlm", model=model, seed=0, shapes=shapes)
+    records = [record for each in results for record in _photo_records(make, each)]
+    report_records(records, out, as_json, lambda: _print_photos(results))
 
 
-def _record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, **more: Any) -> Record:
-    """A record without a claim; ``value`` has an interval if it is an `Estimate`."""
-    from tersor.bench.measure import as_fields, machine, versions
-    from tersor.bench.records import Record
-
-    fields: dict[str, Any] = {
-        "system": "vlm", "item": item, "quantity": quantity, "unit": unit, "claim": None, "claim_source": None,
-        "baseline": None, "peer": None, "peer_name": None, "n": n, "shapes": "trained", "versions": versions(),
-        "machine": machine(), "verdict": None, **as_fields(value),
-    }  # fmt: skip
-    return Record(**{**fields, **more})
-
-
-def _outcome_records(name: str, outcome: Outcome, results: dict[str, Outcome], shared: dict[str, Any]) -> list[Record]:
+def _outcome_records(
+    make: Callable[..., Record], name: str, outcome: Outcome, results: dict[str, Outcome]
+) -> list[Record]:
     """Accuracy by kind and by turn, differences to the dense model, and what was saved."""
     from tersor.bench.measure import bootstrap_interval
     from tersor.kv.bench.tiles import KINDS
@@ -131,10 +130,7 @@ def _outcome_records(name: str, outcome: Outcome, results: dict[str, Outcome], s
             for asked, ratios in _ratios_by_question(outcome).items()
         ),
     ]  # fmt: skip
-    return [
-        _record(f"{name}: {item}", quantity, unit, value, count, **shared)
-        for item, quantity, unit, value, count in rows
-    ]
+    return [make(f"{name}: {item}", *figures) for item, *figures in rows]
 
 
 def _ratios_by_question(outcome: Outcome) -> dict[str, list[float]]:
@@ -149,72 +145,46 @@ def _ratios_by_question(outcome: Outcome) -> dict[str, list[float]]:
     }
 
 
-def _tile_records(by_tiles: dict[int, list[float]], tau: float, shared: dict[str, Any]) -> list[Record]:
-    from tersor.bench.measure import bootstrap_interval
-
+def _photo_records(make: Callable[..., Record], photo: PhotoResult) -> list[Record]:
+    """Token ratio, operations saved, speed-up of the whole prefill."""
+    stats, times = photo.stats, photo.times
+    item = f"{photo.name}, {stats.tokens[0]:,} tokens"
     return [
-        _record(
-            f"ZipVL evict {tau:g}: pictures of {tiles} tiles", "tokens in attention", "share",
-            bootstrap_interval(ratios), len(ratios), **shared,
-        )
-        for tiles, ratios in by_tiles.items()
-    ]  # fmt: skip
-
-
-def _photo_records(results: list[PhotoResult], shapes: str, shared: dict[str, Any]) -> list[Record]:
-    """Three records a photograph: ratio, operations saved, speed-up of the whole prefill."""
-    records = []
-    for each in results:
-        item = f"{each.name}, {each.stats.tokens[0]:,} tokens"
-        more = {**shared, "shapes": shapes}
-        repeats = len(each.times.samples["dense"])
-        records += [
-            _record(item, "tokens in attention", "share", each.stats.token_ratio, 1, **more),
-            _record(item, "attention operations saved", "share", each.stats.attn_flops_reduction_exact, 1, **more),
-            _record(item, "speed-up of the prefill", "x", each.times.ratio("dense", "ZipVL"), repeats, **more),
-        ]
-    return records
+        make(item, "tokens in attention", "share", stats.token_ratio, 1),
+        make(item, "attention operations saved", "share", stats.attn_flops_reduction_exact, 1),
+        make(item, "speed-up of the prefill", "x", times.ratio("dense", "ZipVL"), len(times.samples["dense"])),
+    ]
 
 
 def _print_outcomes(results: dict[str, Outcome]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from tersor.bench.measure import bootstrap_interval
     from tersor.kv.bench.tiles import KINDS
     from tersor.kv.bench.vision import accuracy
 
-    titles = ("tokens kept", *(f"{kind}, %" for kind in KINDS), "both, % [95%]", "next, %", "x smaller")
-    table = Table("prefill", box=box.SIMPLE_HEAD)
-    for title in titles:
-        table.add_column(title, justify="right")
-    for name, each in results.items():
-        both = accuracy(each)
-        table.add_row(
+    rows = [
+        [
             name,
             f"{each.ratio:.3f}",
             *(f"{100 * bootstrap_interval(each.of_kind(kind)).value:.1f}" for kind in KINDS),
-            f"{100 * both.value:.1f} [{100 * both.low:.1f}, {100 * both.high:.1f}]",
+            cell(accuracy(each), ".1f", factor=100),
             f"{100 * accuracy(each, turn='second').value:.1f}",
             f"{each.dense_bytes / each.kv_bytes:.2f}",
-        )
-    Console().print(table)
+        ]
+        for name, each in results.items()
+    ]
+    columns = ["prefill", "tokens kept", *(f"{kind}, %" for kind in KINDS), "both, % [95%]", "next, %", "x smaller"]
+    show(columns, rows)
 
 
 def _print_photos(results: list[PhotoResult]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("photograph", "tokens", "kept", "operations saved", "prefill", box=box.SIMPLE_HEAD)
-    for each in results:
-        ratio = each.times.ratio("dense", "ZipVL")
-        table.add_row(
+    rows = [
+        [
             each.name,
             f"{each.stats.tokens[0]:,}",
             f"{each.stats.token_ratio:.3f}",
             f"{each.stats.attn_flops_reduction_exact:.1%}",
-            f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-        )
-    Console().print(table)
+            cell(each.times.ratio("dense", "ZipVL"), ".2f"),
+        ]
+        for each in results
+    ]
+    show(["photograph", "tokens", "kept", "operations saved", "prefill, x faster"], rows)

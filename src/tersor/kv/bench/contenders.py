@@ -43,7 +43,7 @@ def _ours(name: str, family: str, recipe: ZipCache) -> Contender:
 
 
 def _selected(
-    name: str, family: str, selection: RatioSelection, *, high: int, low: int, streaming_gap: int = 100
+    name: str, family: str, selection: RatioSelection, *, high: int, low: int, streaming_gap: int | None = 100
 ) -> Contender:
     storage = MixedPrecisionStorage(high_bits=high, low_bits=low)
     method = KVMethod(name=name, selection=selection, storage=storage, streaming_gap=streaming_gap)
@@ -75,7 +75,7 @@ def peers(group_size: int = 32) -> list[Contender]:
         _selected("StreamingLLM-like 20%", "peer", SinkSelection(ratio=keep), high=16, low=0),
         _selected("H2O-like 20%", "peer", HeavyHitterSelection(ratio=keep), high=16, low=0),
         # SnapKV compresses the prompt alone: what is generated stays.
-        _selected("SnapKV-like 20%", "peer", SnapSelection(ratio=keep), high=16, low=0, streaming_gap=2**31),
+        _selected("SnapKV-like 20%", "peer", SnapSelection(ratio=keep), high=16, low=0, streaming_gap=None),
     ]
     if find_spec("hqq"):
         rows += [_builtin("hqq", hqq_cache, bits, group_size) for bits in (4, 2)]
@@ -144,7 +144,9 @@ def bytes_at_half_precision(cache: Cache) -> int:
 
 def _tensors(cache: Cache) -> list[Tensor]:
     if isinstance(cache, CompressedCache):
-        found = [tensor for layer in cache.compressed_layers() for _, tensor in iter_tensors(layer.owned())]
+        found = [
+            tensor for layer in cache.compressed_layers() for _, tensor in iter_tensors(list(layer.owned().values()))
+        ]
     else:
         found = []
         for layer in cache.layers:

@@ -76,7 +76,7 @@ class Stress:
 
 
 def stresses(model: PreTrainedModel, tokens: int, *, seed: int = 0) -> dict[str, Stress]:
-    """The spec's stress variants for caches of ``tokens`` tokens of a Llama-like ``model``.
+    """Ways to stress caches of ``tokens`` tokens of a Llama-like ``model``.
 
     "outlier channels": every sixteenth channel 20 times as large. "key shift": one constant vector (standard
     deviation 20) on every key. "key bias": the same vector before the rotary embedding, as Qwen2 adds it, which
@@ -123,10 +123,10 @@ def score_layouts(
             for name, stress in variants.items():
                 for layout, score in scores[name].items():
                     cache = DynamicCache(config=model.config)
-                    for index, (_, keys, values, *_) in enumerate(tape.layers):
-                        stored = (keys, values)
+                    for index, call in enumerate(tape.calls):
+                        stored = (call.key, call.value)
                         if layout != "exact":
-                            stored = stress.quantize(keys, values, layout, bits)
+                            stored = stress.quantize(*stored, layout, bits)
                         cache.update(*stored, index)
                     score.add(continuation_loss(model, cache, batch[:, prefix - 1 :]), 0, 0)
     return scores

@@ -20,7 +20,7 @@ from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import Mode, Scores, score_continuation, score_recall
 from tersor.kv.bench.tasks import RecallSample
 from tersor.kv.compose import compose
-from tersor.kv.depth.base import MergedPairs
+from tersor.kv.depth.pairs import MergedPairs
 from tersor.kv.method import KVMethod
 from tersor.kv.minicache import MiniCache
 from tersor.kv.selection.ratio import RecentSelection

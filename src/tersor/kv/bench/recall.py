@@ -10,20 +10,20 @@ here changes how a prompt attends) and replayed into each cache.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from tersor import _atomic
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.runs import Finished
 from tersor.kv.bench.contenders import (
     Contender,
     bytes_at_half_precision,
@@ -31,6 +31,8 @@ from tersor.kv.bench.contenders import (
     token_ids,
 )
 from tersor.kv.bench.tasks import PLANTED, RecallSample, recall_samples
+from tersor.kv.engine.call import AttentionCall
+from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.method import KVMethod
 from tersor.kv.selection.ratio import RecentSelection
@@ -41,17 +43,20 @@ BATCH = 16
 
 
 class _Recorder(CompressedLayer):
-    """Keeps what it is given and compresses nothing."""
+    """Keeps what the attention function was asked."""
 
-    def observe(self, query: Tensor, mask: Tensor | None, module: Any, *, scaling: float, **kwargs: Any) -> None:
-        self._awaits_attention = False
-        self.recorded = query, self.keys, self.values, scaling, module
+    def observe(self, call: AttentionCall, lse: Tensor | None = None) -> None:
+        super().observe(call, lse)
+        self.recorded = replace(call, mask=None, options={})
 
 
 @dataclass(frozen=True)
 class _RecordingDepth:
-    def build(self, method: KVMethod, layer_indices: list[int], config: Any) -> dict[int, CompressedLayer]:
-        return {index: _Recorder(method, index) for index in layer_indices}
+    def check(self, choices: Choices) -> None:
+        """Everything goes with it."""
+
+    def build(self, choices: Choices, layers: list[int], config: PreTrainedConfig) -> dict[int, CompressedLayer]:
+        return {index: _Recorder(choices, index) for index in layers}
 
 
 RECORDER = KVMethod(
@@ -59,18 +64,20 @@ RECORDER = KVMethod(
     selection=RecentSelection(ratio=1.0),
     storage=MixedPrecisionStorage(high_bits=16),
     depth=_RecordingDepth(),
+    streaming_gap=None,
+    min_tokens_to_compress=None,
 )
 
 
 @dataclass
 class Tape:
-    """Queries, keys, values, scaling and attention module of every layer over one prefilled context."""
+    """The attention call of every layer over one prefilled context."""
 
-    layers: list[tuple[Tensor, Tensor, Tensor, float, Any]]
+    calls: list[AttentionCall]
 
     @property
     def tokens(self) -> int:
-        return self.layers[0][1].shape[2]
+        return self.calls[0].key.shape[2]
 
 
 @torch.inference_mode()
@@ -90,11 +97,11 @@ def record(model: PreTrainedModel, ids: Tensor) -> Tape:
 @torch.inference_mode()
 def replay(tape: Tape, cache: Cache) -> Cache:
     """Fill an empty ``cache`` with the recorded context, as prefilling it would."""
-    for index, (query, keys, values, scaling, module) in enumerate(tape.layers):
-        cache.update(keys, values, index)
+    for index, call in enumerate(tape.calls):
+        cache.update(call.key, call.value, index)
         layer = cache.layers[index]
         if isinstance(layer, CompressedLayer):
-            layer.observe(query, None, module, scaling=scaling)
+            layer.observe(call)
     return cache
 
 
@@ -151,7 +158,12 @@ def score_recall(
 ) -> dict[str, Scores]:
     """Recall of every contender on ``samples`` of one task.
 
-    ``mode``: "aware" compresses context and question, "agnostic" the context alone. ``encode`` maps text to ids.
+    Args:
+        model: The model that is asked.
+        encode: Maps text to ids.
+        samples: The questions.
+        rivals: The caches.
+        mode: "aware" compresses context and question, "agnostic" the context alone.
     """
     scores = {rival.name: Scores() for rival in rivals}
     with RECORDER.on(model):
@@ -227,36 +239,16 @@ def run_plan(
 
     The continuation loss comes last, as task ``"continuation"``.
     """
-    done = _read_progress(progress, plan)
+    finished = Finished(progress, plan, lambda kept: {name: Scores(**each) for name, each in kept.items()})
+
+    def run(task: str) -> dict[str, Scores]:
+        if task == "continuation":
+            return score_continuation(model, encode, text, rivals, n=plan.continuations, seed=plan.seed)
+        samples = recall_samples(task, n=plan.samples, prose=text, seed=plan.seed, context_bytes=plan.context_bytes)
+        return score_recall(model, encode, samples, rivals, mode=plan.mode)
+
     for task in (*plan.tasks, *(("continuation",) if plan.continuations else ())):
-        if task not in done:
-            if task == "continuation":
-                scores = score_continuation(model, encode, text, rivals, n=plan.continuations, seed=plan.seed)
-            else:
-                samples = recall_samples(
-                    task, n=plan.samples, prose=text, seed=plan.seed, context_bytes=plan.context_bytes
-                )
-                scores = score_recall(model, encode, samples, rivals, mode=plan.mode)
-            done[task] = scores
-            _write_progress(progress, plan, done)
-        yield task, done[task]
-
-
-def _read_progress(file: Path | None, plan: Plan) -> dict[str, dict[str, Scores]]:
-    if file is None or not file.is_file():
-        return {}
-    state = json.loads(file.read_text(encoding="utf-8"))
-    if state["plan"] != json.loads(json.dumps(asdict(plan))):
-        raise ValueError(f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume")
-    return {
-        task: {name: Scores(**scores) for name, scores in results.items()} for task, results in state["done"].items()
-    }
-
-
-def _write_progress(file: Path | None, plan: Plan, done: dict[str, dict[str, Scores]]) -> None:
-    if file is not None:
-        results = {task: {name: asdict(each) for name, each in scores.items()} for task, scores in done.items()}
-        _atomic.write_text(file, json.dumps({"plan": asdict(plan), "done": results}))
+        yield task, finished.once(task, partial(run, task))
 
 
 def pooled(results: dict[str, dict[str, Scores]]) -> dict[str, Scores]:

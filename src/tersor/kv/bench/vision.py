@@ -7,9 +7,8 @@ the cache: a policy that evicts was not told about it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from tersor import _atomic
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval, storage_bytes
+from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
 from tersor.kv.bench.tiles import KINDS, Picture, Question, samples
 from tersor.kv.method import KVMethod
@@ -52,10 +51,20 @@ class Task:
 
 @dataclass
 class Outcome:
-    """One contender: right answers by task (1.0 or 0.0), and what it kept.
+    """One contender: right answers by task, and what it kept.
 
-    ``needed``: tiles that the first question is about. ``ratios``: token ratio of each task. ``per_layer``: sums over
-    tasks, divided by their number in `layer_ratios`.
+    Args:
+        first: 1.0 where the first question was answered right, 0.0 elsewhere.
+        second: The same for the second question.
+        kinds: Kind of each first question.
+        needed: Tiles that it is about.
+        ratios: Share of tokens in attention.
+        visual: Share of visual tokens in attention.
+        per_layer: Sums of the share over tasks, by layer.
+        mass: Sum of the captured attention over tasks.
+        flops: Sum of the operations saved over tasks.
+        kv_bytes: Bytes of all caches.
+        dense_bytes: 16 bits for every number of theirs.
     """
 
     first: list[float] = field(default_factory=list)
@@ -187,7 +196,7 @@ def run_all(
     *,
     taus: Sequence[float] = TAUS,
     seed: int = 0,
-    say: Callable[[str], None] = lambda name: None,
+    on_progress: OnProgress = lambda name: None,
     progress: Path | None = None,
 ) -> dict[str, Outcome]:
     """Dense, ZipVL at every ``tau``, and simpler choices at the ratios that ZipVL came to.
@@ -196,18 +205,25 @@ def run_all(
     random visual tokens with ZipVL's share of each layer (text stays), and FastV, which chooses once and leaves two
     layers dense.
 
-    ``progress``: a file that keeps what is done, so that an interrupted run goes on; it holds for one list of tasks.
+    Args:
+        model: The model that is asked.
+        processor: Its processor.
+        drawn: Pictures and questions.
+        taus: Settings of ZipVL.
+        seed: Seed of every random choice.
+        on_progress: Told what is being measured.
+        progress: A file that keeps what is done, so that an interrupted run goes on; None keeps nothing.
+
+    Raises:
+        ValueError: If the file belongs to a run over other tasks.
     """
     asked = hashlib.sha256(repr([(t.first, t.second, t.picture.tiles) for t in drawn]).encode()).hexdigest()
-    results = _resume(progress, asked)
+    finished = Finished(progress, _Plan(asked, seed), lambda kept: Outcome(**kept))
+    results = finished.results
 
     def measure(name: str, choose: Callable[[int], KVMethod] | None) -> None:
-        say(name)
-        if name not in results:
-            results[name] = run_method(model, processor, drawn, choose)
-        if progress is not None:
-            done = {each: asdict(outcome) for each, outcome in results.items()}
-            _atomic.write_text(progress, json.dumps({"tasks": asked, "seed": seed, "done": done}))
+        on_progress(name)
+        finished.once(name, lambda: run_method(model, processor, drawn, choose))
 
     measure(DENSE, None)
     for tau in taus:
@@ -227,14 +243,12 @@ def run_all(
     return results
 
 
-def _resume(progress: Path | None, asked: str) -> dict[str, Outcome]:
-    """What an interrupted run over the same tasks has done."""
-    if progress is None or not progress.is_file():
-        return {}
-    kept = json.loads(progress.read_text(encoding="utf-8"))
-    if kept["tasks"] != asked:
-        raise ValueError(f"{progress} belongs to a run with other tasks; remove it or give another --out")
-    return {name: Outcome(**fields) for name, fields in kept["done"].items()}
+@dataclass(frozen=True)
+class _Plan:
+    """Which run a progress file belongs to."""
+
+    tasks: str
+    seed: int
 
 
 def same_share(shares: Sequence[float], *, skip_layers: Sequence[int] = (), **probes: int) -> KVMethod:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tersor import zoo
 from tersor.bench.records import Record
 from tersor.bench.report import Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import Scores, pooled, score_continuation
 from tersor.kv.bench.tasks import PLANTED
 from tersor.kv.compose import compose
-from tersor.kv.demos.shared import (
-    SEED,
-    ask,
-    bytes_and_loss_records,
-    judge,
-    make_record,
-    recall_plot,
-    scaled,
-    show_answers,
-    strongest_peer,
-)
+from tersor.kv.demos.shared import ask, quality_records, recall_plot, show_answers
 from tersor.kv.minicache import MiniCache
 from tersor.kv.zipcache import ZipCache
 
@@ -46,14 +34,14 @@ def rivals() -> list[Contender]:
     ]
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Measure recall, continuation loss and bytes; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Measure recall, continuation loss and bytes; ``on_progress`` is told what is being done."""
     model, tokenizer = zoo.load(MODEL)
     book = zoo.book()
     shown = rivals()
-    results, questions = ask(model, tokenizer, book, PLANTED, shown, samples=SAMPLES_PER_TASK, say=say)
-    say(f"continuation of {CONTINUATIONS} passages of the book")
-    loss = score_continuation(model, tokenizer.encode, book, shown, n=CONTINUATIONS, seed=SEED)
+    results, questions = ask(model, tokenizer, book, PLANTED, shown, samples=SAMPLES_PER_TASK, on_progress=on_progress)
+    on_progress(f"continuation of {CONTINUATIONS} passages of the book")
+    loss = score_continuation(model, tokenizer.encode, book, shown, n=CONTINUATIONS, seed=DEMO_SEED)
     recall = pooled(results)
     section = Section(
         title="MiniCache: neighbouring layers share one set of directions",
@@ -69,53 +57,23 @@ def run(say: Callable[[str], None]) -> DemoResult:
 
 
 def _records(recall: dict[str, Scores], loss: dict[str, Scores]) -> list[Record]:
-    difference = scaled(recall[OURS].against(recall[FULL]), 100)
-    peer = strongest_peer(recall, OURS)
-    peer_loss = 100 * recall[peer].against(recall[FULL]).value
+    make = demo_records("minicache", MODEL)
+    both, n = recall[BOTH], len(recall[BOTH].values)
     return [
-        make_record(
-            "minicache",
-            MODEL,
-            item="three of four pairs merged, 4 bits: recall from book text",
-            quantity="accuracy against the full cache",
-            unit="points",
-            claim=-0.97,
-            claim_source="LongBench on Llama-2-7B-Chat, 36.41 to 35.44 (arXiv 2405.14366)",
-            estimate=difference,
-            baseline=0.0,
-            peer=peer_loss,
-            peer_name=peer,
-            n=len(recall[OURS].values),
-            verdict=judge(difference, peer_loss),
+        *quality_records(
+            make, recall, loss, OURS,
+            item="three of four pairs merged, 4 bits",
+            accuracy=(-0.97, "LongBench on Llama-2-7B-Chat, 36.41 to 35.44 (arXiv 2405.14366)"),
+            compression=(
+                5.02, "nominal: half of the layers merged, lengths and kept tokens not counted (arXiv 2405.14366)"
+            ),
         ),
-        *bytes_and_loss_records(
-            "minicache",
-            MODEL,
-            recall,
-            loss,
-            OURS,
-            peer,
-            claim=5.02,
-            claim_source="nominal: half of the layers merged, lengths and kept tokens not counted (arXiv 2405.14366)",
+        make(
+            "with ZipCache's 4/2 bits: recall from book text", "accuracy against the full cache", "points",
+            both.against(recall[FULL]) * 100, n, baseline=0.0,
         ),
-        make_record(
-            "minicache",
-            MODEL,
-            item="with ZipCache's 4/2 bits: recall from book text",
-            quantity="accuracy against the full cache",
-            unit="points",
-            estimate=scaled(recall[BOTH].against(recall[FULL]), 100),
-            baseline=0.0,
-            n=len(recall[BOTH].values),
-        ),
-        make_record(
-            "minicache",
-            MODEL,
-            item="with ZipCache's 4/2 bits, every byte counted",
-            quantity="compression of a 16-bit cache",
-            unit="x",
-            estimate=recall[BOTH].ratio,
+        make(
+            "with ZipCache's 4/2 bits, every byte counted", "compression of a 16-bit cache", "x", both.ratio, n,
             baseline=1.0,
-            n=len(recall[BOTH].values),
         ),
-    ]
+    ]  # fmt: skip

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tersor.bench.measure import Estimate, as_fields, machine, versions
+from tersor.bench.measure import Estimate
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample
+from tersor.bench.runs import DEMO_SEED, OnProgress, demo_records
 from tersor.kv.bench.contenders import FULL, Contender
 from tersor.kv.bench.recall import RECORDER, Scores, record, replay, score_recall
 from tersor.kv.bench.tasks import RecallSample, recall_samples
 
-SEED = 2024
 #: A point is lost for good when recall drops by more than this; ZipCache's paper loses 0.38 on GSM8K.
 ALLOWED_LOSS = 0.5
 
@@ -29,80 +29,56 @@ def ask(
     rivals: Sequence[Contender],
     *,
     samples: int,
-    say: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> tuple[dict[str, dict[str, Scores]], dict[str, list[RecallSample]]]:
     """``samples`` questions of each task about the book: scores by task and contender, and the questions."""
     results, questions = {}, {}
     for task in tasks:
-        say(f"{task.replace('_', ' ')}: {samples} questions about the book")
-        questions[task] = recall_samples(task, n=samples, prose=book, seed=SEED)
+        on_progress(f"{task.replace('_', ' ')}: {samples} questions about the book")
+        questions[task] = recall_samples(task, n=samples, prose=book, seed=DEMO_SEED)
         results[task] = score_recall(model, tokenizer.encode, questions[task], rivals)
     return results, questions
 
 
-def make_record(system: str, model: str, *, estimate: Estimate | float, **fields: Any) -> Record:
-    """A record of ``tersor demo``; a plain number is exact and has no interval."""
-    return Record(
-        **{
-            "system": system,
-            **as_fields(estimate),
-            "seed": SEED,
-            "model": model,
-            "shapes": "trained",
-            "versions": versions(),
-            "machine": machine(),
-            "command": f"tersor demo --only {system}",
-            "claim": None,
-            "claim_source": None,
-            "baseline": None,
-            "peer": None,
-            "peer_name": None,
-            "verdict": None,
-            **fields,
-        }
-    )
-
-
-def bytes_and_loss_records(
-    system: str,
-    model: str,
+def quality_records(
+    make: Callable[..., Record],
     recall: dict[str, Scores],
     loss: dict[str, Scores],
     ours: str,
-    peer: str,
     *,
-    claim: float,
-    claim_source: str,
+    item: str,
+    accuracy: tuple[float, str],
+    compression: tuple[float, str],
 ) -> list[Record]:
-    """What ``ours`` takes and adds to the loss of a continuation, beside ``peer``; the claim is about bytes."""
+    """What ``ours`` loses in recall, takes in bytes and adds to the loss of a continuation, beside its strongest peer.
+
+    Args:
+        make: Makes the records.
+        recall: Scores over planted facts, by cache.
+        loss: Scores of continuations, by cache.
+        ours: Name of the cache that the claims are about.
+        item: The method and its settings.
+        accuracy: Claimed difference in points, and its source.
+        compression: Claimed compression, and its source.
+    """
+    peer, n = strongest_peer(recall, ours), len(recall[ours].values)
+    difference = recall[ours].against(recall[FULL]) * 100
+    peer_loss = 100 * recall[peer].against(recall[FULL]).value
     return [
-        make_record(
-            system,
-            model,
-            item="the same cache, every byte counted",
-            quantity="compression of a 16-bit cache",
-            unit="x",
-            claim=claim,
-            claim_source=claim_source,
-            estimate=recall[ours].ratio,
-            baseline=1.0,
-            peer=recall[peer].ratio,
-            peer_name=peer,
-            n=len(recall[ours].values),
+        make(
+            f"{item}: recall from book text", "accuracy against the full cache", "points", difference, n,
+            claim=accuracy[0], claim_source=accuracy[1], baseline=0.0, peer=peer_loss, peer_name=peer,
+            verdict=judge(difference, peer_loss),
         ),
-        make_record(
-            system,
-            model,
-            item="continuation of the book",
-            quantity="loss against the full cache",
-            unit="nats per byte",
-            estimate=loss[ours].against(loss[FULL]),
-            baseline=0.0,
-            peer=loss[peer].against(loss[FULL]).value,
-            peer_name=peer,
-            n=len(loss[ours].values),
+        make(
+            "the same cache, every byte counted", "compression of a 16-bit cache", "x", recall[ours].ratio, n,
+            claim=compression[0], claim_source=compression[1], baseline=1.0, peer=recall[peer].ratio, peer_name=peer,
         ),
-    ]
+        make(
+            "continuation of the book", "loss against the full cache", "nats per byte", loss[ours].against(loss[FULL]),
+            len(loss[ours].values), baseline=0.0, peer=loss[peer].against(loss[FULL]).value, peer_name=peer,
+        ),
+    ]  # fmt: skip
 
 
 def strongest_peer(recall: dict[str, Scores], ours: str) -> str:
@@ -118,16 +94,11 @@ def judge(difference: Estimate, peer_loss: float) -> str:
     return "partly" if difference.high >= -ALLOWED_LOSS else "fails"
 
 
-def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """``estimate`` in a unit that is ``1 / factor`` times as large."""
-    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.interval)
-
-
 def recall_plot(recall: dict[str, Scores], rivals: list[Contender]) -> Figure:
     """Recall of planted facts against compression, one point a cache."""
     points = []
     for rival in rivals:
-        mean = scaled(recall[rival.name].mean(), 100)
+        mean = recall[rival.name].mean() * 100
         points.append(Point(rival.name, recall[rival.name].ratio, mean.value, mean.low, mean.high, rival.family))
     svg = plot_quality_vs_bytes(
         points,
@@ -165,3 +136,27 @@ def _greedy(model: PreTrainedModel, cache: Any, ids: torch.Tensor, count: int) -
         ids = model(ids, past_key_values=cache).logits[:, -1:].argmax(-1)
         written.append(int(ids))
     return written
+
+
+#: The same seed, for the demos of other rooms.
+SEED = DEMO_SEED
+
+
+def make_record(
+    system: str,
+    model: str,
+    *,
+    item: str,
+    quantity: str,
+    unit: str,
+    estimate: Estimate | float,
+    n: int | None,
+    **fields: Any,
+) -> Record:
+    """`demo_records` with every argument named, for the demos of other rooms."""
+    return demo_records(system, model)(item, quantity, unit, estimate, n, **fields)
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """`Estimate.__mul__` by name, for the demos of other rooms."""
+    return estimate * factor

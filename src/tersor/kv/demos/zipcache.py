@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
 
 from tersor import zoo
-from tersor.bench.measure import time_paired
+from tersor.bench.measure import PairedTimes, time_paired
 from tersor.bench.records import Record
 from tersor.bench.report import Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import RECORDER, Scores, pooled, record, replay, score_continuation
 from tersor.kv.bench.tasks import TASKS
-from tersor.kv.demos.shared import (
-    SEED,
-    ask,
-    bytes_and_loss_records,
-    judge,
-    make_record,
-    recall_plot,
-    scaled,
-    show_answers,
-    strongest_peer,
-)
+from tersor.kv.demos.shared import ask, quality_records, recall_plot, show_answers
 
 MODEL = "tiny-lm"
 OURS = "ZipCache 4/2 r=0.6"
@@ -37,15 +24,15 @@ SAMPLES_PER_TASK = 64
 CONTINUATIONS = 64
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Measure recall, continuation loss, bytes and time; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Measure recall, continuation loss, bytes and time; ``on_progress`` is told what is being done."""
     model, tokenizer = zoo.load(MODEL)
     book = zoo.book()
     rivals = pick(list(SHOWN))
-    results, questions = ask(model, tokenizer, book, TASKS, rivals, samples=SAMPLES_PER_TASK, say=say)
-    say(f"continuation of {CONTINUATIONS} passages of the book")
-    loss = score_continuation(model, tokenizer.encode, book, rivals, n=CONTINUATIONS, seed=SEED)
-    say("decoding time of full and compressed cache, in turns")
+    results, questions = ask(model, tokenizer, book, TASKS, rivals, samples=SAMPLES_PER_TASK, on_progress=on_progress)
+    on_progress(f"continuation of {CONTINUATIONS} passages of the book")
+    loss = score_continuation(model, tokenizer.encode, book, rivals, n=CONTINUATIONS, seed=DEMO_SEED)
+    on_progress("decoding time of full and compressed cache, in turns")
     seconds = _decode_times(model, tokenizer.encode(book[:1024]), rivals)
     recall = pooled(results)
     records = _records(recall, loss, seconds)
@@ -64,51 +51,19 @@ def run(say: Callable[[str], None]) -> DemoResult:
     return DemoResult(records, section)
 
 
-def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: Any) -> list[Record]:
-    full, ours = recall[FULL], recall[OURS]
-    difference = scaled(ours.against(full), 100)
-    peer = strongest_peer(recall, OURS)
-    peer_loss = 100 * recall[peer].against(full).value
-    return [
-        make_record(
-            "zipcache",
-            MODEL,
-            item="4/2 bits, 60% salient: recall from book text",
-            quantity="accuracy against the full cache",
-            unit="points",
-            claim=-0.38,
-            claim_source="GSM8K on Mistral-7B, 41.62 to 41.24 (arXiv 2405.14256)",
-            estimate=difference,
-            baseline=0.0,
-            peer=peer_loss,
-            peer_name=peer,
-            n=len(ours.values),
-            verdict=judge(difference, peer_loss),
-        ),
-        *bytes_and_loss_records(
-            "zipcache",
-            MODEL,
-            recall,
-            loss,
-            OURS,
-            peer,
-            claim=4.98,
-            claim_source="nominal, 16-bit parameters shared by the batch (arXiv 2405.14256)",
-        ),
-        make_record(
-            "zipcache",
-            MODEL,
-            item="one decoding step at 1,024 bytes",
-            quantity="time against the full cache",
-            unit="x",
-            estimate=seconds.ratio("ZipCache", "full"),
-            baseline=1.0,
-            n=len(seconds.samples["full"]),
-        ),
-    ]
+def _records(recall: dict[str, Scores], loss: dict[str, Scores], seconds: PairedTimes) -> list[Record]:
+    make = demo_records("zipcache", MODEL)
+    rows = quality_records(
+        make, recall, loss, OURS,
+        item="4/2 bits, 60% salient",
+        accuracy=(-0.38, "GSM8K on Mistral-7B, 41.62 to 41.24 (arXiv 2405.14256)"),
+        compression=(4.98, "nominal, 16-bit parameters shared by the batch (arXiv 2405.14256)"),
+    )  # fmt: skip
+    ratio, n = seconds.ratio("ZipCache", "full"), len(seconds.samples["full"])
+    return [*rows, make("one decoding step at 1,024 bytes", "time against the full cache", "x", ratio, n, baseline=1.0)]
 
 
-def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Contender]) -> Any:
+def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Contender]) -> PairedTimes:
     """One step from a cache of the context, full and compressed in turns. Cropping puts the caches back."""
     ids = torch.tensor([context])
     built = {rival.name: rival.build(model.config) for rival in rivals if rival.name in (FULL, OURS)}
@@ -123,4 +78,4 @@ def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Conte
             built[name].crop(-1)
 
         functions = {"full": lambda: decode(FULL), "ZipCache": lambda: decode(OURS)}
-        return time_paired(functions, repeats=30, warmup=3, seed=SEED)
+        return time_paired(functions, repeats=30, warmup=3, seed=DEMO_SEED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -13,7 +12,7 @@ from tersor import zoo
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.kv.bench.heatmap import heatmap, kept_cells
 from tersor.kv.bench.peers.sparse import fastv
 from tersor.kv.bench.vision import (
@@ -28,7 +27,7 @@ from tersor.kv.bench.vision import (
     same_share,
     tasks,
 )
-from tersor.kv.demos.shared import SEED, judge, make_record, scaled
+from tersor.kv.demos.shared import judge
 from tersor.kv.method import KVMethod
 from tersor.kv.prefill.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
@@ -43,15 +42,15 @@ LOWER = 0.6
 SAMPLES_PER_KIND = 128
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Measure accuracy, tokens kept and bytes; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Measure accuracy, tokens kept and bytes; ``on_progress`` is told what is being done."""
     # In 16 bits, so that bytes are those of a real deployment.
     model, processor = zoo.load_model(MODEL).to(torch.bfloat16), zoo.load_processor(MODEL)
-    drawn = tasks(SAMPLES_PER_KIND, seed=SEED)
+    drawn = tasks(SAMPLES_PER_KIND, seed=DEMO_SEED)
     results: dict[str, Outcome] = {}
 
     def measure(name: str, choose: Callable[[int], KVMethod] | None) -> None:
-        say(f"{name}: {len(drawn)} pictures, two questions each")
+        on_progress(f"{name}: {len(drawn)} pictures, two questions each")
         results[name] = run_method(model, processor, drawn, choose)
 
     measure(DENSE, None)
@@ -62,7 +61,7 @@ def run(say: Callable[[str], None]) -> DemoResult:
         ours, more = f"ZipVL {tau:g}, layer 0 dense", "" if tau == TAU else f", as ZipVL {tau:g}"
         measure(ours, lambda batch, recipe=recipe: recipe)  # type: ignore[misc]
         shares = results[ours].layer_ratios()
-        measure(RANDOM + more, lambda batch, shares=shares: random_visual(shares, SEED + batch))  # type: ignore[misc]
+        measure(RANDOM + more, lambda batch, shares=shares: random_visual(shares, DEMO_SEED + batch))  # type: ignore[misc]
         fixed = same_share(shares, skip_layers=(0,))
         measure(FIXED + more, lambda batch, fixed=fixed: fixed)  # type: ignore[misc]
     stored = ZipVL(tau=TAU, min_tokens=0, policy="quantize", skip_layers=(0,)).method()
@@ -111,7 +110,7 @@ def draw_kept(stats: SparsityStats, inputs: dict[str, torch.Tensor], processor: 
 def _accuracy_plot(results: dict[str, Outcome]) -> Figure:
     points = []
     for name, each in results.items():
-        right = scaled(accuracy(each), 100)
+        right = accuracy(each) * 100
         family = name.partition(",")[0] if not name.startswith("ZipVL") else "ZipVL"
         points.append(Point(name, 1 / each.ratio, right.value, right.low, right.high, family))
     svg = plot_quality_vs_bytes(
@@ -125,53 +124,39 @@ def _accuracy_plot(results: dict[str, Outcome]) -> Figure:
 
 
 def _records(results: dict[str, Outcome]) -> list[Record]:
-    ours, dense = results[OURS], results[DENSE]
-    difference = scaled(against(ours, dense), 100)
-    paper = scaled(against(results[PAPER], dense), 100)
+    make = demo_records("zipvl", MODEL)
+    ours, dense, once = results[OURS], results[DENSE], results[ONCE]
+    stored, n = results[STORED], len(ours.first)
+    difference, paper = against(ours, dense) * 100, against(results[PAPER], dense) * 100
     peer = 100 * against(results[RANDOM], dense).value
-    n = len(ours.first)
-    shared = {"n": n, "baseline": 0.0}
-    later = {turn: scaled(against(results[turn], dense, turn="second"), 100) for turn in (OURS, STORED)}
+    later = {turn: against(results[turn], dense, turn="second") * 100 for turn in (OURS, STORED)}
+    accurate = "accuracy against dense attention", "points"
+    claim = {"claim": -0.2, "claim_source": "Video-MME, LongVA-7B, 52.6 to 52.4 (arXiv 2410.08584v1)", "baseline": 0.0}
     return [
-        make_record(
-            "zipvl", MODEL,
-            item=f"tau={TAU}, first layer dense: questions about tiles",
-            quantity="accuracy against dense attention", unit="points",
-            claim=-0.2, claim_source="Video-MME, LongVA-7B, 52.6 to 52.4 (arXiv 2410.08584v1)",
-            estimate=difference, peer=peer, peer_name=f"{RANDOM}, as many a layer",
-            verdict=judge(difference, peer), **shared,
+        make(
+            f"tau={TAU}, first layer dense: questions about tiles", *accurate, difference, n,
+            peer=peer, peer_name=f"{RANDOM}, as many a layer", verdict=judge(difference, peer), **claim,
         ),
-        make_record(
-            "zipvl", MODEL,
-            item=f"tau={TAU}, every layer sparse as in the paper",
-            quantity="accuracy against dense attention", unit="points",
-            claim=-0.2, claim_source="Video-MME, LongVA-7B, 52.6 to 52.4 (arXiv 2410.08584v1)",
-            estimate=paper, peer=difference.value, peer_name="first layer dense", verdict=judge(paper, peer), **shared,
+        make(
+            f"tau={TAU}, every layer sparse as in the paper", *accurate, paper, n,
+            peer=difference.value, peer_name="first layer dense", verdict=judge(paper, peer), **claim,
         ),
-        make_record(
-            "zipvl", MODEL,
-            item="first layer dense: the same prompts",
-            quantity="tokens in attention", unit="share",
+        make(
+            "first layer dense: the same prompts", "tokens in attention", "share", ours.ratio, n,
             claim=0.795, claim_source="Qwen2.5-VL-7B at the same tau, as reported by ZipR1",
-            estimate=float(np.mean(ours.ratios)), peer=results[ONCE].ratio, peer_name=ONCE, n=n, baseline=1.0,
+            baseline=1.0, peer=once.ratio, peer_name=ONCE,
         ),
-        make_record(
-            "zipvl", MODEL,
-            item="first layer dense: the same prompts",
-            quantity="attention operations saved", unit="share",
-            estimate=ours.flops / n, peer=results[ONCE].flops / n, peer_name=ONCE, **shared,
+        make(
+            "first layer dense: the same prompts", "attention operations saved", "share", ours.flops / n, n,
+            baseline=0.0, peer=once.flops / n, peer_name=ONCE,
         ),
-        make_record(
-            "zipvl", MODEL,
-            item="policy='quantize': 4 and 2 bits, every byte counted",
-            quantity="compression of a 16-bit cache", unit="x",
-            estimate=results[STORED].dense_bytes / results[STORED].kv_bytes,
-            peer=ours.dense_bytes / ours.kv_bytes, peer_name="policy='evict'", n=n, baseline=1.0,
+        make(
+            "policy='quantize': 4 and 2 bits, every byte counted", "compression of a 16-bit cache", "x",
+            stored.dense_bytes / stored.kv_bytes, n,
+            baseline=1.0, peer=ours.dense_bytes / ours.kv_bytes, peer_name="policy='evict'",
         ),
-        make_record(
-            "zipvl", MODEL,
-            item="policy='quantize': another question about the same picture",
-            quantity="accuracy against dense attention", unit="points",
-            estimate=later[STORED], peer=later[OURS].value, peer_name="policy='evict'", **shared,
+        make(
+            "policy='quantize': another question about the same picture", *accurate, later[STORED], n,
+            baseline=0.0, peer=later[OURS].value, peer_name="policy='evict'",
         ),
     ]  # fmt: skip

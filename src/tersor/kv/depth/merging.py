@@ -9,6 +9,7 @@ All arithmetic is float32 (float64 for float64 input).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,11 +30,15 @@ SMALL_SINE = 1e-4
 class MergedPair:
     """One direction for two layers, and each layer's length of it.
 
-    ``directions``: ``[batch, kv_heads, tokens, head_dim]`` in compute precision, of length 1 per unit (0 where both
-    layers are zero). ``lengths``: of the earlier and of the later layer, each ``[batch, scopes, tokens]``, where
-    ``scopes`` is the number of KV heads or 1. ``distance``, same shape: ``Omega / pi`` between 0 and 1.
-    ``undefined``: bool, same shape, True where the layers point in opposite directions. ``errors``: of either layer,
-    ``|x_hat - x| / |x|`` by the laws below, same shape.
+    ``scopes`` below is the number of KV heads, or 1 with granularity "token".
+
+    Args:
+        directions: ``[batch, kv_heads, tokens, head_dim]`` in compute precision, of length 1 per unit (0 where both
+            layers are zero).
+        lengths: Lengths in the earlier and in the later layer, each ``[batch, scopes, tokens]``.
+        distance: ``Omega / pi`` between 0 and 1, ``[batch, scopes, tokens]``.
+        undefined: True where the layers point in opposite directions, bool ``[batch, scopes, tokens]``.
+        errors: ``|x_hat - x| / |x|`` in either layer by the laws below, each ``[batch, scopes, tokens]``.
     """
 
     directions: Tensor
@@ -41,6 +46,42 @@ class MergedPair:
     distance: Tensor
     undefined: Tensor
     errors: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRule:
+    """How two layers are merged, and which of their tokens are not.
+
+    Args:
+        t: Where the shared direction lies: 0 keeps the earlier layer's, 1 the later one's.
+        gamma: How much stays unmerged, see `retained`.
+        retention: Rule for what stays unmerged, see `retained`.
+        max_retained_fraction: Largest share of tokens that the rule "range" retains.
+        granularity: One length a "head", or one a "token".
+        merge: "slerp" (the paper), or "mean" to compare with.
+    """
+
+    t: float = 0.6
+    gamma: float = 0.05
+    retention: Retention = "range"
+    max_retained_fraction: float = 0.1
+    granularity: Granularity = "head"
+    merge: Merge = "slerp"
+
+    def pair(self, x1: Tensor, x2: Tensor) -> MergedPair:
+        """Merge the keys or the values of two layers."""
+        return merge_pair(x1, x2, self.t, granularity=self.granularity, merge=self.merge)
+
+    def apart(self, pairs: Sequence[MergedPair], valid: Tensor | None) -> Tensor:
+        """Tokens that are not merged, bool ``[batch, tokens]``: see `retained`, over all heads, keys and values."""
+        return retained(
+            torch.stack([pair.distance.amax(1) for pair in pairs]).amax(0),
+            gamma=self.gamma,
+            rule=self.retention,
+            valid=valid,
+            undefined=torch.stack([pair.undefined.any(1) for pair in pairs]).any(0),
+            max_fraction=self.max_retained_fraction,
+        )
 
 
 def merge_pair(
@@ -130,8 +171,12 @@ def retained(
     and ``undefined`` tokens are always retained, on top of any limit. Of equal distances the earlier token is kept.
 
     Args:
-        distance: ``[batch, tokens]``.
-        valid, undefined: bool ``[batch, tokens]``; invalid tokens are neither counted nor retained.
+        distance: ``Omega / pi``, ``[batch, tokens]``.
+        gamma: Share of the range of distances, or of the tokens.
+        rule: ``"range"`` or ``"quantile"``.
+        valid: False for tokens that are neither counted nor retained, bool ``[batch, tokens]``; None without any.
+        undefined: Tokens without a direction between the layers, bool ``[batch, tokens]``, or None.
+        max_fraction: Largest share of the tokens that ``"range"`` retains.
     """
     valid = torch.ones_like(distance, dtype=torch.bool) if valid is None else valid
     if gamma == 1.0:

@@ -10,21 +10,27 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tersor.kv.depth.base import MergedPairs, layer_types, why_not
-from tersor.kv.depth.merged_segment import tokens_apart
-from tersor.kv.depth.merging import merge_pair
-from tersor.kv.engine.cache import compressible_layers
+from tersor.kv.depth.guard import Pair
+from tersor.kv.depth.merging import MergeRule
+from tersor.kv.depth.pairing import unpairable_reason
+from tersor.kv.engine.cache import compressible_layers, layer_types
 
 
 @dataclass(frozen=True)
 class PairSimilarity:
     """Two neighbouring layers and one kind; means over tokens and units (see `tersor.kv.depth.merging`).
 
-    ``retained``: share of tokens that would stay unmerged. ``predicted_error``: ``|x_hat - x| / |x|`` of the others,
-    mean of both layers.
+    Args:
+        layers: The two layers.
+        kind: "keys" or "values".
+        mean_cosine: Cosine of the angle between the layers' directions.
+        median_cosine: Its median.
+        mean_distance: The angle over pi.
+        retained: Share of tokens that would stay unmerged.
+        predicted_error: ``|x_hat - x| / |x|`` of the others, mean of both layers.
     """
 
-    layers: tuple[int, int]
+    layers: Pair
     kind: Literal["keys", "values"]
     mean_cosine: float
     median_cosine: float
@@ -39,23 +45,23 @@ class SimilarityReport:
 
     rows: tuple[PairSimilarity, ...]
 
-    def errors(self) -> dict[tuple[int, int], float]:
+    def errors(self) -> dict[Pair, float]:
         """Predicted relative error of each pair, mean of keys and values."""
-        sums: dict[tuple[int, int], float] = {}
+        sums: dict[Pair, float] = {}
         for row in self.rows:
             sums[row.layers] = sums.get(row.layers, 0.0) + row.predicted_error / 2
         return sums
 
-    def pairs(self, max_relative_error: float = 0.35) -> tuple[tuple[int, int], ...]:
+    def pairs(self, max_relative_error: float = 0.35) -> tuple[Pair, ...]:
         """As many disjoint pairs below the limit as possible, and of those choices the one with the least error.
 
         Raises:
-            ValueError: if there is none; the message has the table.
+            ValueError: If there is none; the message has the table.
         """
         # (pairs, minus the error, which pairs): best choice among the layers before each one.
-        best: dict[int, tuple[int, float, tuple[tuple[int, int], ...]]] = {}
+        best: dict[int, tuple[int, float, tuple[Pair, ...]]] = {}
 
-        def upto(layer: int) -> tuple[int, float, tuple[tuple[int, int], ...]]:
+        def upto(layer: int) -> tuple[int, float, tuple[Pair, ...]]:
             return max((choice for end, choice in best.items() if end <= layer), default=(0, 0.0, ()))
 
         for pair, error in sorted(self.errors().items()):
@@ -86,21 +92,24 @@ def analyze_layer_similarity(
     input_ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
-    depth: MergedPairs | None = None,
+    rule: MergeRule | None = None,
     skip_layers: Sequence[int] = (),
 ) -> SimilarityReport:
-    """Read ``input_ids`` ``[batch, tokens]`` once and compare what neighbouring layers cache.
+    """Read a text once and compare what neighbouring layers cache.
 
-    ``attention_mask``: ``[batch, tokens]``, 0 for padding. ``depth``: the merging whose settings are predicted.
-    ``skip_layers``: layers that are not to be merged.
+    Args:
+        model: The model to look at.
+        input_ids: Text to read, ``[batch, tokens]``.
+        attention_mask: 0 for padding, ``[batch, tokens]``; None without any.
+        rule: The merging whose error is predicted; the paper's by default.
+        skip_layers: Layers that are not to be merged.
 
     Raises:
-        ValueError: if the model has no two neighbouring layers that could be merged.
+        ValueError: If the model has no two neighbouring layers that could be merged.
     """
-    depth = depth or MergedPairs()
     config = model.config.get_text_config(decoder=True)
     layers, types = compressible_layers(config, skip_layers), layer_types(config)
-    candidates = [first for first in range(len(types) - 1) if not why_not(first, first + 1, layers, config)]
+    candidates = [first for first in range(len(types) - 1) if not unpairable_reason(first, first + 1, layers, config)]
     if not candidates:
         raise ValueError(
             f"{type(model).__name__} has no two neighbouring layers that could be merged; its layers are {types}"
@@ -111,19 +120,21 @@ def analyze_layer_similarity(
     rows: list[PairSimilarity] = []
     for first in candidates:
         one, other = cache.layers[first], cache.layers[first + 1]
-        rows += _compare((first, first + 1), (one.keys, other.keys), (one.values, other.values), valid, depth)
+        rows += _compare(
+            (first, first + 1), (one.keys, other.keys), (one.values, other.values), valid, rule or MergeRule()
+        )
     return SimilarityReport(tuple(rows))
 
 
 def _compare(
-    layers: tuple[int, int],
+    layers: Pair,
     keys: tuple[Tensor, Tensor],
     values: tuple[Tensor, Tensor],
     valid: Tensor | None,
-    depth: MergedPairs,
+    rule: MergeRule,
 ) -> list[PairSimilarity]:
-    pairs = [merge_pair(*x, depth.t, granularity=depth.granularity, merge=depth.merge) for x in (keys, values)]
-    apart = tokens_apart(pairs, valid, depth)
+    pairs = [rule.pair(*keys), rule.pair(*values)]
+    apart = rule.apart(pairs, valid)
     counted = torch.ones_like(apart) if valid is None else valid
     rows = []
     for kind, pair in zip(("keys", "values"), pairs, strict=True):

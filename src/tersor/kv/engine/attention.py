@@ -6,24 +6,21 @@ queries to the layer; every other call goes to the library's own implementation 
 
 from __future__ import annotations
 
-import sys
 import warnings
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tersor.kv.engine.layer import ATTENTION_NAME, TAG, CompressedLayer, boolean_mask, causal_rows
-from tersor.kv.prefill.hook import STATE, ForwardState
+from tersor.kv.engine.call import EAGER_ONLY, AttentionCall, causal_rows
+from tersor.kv.engine.layer import ATTENTION_NAME, TAG, CompressedLayer
+from tersor.kv.engine.state import STATE, ForwardState
 from tersor.lowbit.kernels import get_kernel
 
-#: Keywords of attention variants that only the model's own eager function implements.
-EAGER_ONLY = ("softcap", "s_aux", "output_attentions")
-#: Keywords that the packed kernel does not implement either.
+#: Keywords that the packed kernel does not implement.
 UNFUSED = (*EAGER_ONLY, "position_bias", "sliding_window")
 
 
@@ -40,113 +37,63 @@ def tersor_attention(
     """Attention for transformers' `AttentionInterface`; shapes and return value are the library's.
 
     Raises:
-        RuntimeError: when a compressed cache is used while training, since compression has no gradient.
-        ValueError: when the mask does not cover the cached sequence.
+        RuntimeError: When a compressed cache is used while training, since compression has no gradient.
+        ValueError: When the mask does not cover the cached sequence.
     """
     layer: CompressedLayer | None = getattr(key, TAG, None)
-    state: ForwardState | None = kwargs.get(STATE)
-    if state is not None or (layer is not None and layer.method.sparse):
+    state: ForwardState | None = kwargs.pop(STATE, None)
+    if state is not None or (layer is not None and layer.choices.prefill.sparse):
         _without_weights(kwargs)
-    if layer is None:
-        attend = library_attention
-        if state is not None and state.covers(module, kwargs):
-            attend = partial(state.method.prefill.attend, library_attention)
-        return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    _check(module, layer, query, attention_mask)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = None if attention_mask is None else boolean_mask(attention_mask)
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, dropout, kwargs, layer, state)
+    if layer is None:
+        if state is not None and state.covers(module, kwargs):
+            return state.choices.prefill.attend(call)
+        return call.dense()
+    _check(call, layer)
     lse = weights = None
     if not layer.segments:
-        output, weights = layer.method.prefill.attend(
-            library_attention, module, query, key, value, attention_mask, dropout, scaling, **kwargs
-        )
-    elif _fusable(attention_mask, dropout, kwargs):
+        output, weights = layer.choices.prefill.attend(call)
+    elif _fusable(call):
         kernel = get_kernel("packed_attention", device=query.device.type)
-        output, lse = kernel(query, layer.parts(mask, query, scaling=scaling), scaling=scaling)
+        output, lse = kernel(query, layer.parts(call), scaling=scaling)
         output = output.transpose(1, 2).to(query.dtype).contiguous()
     else:
         keys, values, present = layer.dequantize()
-        dense_mask = _close_absent(attention_mask, present, query)
-        output, weights = library_attention(module, query, keys, values, dense_mask, dropout, scaling, **kwargs)
-    layer.observe(
-        query,
-        mask,
-        module,
-        scaling=scaling,
-        lse=lse,
-        softcap=kwargs.get("softcap"),
-        position_ids=kwargs.get("position_ids"),
-    )
+        output, weights = replace(call, key=keys, value=values, mask=_close_absent(call, present)).dense()
+    layer.observe(call, lse)
     return output, weights
 
 
-def library_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """What the model would do without tersor: SDPA, or its own eager function where SDPA lacks a feature."""
-    kwargs.pop(STATE, None)
-    if not any(_given(kwargs, name) for name in EAGER_ONLY):
-        function = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return function(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        needed = [name for name in EAGER_ONLY if _given(kwargs, name)]
-        raise NotImplementedError(
-            f"{type(module).__name__} asks for {needed}, which SDPA lacks, and has no eager attention to fall back on; "
-            "run this model without tersor"
-        )
-    mask = _additive(attention_mask, query, key.shape[2])
-    return eager(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-
-
-def _without_weights(kwargs: dict[str, Any]) -> None:
+def _without_weights(options: dict[str, Any]) -> None:
     """A sparse prefill never has the whole attention matrix."""
-    if kwargs.pop("output_attentions", None):
+    if options.pop("output_attentions", None):
         warnings.warn(
             "output_attentions: a sparse prefill computes no attention matrix, so it returns None", stacklevel=3
         )
 
 
-def _given(kwargs: dict[str, Any], name: str) -> bool:
-    return kwargs.get(name) is not None and kwargs[name] is not False
-
-
-def _check(module: nn.Module, layer: CompressedLayer, query: Tensor, mask: Tensor | None) -> None:
-    if module.training and query.requires_grad:
+def _check(call: AttentionCall, layer: CompressedLayer) -> None:
+    if call.module.training and call.query.requires_grad:
         raise RuntimeError(
             "a compressed cache has no gradient: call model.eval(), or train with use_cache=False and without the cache"
         )
-    if mask is not None and mask.shape[-1] != layer.get_seq_length():
+    if call.mask is not None and call.mask.shape[-1] != layer.get_seq_length():
         raise ValueError(
-            f"the attention mask covers {mask.shape[-1]} tokens but the cache holds {layer.get_seq_length()}; "
+            f"the attention mask covers {call.mask.shape[-1]} tokens but the cache holds {layer.get_seq_length()}; "
             "pass a mask for the whole sequence, cached tokens included"
         )
 
 
-def _fusable(mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> bool:
-    plain_mask = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
-    return plain_mask and dropout == 0.0 and not any(_given(kwargs, name) for name in UNFUSED)
+def _fusable(call: AttentionCall) -> bool:
+    """Whether the packed kernel can compute the call."""
+    plain_mask = call.mask is None or (call.mask.dtype == torch.bool and call.mask.shape[1] == 1)
+    return plain_mask and call.dropout == 0.0 and not call.given(*UNFUSED)
 
 
-def _additive(mask: Tensor | None, query: Tensor, columns: int) -> Tensor | None:
-    """The mask as eager attention functions want it: 0 where open, the lowest number where closed."""
-    if mask is None and query.shape[2] > 1:
-        mask = causal_rows(query.shape[2], columns, query.device)[:, None]
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    closed = torch.finfo(query.dtype).min
-    return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, closed)
-
-
-def _close_absent(mask: Tensor | None, present: Tensor, query: Tensor) -> Tensor | None:
-    """Close the tokens that are not stored (``present`` is bool ``[batch, kv_heads, sequence]``)."""
+def _close_absent(call: AttentionCall, present: Tensor) -> Tensor | None:
+    """The mask without the tokens that are not stored (``present`` is bool ``[batch, kv_heads, sequence]``)."""
+    mask, query = call.mask, call.query
     if bool(present.all()):
         return mask
     groups = query.shape[1] // present.shape[1]

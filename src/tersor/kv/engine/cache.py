@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
 from tersor.bench.measure import storage_bytes
-from tersor.kv.depth.merged_segment import PairedLayer
+from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.tree import iter_tensors
 
-if TYPE_CHECKING:
-    from tersor.kv.method import KVMethod
+#: Makes a cache layer for each of the model's layers that are compressed.
+BuildLayers = Callable[[Choices, list[int], PreTrainedConfig], dict[int, CompressedLayer]]
 
 
 class CompressedCache(Cache):
-    """A transformers `Cache` whose full-attention layers are compressed by ``method``.
+    """A transformers `Cache` whose full-attention layers are compressed.
 
-    Sliding-window, chunked, linear and KV-sharing layers are the library's own classes, untouched.
+    Sliding-window, chunked, linear and KV-sharing layers are the library's own classes, untouched. Warns if no layer
+    can be compressed.
 
     Args:
-        config: of the model; composite models are reduced to their text decoder.
-        method: the KV method; its ``skip_layers`` stay at model precision.
-        offloading: keep all layers but the current one on the CPU (CUDA only, as in transformers).
-
-    Warns when every layer is such a one, so that nothing is compressed.
+        config: Configuration of the model; composite models are reduced to their text decoder.
+        choices: How to compress; its ``skip_layers`` stay at model precision.
+        build: Makes the layers that are compressed, `Depth.build`.
+        offloading: Keep all layers but the current one on the CPU (CUDA only, as in transformers).
 
     Raises:
-        NotImplementedError: for encoder-decoder models, latent attention (MLA), and models without attention.
+        NotImplementedError: For encoder-decoder models, latent attention (MLA), and models without attention.
     """
 
-    def __init__(self, config: PreTrainedConfig, method: KVMethod, *, offloading: bool = False):
+    def __init__(self, config: PreTrainedConfig, choices: Choices, build: BuildLayers, *, offloading: bool = False):
         if config.is_encoder_decoder:
             raise NotImplementedError(
                 f"{type(config).__name__} is an encoder-decoder model; tersor compresses decoder-only caches"
@@ -48,7 +47,7 @@ class CompressedCache(Cache):
                 "it is small already, use the library's own cache"
             )
         types, kwargs = get_layer_types_and_kwargs(text)
-        chosen = compressible_layers(text, method.skip_layers)
+        chosen = compressible_layers(text, choices.skip_layers)
         if not any("attention" in kind or "hybrid" in kind for kind in set(types) - {"linear_attention"}):
             raise NotImplementedError(
                 f"{type(text).__name__} has no attention layer and so no KV cache (layer types: {sorted(set(types))})"
@@ -59,13 +58,13 @@ class CompressedCache(Cache):
                 "its layers stay as the library keeps them",
                 stacklevel=2,
             )
-        compressed = method.depth.build(method, chosen, text)
+        compressed = build(choices, chosen, text)
         layers = [
             compressed[index] if index in compressed else DYNAMIC_LAYER_TYPE_MAPPING[kind](**kwargs[index])
             for index, kind in enumerate(types)
         ]
         super().__init__(layers=layers, offloading=offloading)
-        self.method = method
+        self.choices = choices
 
     def compressed_layers(self) -> list[CompressedLayer]:
         return [layer for layer in self.layers if isinstance(layer, CompressedLayer)]
@@ -94,7 +93,7 @@ class CompressedCache(Cache):
         Positions that are not stored (left padding, evicted tokens) are zero.
 
         Raises:
-            ValueError: for a layer that is not compressed or holds nothing yet.
+            ValueError: For a layer that is not compressed or holds nothing yet.
         """
         layer = self.layers[layer_idx] if 0 <= layer_idx < len(self.layers) else None
         if not isinstance(layer, CompressedLayer) or not layer.is_initialized:
@@ -116,9 +115,9 @@ class CompressedCache(Cache):
                     name = "raw" if isinstance(group.keys, Tensor) else f"{group.keys.bits}-bit"
                     by_bits[name] = by_bits.get(name, 0) + group.positions.shape[-1]
             by_bits["buffer"] = by_bits.get("buffer", 0) + layer.waiting
-        pairs = [layer.pair_row() for layer in layers if isinstance(layer, PairedLayer) and layer.is_first]
+        pairs = [row for layer in layers if (row := layer.summary()) is not None]
         return {
-            "method": self.method.name,
+            "method": self.choices.name,
             "tokens": self.get_seq_length(),
             "compressed_layers": len(layers),
             "other_layers": len(self.layers) - len(self.compressed_layers()),
@@ -129,19 +128,24 @@ class CompressedCache(Cache):
             **({"pairs": pairs} if pairs else {}),
         }
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Every owned tensor under a dotted name, in the canonical packed layout, e.g. for safetensors."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for layer in self.compressed_layers():
-            for field in layer.owned_fields:
-                prefix = f"layers.{layer.layer_idx}.{field}"
-                named.update(dict(iter_tensors(getattr(layer, field), prefix)))
+            for name, node in layer.owned().items():
+                named.update(iter_tensors(node, f"layers.{layer.layer_idx}.{name}"))
         return named
+
+
+def layer_types(config: PreTrainedConfig) -> list[str]:
+    """The library's name for what each layer of a text decoder caches."""
+    types: list[str] = get_layer_types_and_kwargs(config)[0]
+    return types
 
 
 def compressible_layers(config: PreTrainedConfig, skip: Sequence[int] = ()) -> list[int]:
     """The full-attention layers of a text decoder, without ``skip`` and those whose cache other layers read."""
-    types, _ = get_layer_types_and_kwargs(config)
+    types = layer_types(config)
     # A layer whose keys and values other layers read again must hand out the dense tensors.
     sharing = getattr(config, "kv_sharing_modes", None) or [None] * len(types)
     return [

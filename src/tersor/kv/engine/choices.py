@@ -1,33 +1,138 @@
-"""Prefill: how a layer attends while nothing of its sequence is compressed yet.
+"""What a cache layer is told: which tokens matter, how they are stored, how a prompt attends, and when to compress.
 
-A prefill may leave tokens out of the attention; it then tells the layer, before the output is computed, which ones
-stay (`CompressedLayer.decide`), so that one choice serves both. See `tersor.kv.prefill.sparse`.
+The module loads without torch, so that settings can be checked and saved without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tersor.kv.engine.call import AttentionCall
+    from tersor.kv.selection.base import Selection
+    from tersor.kv.storage.mixed import Storage
+
+#: Settings of the engine that every method and recipe has.
+ENGINE_OPTIONS = ("streaming_gap", "recent_fp_tokens", "min_tokens_to_compress", "skip_layers")
+
+T = TypeVar("T")
 
 
 class Prefill(Protocol):
-    """What the engine asks of a prefill; a frozen dataclass that holds no tensors."""
+    """How a layer attends while nothing of its sequence is compressed; a frozen dataclass that holds no tensors."""
 
-    def attend(self, library: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Output (and weights or None) of attention over raw keys; ``library`` is the dense implementation.
+    @property
+    def sparse(self) -> bool:
+        """Whether tokens may be left out of a prompt's attention."""
 
-        The other arguments are those of transformers' attention functions, and those that ``library`` takes. The key
-        is tagged with its cache layer, or has no tag in a forward without a cache.
+    @property
+    def protect_text(self) -> bool:
+        """Whether only tokens that show an image or a video may be left out."""
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Output, and weights or None, over raw keys.
+
+        A prefill that leaves tokens out tells the layer before it computes the output which ones stay
+        (`CompressedLayer.decide`), so that one choice serves both.
         """
+
+    def operations(self, share: Any) -> Any:
+        """Share of the attention's operations that is left where ``share`` of the tokens take part."""
 
 
 @dataclass(frozen=True)
 class DensePrefill:
     """Every token attends to every earlier one, by the library's own kernel."""
 
-    def attend(self, library: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output: tuple[Tensor, Tensor | None] = library(*args, **kwargs)
-        return output
+    sparse = False
+    protect_text = False
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        return call.dense()
+
+    def operations(self, share: Any) -> Any:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How a cache layer compresses.
+
+    Args:
+        selection: Which tokens matter.
+        storage: In which form each kind of token is kept.
+        prefill: How a prompt attends.
+        streaming_gap: New tokens that make a segment; None never compresses them.
+        recent_fp_tokens: Newest tokens that are never compressed.
+        min_tokens_to_compress: Shorter prompts wait in the buffer; None lets every prompt wait.
+        skip_layers: Layers kept at model precision.
+        name: The method in reports.
+
+    Raises:
+        ValueError: For an option outside its range.
+    """
+
+    name: str = "custom"
+    selection: Selection
+    storage: Storage
+    prefill: Prefill = field(default_factory=DensePrefill)
+    streaming_gap: int | None = 100
+    recent_fp_tokens: int = 0
+    min_tokens_to_compress: int | None = 32
+    skip_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_engine_options(self, never=True)
+
+    def fills_gap(self, tokens: int) -> bool:
+        """Whether so many new tokens are to be compressed."""
+        return self.streaming_gap is not None and tokens >= self.streaming_gap
+
+    def fills_prompt(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens is to be compressed."""
+        return self.min_tokens_to_compress is not None and tokens >= self.min_tokens_to_compress
+
+
+def pick(part: type[T], settings: Any, **others: Any) -> T:
+    """A ``part`` of a method with those of its fields that ``settings`` have under the same name, and ``others``."""
+    names = [each.name for each in fields(part)]  # type: ignore[arg-type]
+    return part(**{name: getattr(settings, name) for name in names if hasattr(settings, name)} | others)
+
+
+def check_setting(settings: Any, name: str, good: bool, allowed: str) -> None:
+    """Raise `ValueError` that names the setting, its value and what is allowed, unless ``good``."""
+    if not good:
+        raise ValueError(f"{name}={getattr(settings, name)!r} must be {allowed}")
+
+
+def check_words(settings: Any, **allowed: tuple[Any, ...]) -> None:
+    """Raise `ValueError` unless each setting is one of the values listed for it."""
+    for name, values in allowed.items():
+        check_setting(settings, name, getattr(settings, name) in values, f"one of {values}")
+
+
+def check_counts(settings: Any, **least: int) -> None:
+    """Raise `ValueError` unless each setting is a whole number of at least the number given for it."""
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+        check_setting(settings, name, whole, f"a whole number of at least {smallest}")
+
+
+def check_layers(settings: Any) -> None:
+    """Raise `ValueError` unless ``skip_layers`` are indices of layers."""
+    indices = all(isinstance(index, int) and index >= 0 for index in settings.skip_layers)
+    check_setting(settings, "skip_layers", indices, "layer indices, counted from 0")
+
+
+def check_engine_options(settings: Any, *, never: bool = False) -> None:
+    """Raise `ValueError` for an engine option outside its range; ``never`` allows None where it means never."""
+    least = {"streaming_gap": 1, "recent_fp_tokens": 0, "min_tokens_to_compress": 1}
+    for name in ("streaming_gap", "min_tokens_to_compress"):
+        if never and getattr(settings, name) is None:
+            del least[name]
+    check_counts(settings, **least)
+    check_layers(settings)

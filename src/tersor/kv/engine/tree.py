@@ -1,4 +1,4 @@
-"""Walk the tensors of nested dataclasses and lists: batch operations, moves and byte counts in one place."""
+"""Walk the tensors of nested dataclasses, lists and tuples: batch operations, moves and byte counts in one place."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def map_tensors(node: T, function: Callable[[Tensor], Tensor]) -> T:
             if id(item) not in done:
                 done[id(item)] = function(item)
             return done[id(item)]
-        if isinstance(item, list):
-            return [walk(entry) for entry in item]
+        if isinstance(item, list | tuple):
+            return type(item)(map(walk, item))
         if is_dataclass(item) and not isinstance(item, type):
             return type(item)(**{field.name: walk(getattr(item, field.name)) for field in fields(item)})
         return item
@@ -33,7 +33,7 @@ def iter_tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield ``(dotted path, tensor)`` for each tensor below ``node``."""
     if isinstance(node, Tensor):
         yield name, node
-    elif isinstance(node, list):
+    elif isinstance(node, list | tuple):
         for index, entry in enumerate(node):
             yield from iter_tensors(entry, f"{name}.{index}" if name else str(index))
     elif is_dataclass(node) and not isinstance(node, type):

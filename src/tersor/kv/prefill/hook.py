@@ -1,85 +1,53 @@
-"""What one forward over a prompt knows beyond the tensors that attention gets, and how it reaches the attention.
-
-A hook on the top-level model puts a `ForwardState` among the forward's keywords, and the model hands it down to every
-attention call. As an argument of each layer it is there again when gradient checkpointing computes the layer a second
-time in the backward pass; a global variable or a ``with`` block around the forward would be gone by then.
-"""
+"""The hook that tells a model's attention layers which forward they are part of; see `tersor.kv.engine.state`."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tersor.kv.engine.cache import CompressedCache, compressible_layers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-    from tersor.kv.method import KVMethod, Session
-    from tersor.kv.storage.segments import Chosen
-
-#: Keyword under which a forward's state travels to the attention function.
-STATE = "tersor_state"
-#: Keyword of the user: bool ``[batch, tokens]``, True where a token belongs to a completion and not to the prompt.
-COMPLETION = "completion_mask"
-#: Keyword by which `generate` without a cache tells each of its forwards where the prompt ends.
-UNCACHED = "tersor_uncached_prompt"
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What a sparse prefill did in one layer.
-
-    ``kept``: tokens in the attention, columns of the input. ``prompt``: bool ``[batch, tokens]``, those it was chosen
-    from. ``mass``: share of the attention that the kept ones hold, ``[batch]``. ``skipped``: why every token was kept,
-    or None.
-    """
-
-    kept: Chosen
-    prompt: Tensor
-    mass: Tensor
-    skipped: str | None
+from tersor.kv.engine.choices import Choices
+from tersor.kv.engine.state import COMPLETION, STATE, UNCACHED, ForwardState
 
 
 @dataclass
-class ForwardState:
-    """One forward over a prompt.
+class Latest:
+    """What a session used last.
 
-    ``layers``: those that may be sparse. ``visual``, ``completion``: bool ``[batch, tokens]``, which tokens show an
-    image or a video, and which follow the prompt; None where not known. ``records``: what happened, by layer.
+    Args:
+        cache: The compressed cache.
+        state: The forward over a prompt, where the prefill is sparse.
     """
 
-    method: KVMethod
-    layers: frozenset[int]
-    visual: Tensor | None = None
-    completion: Tensor | None = None
-    records: dict[int, LayerRecord] = field(default_factory=dict)
-
-    def covers(self, module: nn.Module, kwargs: dict[str, Any]) -> bool:
-        """Whether ``module`` is an attention layer of the text decoder that may be sparse without a cache."""
-        if self.completion is None or not getattr(module, "is_causal", True) or kwargs.get("sliding_window"):
-            return False
-        return getattr(module, "layer_idx", None) in self.layers
-
-
-class UncachedPrompt:
-    """Where the prompt of a ``generate(use_cache=False)`` ends; its first forward tells."""
-
-    tokens: int | None = None
+    cache: CompressedCache | None = None
+    state: ForwardState | None = None
 
 
 class ForwardHook:
-    """The pre-hook of a `Session` whose method has a sparse prefill."""
+    """The pre-hook of a session whose prefill is sparse.
 
-    def __init__(self, session: Session):
-        self.session = session
-        model = session.model
+    Args:
+        choices: The method's choices.
+        model: The model that gets the hook.
+        new_cache: Makes an empty cache for it.
+        latest: Told of the cache and the state of each forward.
+
+    Raises:
+        NotImplementedError: If a keyword of the model's forward cannot reach its attention layers.
+    """
+
+    def __init__(
+        self, choices: Choices, model: PreTrainedModel, new_cache: Callable[[], CompressedCache], latest: Latest
+    ):
+        self.choices, self.new_cache, self.latest = choices, new_cache, latest
         parameters = inspect.signature(model.forward).parameters
         if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
             raise NotImplementedError(
@@ -87,13 +55,8 @@ class ForwardHook:
                 "reach its attention layers; use a method with a dense prefill, such as ZipCache"
             )
         self.names = list(parameters)
-        self.layers = frozenset(
-            compressible_layers(model.config.get_text_config(decoder=True), self.method.skip_layers)
-        )
-
-    @property
-    def method(self) -> KVMethod:
-        return self.session.method
+        text = model.config.get_text_config(decoder=True)
+        self.layers = frozenset(compressible_layers(text, choices.skip_layers))
 
     def __call__(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -101,9 +64,9 @@ class ForwardHook:
         """Check and complete the keywords of one forward.
 
         Raises:
-            ValueError: for a mask of a wrong shape, a filled cache of another kind, or ``protect="text"`` where nothing
+            ValueError: For a mask of a wrong shape, a filled cache of another kind, or ``protect="text"`` where nothing
                 says which tokens are text.
-            NotImplementedError: for a static cache.
+            NotImplementedError: For a static cache.
         """
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         completion, uncached = kwargs.pop(COMPLETION, None), kwargs.pop(UNCACHED, None)
@@ -126,13 +89,13 @@ class ForwardHook:
         elif kwargs["past_key_values"].get_seq_length():
             return (), kwargs  # a later chunk of text, or a decoding step: dense over what is stored
         visual = visual_tokens(model.config, kwargs, tokens.shape[1])
-        if visual is None and self.method.prefill.protect_text:  # type: ignore[attr-defined]
+        if visual is None and self.choices.prefill.protect_text:
             raise ValueError(
                 "protect='text' needs to know which tokens are text: pass input_ids or mm_token_type_ids to a model "
                 "whose configuration names its image tokens; or leave protect at 'none'"
             )
-        state = ForwardState(self.method, self.layers, visual, completion)
-        self.session.state = kwargs[STATE] = state
+        state = ForwardState(self.choices, self.layers, visual, completion)
+        self.latest.state = kwargs[STATE] = state
         return (), kwargs
 
     def _teacher_forced(self, completion: Tensor, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -155,14 +118,14 @@ class ForwardHook:
         return completion
 
     def _with_cache(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
-        """Whether the forward fills a cache of the method's; makes one where the library would make its own."""
+        """Whether the forward fills a compressed cache; makes one where the library would make its own."""
         past = kwargs.get("past_key_values")
         if past is None:
             use = kwargs.get("use_cache")
             wanted = getattr(model.config.get_text_config(decoder=True), "use_cache", True) if use is None else use
             if not wanted or (model.training and torch.is_grad_enabled()):
                 return False
-            past = self.method.cache(model.config)
+            past = self.new_cache()
         elif not isinstance(past, CompressedCache):
             if not isinstance(past, DynamicCache):
                 raise NotImplementedError(
@@ -174,8 +137,8 @@ class ForwardHook:
                     f"the {type(past).__name__} holds {past.get_seq_length()} tokens already; start with an empty one, "
                     "or one made by .cache(model.config), so that the prompt is read by the method"
                 )
-            past = self.method.cache(model.config)
-        self.session.cache = kwargs["past_key_values"] = past
+            past = self.new_cache()
+        self.latest.cache = kwargs["past_key_values"] = past
         return True
 
 

@@ -7,18 +7,17 @@ those tokens pass the layer by their residual connection and MLP alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tersor.kv.engine.layer import TAG, CompressedLayer, boolean_mask, causal_rows
-from tersor.kv.prefill.hook import STATE, ForwardState, LayerRecord
+from tersor.kv.engine.call import AttentionCall, boolean_mask, causal_rows
+from tersor.kv.engine.layer import CompressedLayer
+from tersor.kv.engine.state import ForwardState, LayerRecord
+from tersor.kv.selection.base import Chosen, Selection, Waiting, choose_all
 from tersor.kv.selection.probes import ProbeScores, probe_scores
-from tersor.kv.selection.ratio import Selection, Waiting
-from tersor.kv.storage.segments import Chosen, everything
 
 QueryMode = Literal["drop", "compute"]
 
@@ -27,16 +26,24 @@ QueryMode = Literal["drop", "compute"]
 class SparsePrefill:
     """Attention of a prompt among the tokens of ``selection``; what follows the prompt is dense over what is stored.
 
-    ``query_mode``: ``"drop"`` leaves the output of other tokens at zero (the paper), ``"compute"`` restricts keys only.
-    ``min_tokens``: rows with a shorter prompt keep every token. ``protect_text``: only visual tokens may be left out.
-
     A layer whose method has the same ``selection`` stores exactly the tokens that took part.
+
+    Args:
+        selection: Which tokens take part.
+        query_mode: ``"drop"`` leaves the output of other tokens at zero (the paper), ``"compute"`` restricts keys only.
+        min_tokens: Rows with a shorter prompt keep every token.
+        protect_text: Only visual tokens may be left out.
+
+    Raises:
+        ValueError: If the selection lets every head pick its own tokens.
     """
 
     selection: Selection
     query_mode: QueryMode = "drop"
     min_tokens: int = 256
     protect_text: bool = False
+
+    sparse = True
 
     def __post_init__(self) -> None:
         if self.selection.per_head:
@@ -45,142 +52,109 @@ class SparsePrefill:
                 "own; use one choice a layer"
             )
 
-    def attend(
-        self,
-        library: Callable[..., Any],
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Choose, note the choice, attend; see `Prefill.attend`. The choice is made without gradient."""
-        layer: CompressedLayer | None = getattr(key, TAG, None)
-        if key.shape[2] != query.shape[2] or (layer is not None and layer.seen != query.shape[2]):
-            output: tuple[Tensor, Tensor | None] = library(
-                module, query, key, value, attention_mask, dropout, scaling, **kwargs
-            )
-            return output
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        state: ForwardState | None = kwargs.get(STATE)
-        completion = None if state is None or state.completion is None else state.completion.to(query.device)
-        real = real_tokens(attention_mask)
-        prompt = _without(real, completion)
-        index: Any = module.layer_idx if layer is None else layer.layer_idx
-        with torch.no_grad():
-            kept, skipped = self.choose(
-                query, key, attention_mask, prompt, layer, index, state, scaling=scaling, softcap=kwargs.get("softcap")
-            )
-        if skipped is not None:
-            output = library(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-            return output
-        attending = kept if completion is None else _with_completion(kept, completion, real)
-        attend = attend_among if self.query_mode == "drop" else attend_to
-        sparse = attend(library, module, query, key, value, attention_mask, attending, dropout, scaling, **kwargs)
-        if state is not None and completion is not None and not state.method.storage.evicts and bool(completion.any()):
-            sparse = _completion_dense(
-                sparse, completion, library, module, query, key, value, attention_mask, dropout, scaling, **kwargs
-            )
-        return sparse, None
+    def operations(self, share: Tensor) -> Tensor:
+        """Without the others' queries the paper's square (section 2.8), otherwise the share itself."""
+        return share**2 if self.query_mode == "drop" else share
 
-    def choose(
-        self,
-        query: Tensor,
-        key: Tensor,
-        attention_mask: Tensor | None,
-        valid: Tensor | None,
-        layer: CompressedLayer | None,
-        index: int,
-        state: ForwardState | None,
-        *,
-        scaling: float,
-        softcap: float | None,
-    ) -> tuple[Chosen, str | None]:
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Choose, note the choice, attend; see `Prefill.attend`. The choice is made without gradient."""
+        layer: CompressedLayer | None = call.layer
+        state: ForwardState | None = call.state
+        tokens = call.query.shape[2]
+        if call.key.shape[2] != tokens or (layer is not None and layer.seen != tokens):
+            return call.dense()
+        completion = None if state is None or state.completion is None else state.completion.to(call.query.device)
+        real = real_tokens(call)
+        with torch.no_grad():
+            kept, skipped = self.choose(call, prompt_tokens(real, completion))
+        if skipped is not None:
+            return call.dense()
+        attending = kept if completion is None else _with_completion(kept, completion, real)
+        output = attend_among(call, attending) if self.query_mode == "drop" else attend_to(call, attending)
+        if state is not None and completion is not None and not state.choices.storage.evicts and bool(completion.any()):
+            output = _completion_dense(output, completion, call)
+        return output, None
+
+    def choose(self, call: AttentionCall, prompt: Tensor | None) -> tuple[Chosen, str | None]:
         """The tokens that take part, and why they are all there are or None; tells the layer and the state.
 
-        ``valid``: tokens of the prompt, bool ``[batch, tokens]``, None where all are.
+        Args:
+            call: The attention over a whole prompt.
+            prompt: Tokens of the prompt, bool ``[batch, tokens]``; None where all are.
         """
-        batch, _, tokens, _ = key.shape
-        waiting = Waiting(key, valid, ProbeScores(), index, 0, self._protected(state, valid, batch, tokens, key.device))
+        layer: CompressedLayer | None = call.layer
+        state: ForwardState | None = call.state
+        key = call.key
+        waiting = Waiting(key, prompt, ProbeScores(), layer_index(call), 0, self._protected(call, prompt))
         short = bool((waiting.lengths() < self.min_tokens).all())
-        scores = None if short else self._probe(query, key, attention_mask, valid, index, scaling, softcap)
+        scores = None if short else self._probe(call, waiting)
         if scores is None:
-            kept = everything(batch, tokens, valid, key.device)
-            mass = torch.ones(batch, device=key.device)
+            kept, _ = waiting.all_important()
+            mass = torch.ones(key.shape[0], device=key.device)
             skipped = "short" if short else "nothing to leave out"
         else:
             sums, counts = scores
             waiting.scores = ProbeScores(sums, counts)
             kept, others = self.selection.choose(waiting)
             mass = captured_mass(sums[:, 0], kept)
-            if layer is not None and layer.method.selection == self.selection:
+            if layer is not None and layer.choices.selection == self.selection:
                 layer.decide((kept, others), sums, counts)
             skipped = None
             if others.index.shape[-1] == 0:
                 skipped = "nothing to leave out" if bool(torch.isfinite(sums).all()) else "scores not finite"
         if state is not None:
-            prompt = valid if valid is not None else torch.ones(batch, tokens, dtype=torch.bool, device=key.device)
-            state.records[index] = LayerRecord(kept, prompt, mass, skipped)
+            if prompt is None:
+                prompt = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool)
+            scored = None if scores is None else replace(waiting, keys=key.new_empty(len(key), 1, key.shape[2], 0))
+            state.records[waiting.layer] = LayerRecord(kept, prompt, mass, skipped, scored)
         return kept, skipped
 
-    def _probe(
-        self,
-        query: Tensor,
-        key: Tensor,
-        attention_mask: Tensor | None,
-        valid: Tensor | None,
-        index: int,
-        scaling: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor] | None:
+    def _probe(self, call: AttentionCall, waiting: Waiting) -> tuple[Tensor, Tensor] | None:
         """What `probe_scores` returns; sums are NaN where a probed row is not finite."""
         scores = probe_scores(
-            query,
-            key,
-            valid,
-            query_window(attention_mask),
-            lambda length: self.selection.probe_rows(length, layer=index, segment=0),
+            call.queries(),
+            call.key,
+            waiting.valid,
+            None if call.mask is None else boolean_mask(call.mask[:, 0]),
+            lambda length: self.selection.probe_rows(length, layer=waiting.layer, segment=0),
             per_head=False,
-            scaling=scaling,
-            softcap=softcap,
         )
         # Each row of attention sums to one unless it holds NaN, which `attention_rows` counts as zero.
         if scores is not None and bool((scores[0].sum((1, 2)) < 0.99 * scores[1].amax(-1)).any()):
             return torch.full_like(scores[0], torch.nan), scores[1]
         return scores
 
-    def _protected(
-        self, state: ForwardState | None, valid: Tensor | None, batch: int, tokens: int, device: torch.device
-    ) -> Tensor | None:
+    def _protected(self, call: AttentionCall, prompt: Tensor | None) -> Tensor | None:
         """Tokens that must stay: those of short rows, and text where the user says so."""
+        state: ForwardState | None = call.state
         protected = None
-        if valid is not None and self.min_tokens > 0:
-            protected = (valid.sum(-1, keepdim=True) < self.min_tokens).expand(batch, tokens)
+        if prompt is not None and self.min_tokens > 0:
+            protected = (prompt.sum(-1, keepdim=True) < self.min_tokens).expand_as(prompt)
         if self.protect_text and state is not None and state.visual is not None:
-            text = ~state.visual.to(device)
+            text = ~state.visual.to(call.key.device)
             protected = text if protected is None else protected | text
         return protected
 
 
-def real_tokens(mask: Tensor | None) -> Tensor | None:
-    """Tokens that are no padding, bool ``[batch, tokens]``: those that look at themselves. None where all do.
+def layer_index(call: AttentionCall) -> int:
+    """The model's layer that makes the call."""
+    layer: Any = call.module if call.layer is None else call.layer
+    return layer.layer_idx
 
-    ``mask``: of a whole prompt ``[batch, heads or 1, tokens, tokens]``, bool or additive, None for plain causal.
-    """
-    if mask is None:
+
+def real_tokens(call: AttentionCall) -> Tensor | None:
+    """Tokens that are no padding, bool ``[batch, tokens]``: those that look at themselves; None where all do."""
+    if call.mask is None:
         return None
-    real = boolean_mask(mask[:, 0].diagonal(dim1=-2, dim2=-1))
+    real = boolean_mask(call.mask[:, 0].diagonal(dim1=-2, dim2=-1))
     return None if bool(real.all()) else real
 
 
-def query_window(mask: Tensor | None) -> Tensor | None:
-    """Where each query may look, bool ``[batch, queries, columns]``, None for plain causal attention."""
-    if mask is None:
-        return None
-    return boolean_mask(mask[:, 0])
+def prompt_tokens(real: Tensor | None, completion: Tensor | None) -> Tensor | None:
+    """Tokens of the prompt, None where every token is one."""
+    if completion is None or not bool(completion.any()):
+        return real
+    return ~completion if real is None else real & ~completion
 
 
 def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
@@ -192,83 +166,55 @@ def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
     return torch.where(total > 0, held.sum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
 
 
-def attend_among(
-    library: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    chosen: Chosen,
-    dropout: float,
-    scaling: float,
-    **kwargs: Any,
-) -> Tensor:
+def attend_among(call: AttentionCall, chosen: Chosen) -> Tensor:
     """``O[T] = Attn(Q[T], K[T], V[T])`` under the mask restricted to ``T x T``, and ``O[U] = 0``.
 
-    Shapes are the library's: ``query`` ``[batch, heads, tokens, dim]``, output ``[batch, tokens, heads, value_dim]``.
-    ``chosen``: the tokens ``T`` of each row, ascending.
+    Args:
+        call: The attention of the whole prompt.
+        chosen: The tokens ``T`` of each row.
+
+    Returns:
+        Output ``[batch, tokens, heads, value_dim]``, as the library's functions return it.
     """
-    batch, heads, tokens, _ = query.shape
-    output = query.new_zeros(batch, tokens, heads, value.shape[-1])
+    batch, heads, tokens, _ = call.query.shape
+    output = call.query.new_zeros(batch, tokens, heads, call.value.shape[-1])
     if chosen.index.shape[-1] == 0:
         return output
-    own = _take(query, chosen), _take(key, chosen), _take(value, chosen)
-    small, _ = library(module, *own, _restricted(mask, chosen), dropout, scaling, **kwargs)
+    query, key, value = (_take(x, chosen) for x in (call.query, call.key, call.value))
+    small, _ = replace(call, query=query, key=key, value=value, mask=_restricted(call.mask, chosen)).dense()
     for row in range(batch):
         slots = slice(None) if chosen.valid is None else chosen.valid[row, 0]
         output[row, chosen.index[row, 0][slots]] = small[row][slots]
     return output
 
 
-def attend_to(
-    library: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    chosen: Chosen,
-    dropout: float,
-    scaling: float,
-    **kwargs: Any,
-) -> Tensor:
-    """``O = Attn(Q, K[T], V[T])``: every query, restricted keys. A query that sees none of them gets zero."""
-    batch, heads, tokens, _ = query.shape
+def attend_to(call: AttentionCall, chosen: Chosen) -> Tensor:
+    """``O = Attn(Q, K[T], V[T])``: every query, restricted keys; see `attend_among`.
+
+    A query that sees none of them gets zero.
+    """
+    batch, heads, tokens, _ = call.query.shape
     if chosen.index.shape[-1] == 0:
-        return query.new_zeros(batch, tokens, heads, value.shape[-1])
+        return call.query.new_zeros(batch, tokens, heads, call.value.shape[-1])
     index = chosen.index[:, 0]
-    if mask is None:
+    if call.mask is None:
         allowed = index[:, None, None, :] <= torch.arange(tokens, device=index.device)[:, None]
     else:
-        allowed = boolean_mask(torch.stack([own[..., picked] for own, picked in zip(mask, index, strict=True)]))
+        allowed = boolean_mask(torch.stack([own[..., picked] for own, picked in zip(call.mask, index, strict=True)]))
     if chosen.valid is not None:
         allowed = allowed & chosen.valid[:, :, None, :]
     sees = allowed.any(-1, keepdim=True)
-    output, _ = library(
-        module, query, _take(key, chosen), _take(value, chosen), allowed | ~sees, dropout, scaling, **kwargs
-    )
+    key, value = _take(call.key, chosen), _take(call.value, chosen)
+    output, _ = replace(call, key=key, value=value, mask=allowed | ~sees).dense()
     return torch.where(sees.transpose(1, 2), output, 0.0)
 
 
-def _completion_dense(
-    output: Tensor,
-    completion: Tensor,
-    library: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float,
-    **kwargs: Any,
-) -> Tensor:
+def _completion_dense(output: Tensor, completion: Tensor, call: AttentionCall) -> Tensor:
     """``output`` with the rows of the completion replaced: where nothing is evicted, they see the whole prompt."""
-    tokens = query.shape[2]
+    tokens = call.query.shape[2]
     start = int(completion.any(0).nonzero()[0])
-    rows = causal_rows(tokens - start, tokens, query.device)[None] if mask is None else mask[:, :, start:]
-    late, _ = library(module, query[:, :, start:], key, value, rows, dropout, scaling, **kwargs)
+    rows = causal_rows(tokens - start, tokens, output.device)[None] if call.mask is None else call.mask[:, :, start:]
+    late, _ = replace(call, query=call.query[:, :, start:], mask=rows).dense()
     late = torch.where(completion[:, start:, None, None], late, output[:, start:])
     return torch.cat([output[:, :start], late], dim=1)
 
@@ -296,17 +242,10 @@ def _restricted(mask: Tensor | None, chosen: Chosen) -> Tensor | None:
     return mask
 
 
-def _without(real: Tensor | None, completion: Tensor | None) -> Tensor | None:
-    """Tokens of the prompt, None where every token is one."""
-    if completion is None or not bool(completion.any()):
-        return real
-    return ~completion if real is None else real & ~completion
-
-
 def _with_completion(kept: Chosen, completion: Tensor, real: Tensor | None) -> Chosen:
     """The kept tokens of the prompt and all of the completion."""
     batch, tokens = completion.shape
     index = kept.index[:, 0] if kept.valid is None else kept.index[:, 0].masked_fill(~kept.valid[:, 0], tokens)
     attending = completion.new_zeros(batch, tokens + 1).scatter(1, index, True)[:, :tokens]
     attending |= completion if real is None else completion & real
-    return everything(batch, tokens, attending, completion.device)
+    return choose_all(batch, tokens, attending, completion.device)

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from tersor.bench.measure import storage_bytes
-from tersor.kv.depth.base import layer_types
+from tersor.kv.engine.cache import CompressedCache, layer_types
 from tersor.kv.engine.layer import CompressedLayer
-
-if TYPE_CHECKING:
-    from tersor.kv.engine.cache import CompressedCache
-    from tersor.kv.prefill.hook import ForwardState, LayerRecord
+from tersor.kv.engine.state import ForwardState
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityStats:
     """Figures of one prompt, protected tokens included. Layers that stay dense count with a ratio of 1.
 
-    ``tokens``: of each row, padding left out. ``token_ratio``: mean share of tokens that take part in attention, with
-    its parts ``per_layer`` and ``per_row``. ``visual_ratio``, ``visual_per_layer``: the same over visual tokens, None
-    where there are none. ``attn_flops_reduction``: 1 - (mean ratio)^2, as the paper counts;
-    ``attn_flops_reduction_exact``: 1 - mean of the squares. Where only keys are restricted (``query_mode="compute"``)
-    both are 1 - mean ratio. ``captured_mass``, ``mass_per_layer``: share of the probed attention that kept tokens hold.
-    ``kv_bytes``: everything that the cache stores now; ``kv_dense_bytes``: 16 bits for every key and value of the
-    tokens seen; ``physical_lengths``: token slots a row of each layer, empty ones of uneven batches included. These are
-    0 and empty without a cache. ``skipped_reason``: why no layer left anything out, or None. ``kept``: columns of the
-    input that take part, int64, by layer and row; not part of `to_dict`.
+    Args:
+        tokens: Tokens of each row, padding left out.
+        token_ratio: Share of tokens that take part in attention, mean over layers and rows.
+        per_layer: Its mean over rows, by layer.
+        per_row: Its mean over layers, by row.
+        visual_ratio: The same as ``token_ratio`` over visual tokens, None where there are none.
+        visual_per_layer: Likewise by layer.
+        attn_flops_reduction: 1 - (mean ratio)^2, as the paper counts; 1 - mean ratio where only keys are restricted.
+        attn_flops_reduction_exact: 1 - mean of the squares; the same where only keys are restricted.
+        captured_mass: Share of the probed attention that kept tokens hold.
+        mass_per_layer: Likewise by layer.
+        kv_bytes: Bytes of all that the cache stores now, 0 without a cache.
+        kv_dense_bytes: 16 bits for every key and value of the tokens seen, in bytes; 0 without a cache.
+        physical_lengths: Token slots a row of each layer, empty ones of uneven batches included; empty without a cache.
+        skipped_reason: Why no layer left anything out, or None.
+        kept: Columns of the input that take part, int64, by layer and row; not part of `to_dict`.
     """
 
     tokens: tuple[int, ...]
@@ -56,10 +60,10 @@ class SparsityStats:
 
 
 def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: PreTrainedConfig) -> SparsityStats:
-    """The figures of the forward that ``state`` belongs to.
+    """The figures of the forward that ``state`` belongs to, and of the ``cache`` it filled.
 
     Raises:
-        ValueError: if the forward has not reached a layer that may be sparse.
+        ValueError: If the forward has not reached a layer that may be sparse.
     """
     if not state.records:
         raise ValueError(
@@ -67,32 +71,32 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
         )
     layers = len(layer_types(config.get_text_config(decoder=True)))
     some = next(iter(state.records.values()))
-    everything = [own.nonzero()[:, 0] for own in some.prompt.cpu()]
-    rows = [row for row, own in enumerate(everything) if len(own)]
-    kept = [_columns(record) if (record := state.records.get(index)) else everything for index in range(layers)]
-    ratio = torch.tensor([[_share(own[row], everything[row]) for row in rows] for own in kept], dtype=torch.float64)
+    prompt = [own.nonzero()[:, 0] for own in some.prompt.cpu()]
+    rows = [row for row, own in enumerate(prompt) if len(own)]
+    kept = [record.kept.rows() if (record := state.records.get(index)) else prompt for index in range(layers)]
+    ratio = torch.tensor([[_share(own[row], prompt[row]) for row in rows] for own in kept], dtype=torch.float64)
     visual = None
     if state.visual is not None:
         flags = state.visual.cpu()
-        seen = [row for row in rows if bool(flags[row, everything[row]].any())]
+        seen = [row for row in rows if bool(flags[row, prompt[row]].any())]
         shares = [
-            [_share(own[row][flags[row, own[row]]], everything[row][flags[row, everything[row]]]) for row in seen]
+            [_share(own[row][flags[row, own[row]]], prompt[row][flags[row, prompt[row]]]) for row in seen]
             for own in kept
         ]
         visual = torch.tensor(shares, dtype=torch.float64).mean(1) if seen else None
     mass = [float(r.mass[rows].mean()) if (r := state.records.get(index)) else 1.0 for index in range(layers)]
     mean = float(ratio.mean())
-    drops = state.method.prefill.query_mode == "drop"  # type: ignore[attr-defined]
+    operations = state.choices.prefill.operations
     reasons = {record.skipped for record in state.records.values()}
     return SparsityStats(
-        tokens=tuple(map(len, everything)),
+        tokens=tuple(map(len, prompt)),
         token_ratio=mean,
         per_layer=tuple(ratio.mean(1).tolist()),
         per_row=tuple(ratio.mean(0).tolist()),
         visual_ratio=None if visual is None else float(visual.mean()),
         visual_per_layer=None if visual is None else tuple(visual.tolist()),
-        attn_flops_reduction=1 - mean**2 if drops else 1 - mean,
-        attn_flops_reduction_exact=1 - float(ratio.square().mean()) if drops else 1 - mean,
+        attn_flops_reduction=1 - operations(mean),
+        attn_flops_reduction_exact=1 - float(operations(ratio).mean()),
         captured_mass=sum(mass) / layers,
         mass_per_layer=tuple(mass),
         kv_bytes=0 if cache is None else _stored(cache),
@@ -101,13 +105,6 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
         skipped_reason=None if None in reasons else " and ".join(sorted(map(str, reasons))),
         kept=tuple(tuple(own) for own in kept),
     )
-
-
-def _columns(record: LayerRecord) -> list[Tensor]:
-    index = record.kept.index[:, 0].cpu()
-    if record.kept.valid is None:
-        return list(index)
-    return [own[valid] for own, valid in zip(index, record.kept.valid[:, 0].cpu(), strict=True)]
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tersor.kv.selection.base import Chosen, Waiting, choose_all
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
-from tersor.kv.selection.ratio import Waiting
-from tersor.kv.storage.segments import Chosen, everything, nothing
 
 Probe = Literal["sampled", "all"]
 SelectBy = Literal["normalized", "raw"]
@@ -25,9 +24,15 @@ SelectBy = Literal["normalized", "raw"]
 def smallest_set(sums: Tensor, tau: float) -> Tensor:
     """Eq. (6): the least ``p`` such that the ``p`` largest of ``sums`` make up ``tau`` of all of them.
 
-    ``sums``: ``[batch, tokens]``, at least 0. Rows of attention sum to one, so all of them is the number of probe rows
-    in a prompt, and the mass of the window where only a window of a row is looked at. Returns int64 ``[batch]``, at
-    least 1.
+    Rows of attention sum to one, so all of them is the number of probe rows in a prompt, and the mass of the window
+    where only a window of a row is looked at.
+
+    Args:
+        sums: Attention of each token, at least 0, ``[batch, tokens]``.
+        tau: Share to reach.
+
+    Returns:
+        ``p`` of each sample, at least 1, int64 ``[batch]``.
     """
     reached = sums.double().sort(-1, descending=True).values.cumsum(-1)
     return (reached < tau * reached[:, -1:]).sum(-1) + 1
@@ -37,9 +42,15 @@ def smallest_set(sums: Tensor, tau: float) -> Tensor:
 class PromptSelection:
     """Tokens of a prompt that take part in attention, from probe rows; the base of the concrete selections.
 
-    ``probe``: ``"sampled"`` takes the ``probe_recent`` last rows and ``probe_random`` others, ``"all"`` every row.
-    ``protect_recent``, ``protect_first``: tokens at the end and at the start of the prompt that are always added.
-    ``select_by``: rank by ``"normalized"`` or ``"raw"`` attention. ``check_finite``: raise where scores are not finite.
+    Args:
+        probe_recent: Rows at the end of the prompt that are probed.
+        probe_random: Rows at random places before them that are probed.
+        probe: ``"sampled"`` takes these rows, ``"all"`` every row.
+        seed: Seed of the random rows.
+        protect_recent: Tokens at the end of the prompt that are always added.
+        protect_first: Tokens at its start that are always added.
+        select_by: Rank by ``"normalized"`` or ``"raw"`` attention.
+        check_finite: Raise where scores are not finite, instead of keeping every token.
     """
 
     probe_recent: int = 64
@@ -85,20 +96,20 @@ class PromptSelection:
         device = waiting.keys.device
         totals = None if self.keeps_all(waiting.layer) else waiting.scores.totals(tokens)
         if totals is None or not self._finite(totals[0], waiting.layer):
-            return everything(batch, tokens, waiting.valid, device), nothing(batch, device)
+            return waiting.all_important()
         sums, counts = totals[0][:, 0], totals[1]
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=device) if waiting.valid is None else waiting.valid
         rank = self.ranking(sums, counts, waiting).masked_fill(~valid, -torch.inf)
         # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
         order = rank.sort(dim=-1, descending=True, stable=True).indices
         taken = torch.arange(tokens, device=device) < self.count(sums, waiting)[:, None]
-        important = torch.zeros_like(valid).scatter(1, order, taken) | self._protected(waiting)
+        important = torch.zeros_like(valid).scatter(1, order, taken) | self.protected(waiting)
         return (
-            everything(batch, tokens, important & valid, device),
-            everything(batch, tokens, valid & ~important, device),
+            choose_all(batch, tokens, important & valid, device),
+            choose_all(batch, tokens, valid & ~important, device),
         )
 
-    def _protected(self, waiting: Waiting) -> Tensor:
+    def protected(self, waiting: Waiting) -> Tensor:
         """Tokens that are added whatever their scores, bool ``[batch, tokens]``."""
         places = waiting.places()
         protected = places >= waiting.lengths()[:, None] - self.protect_recent
@@ -118,7 +129,7 @@ class PromptSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class MassSelection(PromptSelection):
-    """The smallest set of tokens that holds ``tau`` of the attention mass: ZipVL's adaptive ratio."""
+    """The smallest set of tokens that holds a share ``tau`` of the attention mass: ZipVL's adaptive ratio."""
 
     tau: float = 0.975
 

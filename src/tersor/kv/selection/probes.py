@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,81 +38,75 @@ def probe_positions(length: int, recent: int, random: int, generator: torch.Gene
     return torch.cat([picked.sort().values, torch.arange(earlier, length)])
 
 
-@torch.no_grad()
-def attention_rows(
-    query: Tensor,
-    keys: Tensor,
-    allowed: Tensor,
-    *,
-    scaling: float,
-    lse: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """Rows of the attention matrix, averaged over the query heads of each KV head.
+@dataclass(frozen=True)
+class Queries:
+    """Query vectors whose rows of attention are looked at.
 
     Args:
         query: ``[batch, heads, rows, dim]``.
-        keys: ``[batch, kv_heads, columns, dim]``; with ``lse`` any subset of the columns will do.
-        allowed: bool ``[batch or 1, rows, columns]``.
-        lse: log-sum-exp of each whole row ``[batch, heads, rows]``. Without it, the softmax runs over ``keys``.
+        scaling: Factor of the scores.
+        softcap: Limit of the scores where the model has one, or None.
+        lse: Log-sum-exp of each whole row, ``[batch, heads, rows]``; without it, the softmax runs over the given keys.
+    """
+
+    query: Tensor
+    scaling: float
+    softcap: float | None = None
+    lse: Tensor | None = None
+
+    def pick(self, rows: Any, samples: slice = slice(None)) -> Queries:
+        """Some rows of some samples."""
+        lse = None if self.lse is None else self.lse[samples][:, :, rows]
+        return replace(self, query=self.query[samples][:, :, rows], lse=lse)
+
+
+@torch.no_grad()
+def attention_rows(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
+    """Rows of the attention matrix, averaged over the query heads of each KV head.
+
+    Args:
+        queries: The rows.
+        keys: ``[batch, kv_heads, columns, dim]``; where the queries have ``lse`` any subset of the columns will do.
+        allowed: Where a row may look, bool ``[batch or 1, rows, columns]``.
 
     Returns:
         ``[batch, kv_heads, rows, columns]`` in compute precision; rows that may look nowhere are zero.
     """
-    batch, heads, rows, dim = query.shape
+    batch, heads, rows, dim = queries.query.shape
     kv_heads = keys.shape[1]
-    dtype = compute_dtype(query.dtype)
-    grouped = query.to(dtype).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    dtype = compute_dtype(queries.query.dtype)
+    grouped = queries.query.to(dtype).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
     # In place where possible: for a long prompt a pass over the scores costs as much as computing them.
-    scores = (
-        (grouped @ keys.to(dtype).transpose(-1, -2)).mul_(scaling).reshape(batch, kv_heads, -1, rows, keys.shape[2])
-    )
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = (grouped @ keys.to(dtype).transpose(-1, -2)).mul_(queries.scaling)
+    scores = scores.reshape(batch, kv_heads, -1, rows, keys.shape[2])
+    if queries.softcap is not None:
+        scores = queries.softcap * torch.tanh(scores / queries.softcap)
     scores.masked_fill_(~allowed[:, None, None], -torch.inf)
-    if lse is None:
+    if queries.lse is None:
         return scores.softmax(-1).nan_to_num_(0.0).mean(2)
-    return (scores - lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
+    return (scores - queries.lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
 
 
-def column_sums(
-    query: Tensor,
-    keys: Tensor,
-    allowed: Tensor,
-    *,
-    scaling: float,
-    lse: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def column_sums(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
     """Sum of `attention_rows` over rows, a tile of rows at a time: ``[batch, kv_heads, columns]``."""
-    batch, heads, rows, _ = query.shape
+    batch, heads, rows, _ = queries.query.shape
     columns = keys.shape[2]
     tile = max(1, PROBE_TILE_NUMBERS // max(1, batch * heads * columns))
-    total = torch.zeros(batch, keys.shape[1], columns, dtype=compute_dtype(query.dtype), device=query.device)
+    total = keys.new_zeros(batch, keys.shape[1], columns, dtype=compute_dtype(queries.query.dtype))
     for start in range(0, rows, tile):
         part = slice(start, start + tile)
-        total += attention_rows(
-            query[:, :, part],
-            keys,
-            allowed[:, part],
-            scaling=scaling,
-            lse=None if lse is None else lse[:, :, part],
-            softcap=softcap,
-        ).sum(2)
+        total += attention_rows(queries.pick(part), keys, allowed[:, part]).sum(2)
     return total
 
 
 def probe_scores(
-    query: Tensor,
+    queries: Queries,
     keys: Tensor,
     valid: Tensor | None,
     window: Tensor | None,
     pick_rows: Callable[[int], Tensor],
     *,
     per_head: bool,
-    scaling: float,
-    lse: Tensor | None = None,
-    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Attention that the probe rows of an update give to every token.
 
@@ -119,36 +114,36 @@ def probe_scores(
     same bits, as it would alone.
 
     Args:
-        query: ``[batch, heads, new, dim]`` of the newest tokens.
+        queries: The newest tokens, all rows of the update.
         keys: ``[batch, kv_heads, columns, dim]``.
-        valid: bool ``[batch, columns]``, the tokens that count, None where all do.
-        window: bool ``[batch, new, columns]``, where a query may look; None for plain causal attention.
-        pick_rows: number of a sample's own new tokens -> which of them to probe, int64 and ascending.
+        valid: The tokens that count, bool ``[batch, columns]``; None where all do.
+        window: Where a query may look, bool ``[batch, new, columns]``; None for plain causal attention.
+        pick_rows: From the number of a sample's own new tokens to those to probe, int64 and ascending.
+        per_head: Whether KV heads are scored apart; their mean otherwise.
 
     Returns:
         Sums ``[batch, scopes, columns]`` and the rows that can see each column ``[batch, columns]``; None where
         nothing was probed.
     """
     batch, _, columns, _ = keys.shape
-    new = query.shape[2]
+    new = queries.query.shape[2]
     samples = [slice(0, batch)] if valid is None else [slice(b, b + 1) for b in range(batch)]
     sums = counts = None
     for sample in samples:
-        inside = torch.arange(columns, device=query.device)
+        inside = torch.arange(columns, device=keys.device)
         if valid is not None:
             inside = inside[valid[sample.start]]
         rows_here = inside[inside >= columns - new] - (columns - new)
         picked = pick_rows(len(rows_here))
         if len(picked) == 0:
             continue
-        rows = rows_here[picked.to(query.device)]
+        rows = rows_here[picked.to(keys.device)]
         if window is None:
             allowed = (inside <= rows[:, None] + columns - new)[None]
         else:
             allowed = window[sample][:, rows][..., inside]
-        row_lse = None if lse is None else lse[sample][:, :, rows]
         own_keys = keys[sample] if valid is None else keys[sample][:, :, inside]
-        total = column_sums(query[sample][:, :, rows], own_keys, allowed, scaling=scaling, lse=row_lse, softcap=softcap)
+        total = column_sums(queries.pick(rows, sample), own_keys, allowed)
         if not per_head:
             total = total.mean(1, keepdim=True)
         if sums is None or counts is None:

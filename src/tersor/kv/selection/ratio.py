@@ -1,73 +1,28 @@
-"""Selection: which of the tokens waiting for compression matter."""
+"""Selections of a fixed share of the tokens: by saliency (ZipCache, section 3.4), the newest, or random ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tersor.kv.selection.probes import ProbeScores, normalized_saliency, probe_positions, seeded_generator
-from tersor.kv.storage.segments import Chosen, compact, everything, nothing
+from tersor.kv.selection.base import Chosen, Waiting, compact
+from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
 Normalization = Literal["probe_nnz", "full_nnz", "none"]
 Scope = Literal["layer", "kv_head"]
 DecodeProbe = Literal["all", "paper", "last"]
 
 
-@dataclass
-class Waiting:
-    """The tokens about to be compressed, as a selection sees them.
-
-    ``keys``: ``[batch, kv_heads, tokens, head_dim]``. ``valid``: bool ``[batch, tokens]``, None without padding.
-    ``protected``: bool ``[batch, tokens]``, tokens that the user wants kept whatever their scores, or None.
-    """
-
-    keys: Tensor
-    valid: Tensor | None
-    scores: ProbeScores
-    layer: int
-    segment: int
-    protected: Tensor | None = None
-
-    def lengths(self) -> Tensor:
-        """Valid tokens of each sample, int64 ``[batch]``."""
-        batch, _, tokens, _ = self.keys.shape
-        if self.valid is None:
-            return torch.full((batch,), tokens, device=self.keys.device)
-        return self.valid.sum(-1)
-
-    def places(self) -> Tensor:
-        """Index of each token among the valid tokens of its sample, int64 ``[batch, tokens]``."""
-        batch, _, tokens, _ = self.keys.shape
-        if self.valid is None:
-            return torch.arange(tokens, device=self.keys.device).expand(batch, tokens)
-        return self.valid.cumsum(-1) - 1
-
-
-class Selection(Protocol):
-    """What the engine asks of a selection; a frozen dataclass that holds no tensors."""
-
-    @property
-    def per_head(self) -> bool:
-        """Whether every KV head picks its own tokens."""
-
-    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
-        """Rows of a ``length``-token update to probe, int64 and ascending; empty to probe none."""
-
-    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
-        """Whether the decoding step that fills buffer slot ``step`` of ``gap`` is a probe."""
-
-    def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
-        """The important tokens and the regular ones."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RatioSelection:
     """A fixed share of the tokens, ranked by `scores`; the base of the concrete selections.
 
-    ``ratio``: share of important tokens. ``seed``: of every random choice.
+    Args:
+        ratio: Share of important tokens.
+        seed: Seed of every random choice.
     """
 
     ratio: float
@@ -88,10 +43,9 @@ class RatioSelection:
         raise NotImplementedError(f"{type(self).__name__} does not rank tokens; override `scores`")
 
     def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
-        batch, _, tokens, _ = waiting.keys.shape
         if self.ratio == 1.0:
-            return everything(batch, tokens, waiting.valid, waiting.keys.device), nothing(batch, waiting.keys.device)
-        scores = self.scores(waiting)
+            return waiting.all_important()
+        tokens, scores = waiting.keys.shape[2], self.scores(waiting)
         if waiting.valid is not None:
             scores = scores.masked_fill(~waiting.valid[:, None, :], -torch.inf)
         # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
@@ -110,9 +64,15 @@ class RatioSelection:
 class SaliencySelection(RatioSelection):
     """The tokens with the largest (normalized) attention from probe rows: ZipCache's metric.
 
-    ``normalization``: ``"probe_nnz"`` divides by the probe rows that see a column (the paper), ``"full_nnz"``
-    by all rows that do (the authors' code), ``"none"`` accumulates (as H2O and MiKV do). ``scope``: one decision a
-    layer, or one a KV head. ``decode_probe``: which decoding steps score the buffer.
+    Args:
+        probe_recent_ratio: Share of a prompt's rows that are probed at its end.
+        probe_random_ratio: Share of a prompt's rows that are probed at random places before that.
+        normalization: ``"probe_nnz"`` divides by the probe rows that see a column (the paper), ``"full_nnz"`` by all
+            rows that do (the authors' code), ``"none"`` accumulates (as H2O and MiKV do).
+        scope: One decision a ``"layer"``, or one a ``"kv_head"``.
+        decode_probe: Decoding steps that score the buffer: ``"all"``, ``"paper"`` (a random share and the last ones)
+            or ``"last"``.
+        max_probe_tokens: Largest number of probe rows, or None.
     """
 
     probe_recent_ratio: float = 0.05

@@ -10,6 +10,7 @@ positions by one matrix product with the table of cosines and sines that all lay
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class KeyBias:
     def __init__(self, bias: Tensor, table: RotaryTable):
         self.bias = bias.detach().float()
         self.table = table
+        #: At which token of each sample position 0 is, int64 ``[batch]``; None before the first update.
+        self.first_place: Tensor | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> KeyBias:
@@ -69,6 +72,39 @@ class KeyBias:
         own = cls(bias.reshape(-1, module.head_dim), table)
         own._check(module)
         return own
+
+    def note_positions(self, position_ids: Tensor | None, *, last: int, like: Tensor, layer: int) -> None:
+        """Learn at which token each sample starts.
+
+        Args:
+            position_ids: Positions of an update, ``[batch or 1, new]``; None where they count from the first token.
+            last: Index of the newest token.
+            like: A tensor of the layer, for batch size and device.
+            layer: Index of the layer, for the message.
+
+        Raises:
+            ValueError: If positions do not count up by one a token.
+        """
+        first = torch.zeros(1, dtype=torch.int64, device=like.device)
+        if position_ids is not None:
+            first = (last - position_ids[:, -1]).to(torch.int64)
+        first = first.expand(like.shape[0])
+        if self.first_place is not None and not torch.equal(first, self.first_place):
+            raise ValueError(
+                f"layer {layer}: position_ids must count up by one a token for subtract_key_bias; position 0 "
+                f"was at token {self.first_place.tolist()} of the samples and is at {first.tolist()} now"
+            )
+        self.first_place = first.clone()
+
+    def places(self, start: int, stop: int) -> Tensor:
+        """Positions that tokens ``start:stop`` were rotated by, int64 ``[batch, tokens]``; 0 for padding."""
+        assert self.first_place is not None  # set before anything is compressed
+        tokens = torch.arange(start, stop, device=self.first_place.device)
+        return (tokens - self.first_place[:, None]).clamp_min(0)
+
+    def map_positions(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply an operation on the batch, or a move, to where the samples start."""
+        self.first_place = None if self.first_place is None else function(self.first_place)
 
     def keys(self, positions: Tensor) -> Tensor:
         """``R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, kv_heads, tokens, key_dim]``."""

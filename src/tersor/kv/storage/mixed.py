@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from tersor.kv.storage.segments import Chosen, Segment, TokenGroup
+from tersor.kv.selection.base import Chosen
+from tersor.kv.storage.segments import Segment, TokenGroup
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 
 ParamScope = Literal["token", "token_head"]
@@ -81,7 +82,7 @@ class MixedPrecisionStorage:
         tokens = torch.cat([picked.gather(values) for picked in packed], dim=2)
         valid = None
         if any(picked.valid is not None for picked in packed):
-            valid = torch.cat([_slots(picked) for picked in packed], dim=-1)
+            valid = torch.cat([picked.slots for picked in packed], dim=-1)
         return channel_scale(
             tokens, power=self.channel_scale_power, valid=valid, param_dtype=getattr(torch, self.param_dtype)
         )
@@ -115,7 +116,3 @@ class MixedPrecisionStorage:
             positions,
             picked.valid,
         )
-
-
-def _slots(picked: Chosen) -> Tensor:
-    return picked.valid if picked.valid is not None else torch.ones_like(picked.index, dtype=torch.bool)

@@ -9,29 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
-
-
-@dataclass
-class Chosen:
-    """Tokens picked for one group: ``index`` int64 ``[batch, scopes, n]`` ascending, relative to the segment.
-
-    ``scopes`` is 1, or the number of KV heads where every head picks its own. Samples with fewer than ``n``
-    tokens fill up with slots whose ``valid`` is False; ``valid`` is None where there are none.
-    """
-
-    index: Tensor
-    valid: Tensor | None
-
-    def gather(self, tokens: Tensor) -> Tensor:
-        """Pick from ``[batch, kv_heads, segment tokens, dim]`` to ``[batch, kv_heads, n, dim]``."""
-        batch, heads, _, dim = tokens.shape
-        index = self.index[..., None].expand(batch, heads, -1, dim)
-        return tokens.gather(2, index)
 
 
 @dataclass
@@ -165,27 +146,3 @@ class Segment:
             return self
         groups = [group for group in (group.before(limit) for group in self.groups) if group is not None]
         return Segment(groups, self.channel_scale, self.start, limit - self.start)
-
-
-def everything(batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Chosen:
-    """All tokens of a segment, padding left out where ``valid`` (bool ``[batch, tokens]``) says so."""
-    index = torch.arange(tokens, device=device).expand(batch, 1, tokens)
-    if valid is None:
-        return Chosen(index, None)
-    return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
-
-
-def nothing(batch: int, device: torch.device) -> Chosen:
-    """No token at all."""
-    return Chosen(torch.empty(batch, 1, 0, dtype=torch.int64, device=device), None)
-
-
-def compact(index: Tensor, sentinel: int) -> Chosen:
-    """Sort picked tokens ascending; entries equal to ``sentinel`` are empty slots and go last."""
-    index = index.sort(-1).values
-    valid = index < sentinel
-    count = int(valid.sum(-1).max()) if valid.numel() else 0
-    index, valid = index[..., :count], valid[..., :count]
-    if bool(valid.all()):
-        return Chosen(index.contiguous(), None)
-    return Chosen(index.masked_fill(~valid, 0), valid.contiguous())

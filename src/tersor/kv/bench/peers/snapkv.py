@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.kv.selection.ratio import SaliencySelection, Scope, Waiting
+from tersor.kv.selection.base import Waiting
+from tersor.kv.selection.ratio import SaliencySelection, Scope
 
 
 @dataclass(frozen=True, kw_only=True)

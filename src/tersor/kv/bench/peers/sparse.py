@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.kv.engine.call import AttentionCall
 from tersor.kv.method import KVMethod
-from tersor.kv.prefill.sparse import SparsePrefill
+from tersor.kv.prefill.sparse import SparsePrefill, layer_index
+from tersor.kv.selection.base import Chosen, Waiting, choose_none
 from tersor.kv.selection.mass import PromptSelection
 from tersor.kv.selection.probes import seeded_generator
-from tersor.kv.selection.ratio import Waiting
 from tersor.kv.storage.mixed import MixedPrecisionStorage
-from tersor.kv.storage.segments import Chosen, nothing
-from tersor.kv.zipvl import NEVER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +42,14 @@ class ShareSelection(PromptSelection):
         length, ratio = waiting.lengths().double(), self.ratio(waiting.layer)
         if not self.of_unprotected:
             return (ratio * length).round().long().clamp_min(1)
-        protected = self._protected(waiting)
+        protected = self.protected(waiting)
         if waiting.valid is not None:
             protected = protected & waiting.valid
         held = protected.sum(-1)
         return held + (ratio * (length - held)).round().long()
 
     def ranking(self, sums: Tensor, counts: Tensor, waiting: Waiting) -> Tensor:
-        return super().ranking(sums, counts, waiting).masked_fill(self._protected(waiting), torch.inf)
+        return super().ranking(sums, counts, waiting).masked_fill(self.protected(waiting), torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class RandomShareSelection(ShareSelection):
     def ranking(self, sums: Tensor, counts: Tensor, waiting: Waiting) -> Tensor:
         draw = torch.rand(sums.shape[1], generator=seeded_generator(self.seed, waiting.layer)).to(sums.device)
         rank = draw[waiting.places().clamp_min(0)]
-        return rank.masked_fill(self._protected(waiting), torch.inf)
+        return rank.masked_fill(self.protected(waiting), torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +68,15 @@ class OncePrefill(SparsePrefill):
 
     first: int
 
-    def choose(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Chosen, str | None]:
-        _, _, layer, index, state = args
+    def choose(self, call: AttentionCall, prompt: Tensor | None) -> tuple[Chosen, str | None]:
+        layer, state, index = call.layer, call.state, layer_index(call)
         made = None if state is None else state.records.get(self.first)
         if made is None or index <= self.first:
-            return super().choose(query, key, *args, **kwargs)
+            return super().choose(call, prompt)
         if layer is not None and made.skipped is None:
-            unscored = torch.zeros(key.shape[0], 1, key.shape[2], device=key.device)
-            layer.decide((made.kept, nothing(key.shape[0], key.device)), unscored, unscored[:, 0])
+            batch, _, tokens, _ = call.key.shape
+            unscored = call.key.new_zeros(batch, 1, tokens, dtype=torch.float32)
+            layer.decide((made.kept, choose_none(batch, call.key.device)), unscored, unscored[:, 0])
         state.records[index] = made
         return made.kept, made.skipped
 
@@ -118,7 +118,7 @@ def _method(name: str, selection: PromptSelection, prefill: SparsePrefill, skip_
         selection=selection,
         storage=MixedPrecisionStorage(high_bits=16, low_bits=0),
         prefill=prefill,
-        streaming_gap=NEVER,
-        min_tokens_to_compress=NEVER,
+        streaming_gap=None,
+        min_tokens_to_compress=None,
         skip_layers=skip_layers,
     )

@@ -24,7 +24,7 @@ class Form(Protocol):
         """Tokens of ``dim`` channels read back in float32."""
 
 
-class StoredLayer(CacheLayerMixin):  # type: ignore[misc]  # the library is not followed
+class StoredLayer(CacheLayerMixin):
     """Appends tokens in their stored form; new tokens are attended to as they came, before they are stored."""
 
     is_compileable = False

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.kv.selection.ratio import RatioSelection, Waiting
+from tersor.kv.selection.base import Waiting
+from tersor.kv.selection.ratio import RatioSelection
 
 
 @dataclass(frozen=True, kw_only=True)

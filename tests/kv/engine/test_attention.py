@@ -1,4 +1,4 @@
-"""Invariant 8 on the real classes: stored raw, every way of generating gives the tokens of a `DynamicCache`."""
+"""On the real classes: stored raw, every way of generating gives the tokens of a `DynamicCache`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ from functools import lru_cache
 
 import pytest
 import torch
+from kv_driver import (
+    SMALL,
+    Attention,
+    filled,
+    step,
+    stream,
+)
 from tiny_models import NAMES, build, prompt
 from transformers import DynamicCache, PreTrainedModel
 
 from tersor.kv.engine import attention
+from tersor.kv.engine.attention import tersor_attention
 from tersor.kv.engine.cache import CompressedCache
+from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
 
 NEW = 40
+
+
 # Two ways to store raw: one group, and two groups whose order differs from that of the tokens.
 RAW = {
     "one group": ZipCache(saliency_ratio=1.0, high_bits=16, streaming_gap=16),
     "two groups": ZipCache(saliency_ratio=0.5, high_bits=16, low_bits=16, streaming_gap=16),
 }
+
+
 MODES = {
     "greedy": {},
     "beam": {"num_beams": 3},
@@ -110,7 +123,7 @@ def test_the_check_catches_lost_segments(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mistral_sliding"])
 def test_eight_bits_stay_close_to_the_full_cache(name: str) -> None:
-    """Invariant 7 on whole models: logits of the step after the prompt."""
+    """Logits of the step after the prompt."""
     net = build(name, sharpness=0.5)
     ids = prompt(1, 80)
     logits = []
@@ -164,3 +177,18 @@ def test_half_precision_models_keep_their_dtype() -> None:
     assert keys.dtype == values.dtype == torch.bfloat16
     assert keys.shape[2] == 79
     assert session.cache.layers[0].keys.dtype == torch.bfloat16
+
+
+def test_training_through_the_cache_is_refused() -> None:
+    module = Attention().train()
+    query, keys, values = (x.requires_grad_() for x in stream(1, 40))
+    layer = CompressedLayer(ZipCache().method(), 0)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        tersor_attention(module, query, *layer.update(keys, values), None)
+
+
+def test_a_short_mask_is_refused() -> None:
+    tensors = stream(1, 41)
+    layer = filled(ZipCache(**SMALL), tensors, 40, 40)
+    with pytest.raises(ValueError, match="covers 1 tokens but the cache holds 41"):
+        step(layer, *(x[:, :, 40:] for x in tensors), mask=torch.ones(1, 1, 1, 1, dtype=torch.bool))

@@ -70,7 +70,7 @@ def arguments(checkpoint: Path, picture: Path) -> list[str]:
 
 
 def test_a_question_about_a_picture(checkpoint: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [*arguments(checkpoint, picture), "--tau", "0.8", "--min-tokens", "0", "w5 w6 w7"]
+    options = [*arguments(checkpoint, picture), "--set", "tau=0.8", "--set", "min_tokens=0", "w5 w6 w7"]
     assert run([*options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     sparsity = printed["sparsity"]
@@ -95,7 +95,7 @@ def test_a_short_prompt_says_that_it_was_dense(
 def test_policies_store_differently(checkpoint: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     widths = []
     for policy in ("evict", "quantize", "keep"):
-        options = ["--policy", policy, "--min-tokens", "0", "--json", "w5"]
+        options = ["--set", f"policy={policy}", "--set", "min_tokens=0", "--json", "w5"]
         assert run([*arguments(checkpoint, picture), *options]) == 0
         widths.append(set(json.loads(capsys.readouterr().out)["cache"]["tokens_by_width"]))
     assert widths == [{"raw", "buffer"}, {"4-bit", "2-bit", "buffer"}, {"buffer"}]

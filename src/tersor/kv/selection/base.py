@@ -1,0 +1,122 @@
+"""What every selection gets and gives: waiting tokens in, important and regular ones out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tersor.kv.selection.probes import ProbeScores
+
+
+@dataclass
+class Chosen:
+    """Tokens picked for one group.
+
+    Args:
+        index: Ascending places among the waiting tokens, int64 ``[batch, scopes, n]``; ``scopes`` is 1, or the number
+            of KV heads where every head picks its own.
+        valid: False for the empty slots of samples with fewer than ``n`` tokens, bool like ``index``; None without any.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+
+    @property
+    def slots(self) -> Tensor:
+        """True for slots that hold a token, bool like ``index``."""
+        return torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """Pick from ``[batch, kv_heads, waiting tokens, dim]`` to ``[batch, kv_heads, n, dim]``."""
+        batch, heads, _, dim = tokens.shape
+        index = self.index[..., None].expand(batch, heads, -1, dim)
+        return tokens.gather(2, index)
+
+    def rows(self) -> list[Tensor]:
+        """The tokens of each sample on the CPU, int64 ``[its own number]``, where all heads share one choice."""
+        index, valid = self.index[:, 0].cpu(), self.slots[:, 0].cpu()
+        return [own[real] for own, real in zip(index, valid, strict=True)]
+
+
+def choose_all(batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Chosen:
+    """Every token, or those where ``valid`` (bool ``[batch, tokens]``) is True."""
+    index = torch.arange(tokens, device=device).expand(batch, 1, tokens)
+    if valid is None:
+        return Chosen(index, None)
+    return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
+
+
+def choose_none(batch: int, device: torch.device) -> Chosen:
+    """No token at all."""
+    return Chosen(torch.empty(batch, 1, 0, dtype=torch.int64, device=device), None)
+
+
+def compact(index: Tensor, empty: int) -> Chosen:
+    """Picked tokens in ascending order; entries equal to ``empty`` are empty slots and go last."""
+    index = index.sort(-1).values
+    valid = index < empty
+    count = int(valid.sum(-1).max()) if valid.numel() else 0
+    index, valid = index[..., :count], valid[..., :count]
+    if bool(valid.all()):
+        return Chosen(index.contiguous(), None)
+    return Chosen(index.masked_fill(~valid, 0), valid.contiguous())
+
+
+@dataclass
+class Waiting:
+    """The tokens about to be compressed, as a selection sees them.
+
+    Args:
+        keys: ``[batch, kv_heads, tokens, head_dim]``.
+        valid: False for padding, bool ``[batch, tokens]``; None without any.
+        scores: Attention that the tokens got so far.
+        layer: Index of the layer.
+        segment: Number of the segment that the tokens become.
+        protected: Tokens that must be kept whatever their scores, bool ``[batch, tokens]``, or None.
+    """
+
+    keys: Tensor
+    valid: Tensor | None
+    scores: ProbeScores
+    layer: int
+    segment: int
+    protected: Tensor | None = None
+
+    def lengths(self) -> Tensor:
+        """Valid tokens of each sample, int64 ``[batch]``."""
+        batch, _, tokens, _ = self.keys.shape
+        if self.valid is None:
+            return torch.full((batch,), tokens, device=self.keys.device)
+        return self.valid.sum(-1)
+
+    def places(self) -> Tensor:
+        """Index of each token among the valid tokens of its sample, int64 ``[batch, tokens]``."""
+        batch, _, tokens, _ = self.keys.shape
+        if self.valid is None:
+            return torch.arange(tokens, device=self.keys.device).expand(batch, tokens)
+        return self.valid.cumsum(-1) - 1
+
+    def all_important(self) -> tuple[Chosen, Chosen]:
+        """The choice of a selection that finds every token important."""
+        batch, _, tokens, _ = self.keys.shape
+        return choose_all(batch, tokens, self.valid, self.keys.device), choose_none(batch, self.keys.device)
+
+
+class Selection(Protocol):
+    """What the engine asks of a selection; a frozen dataclass that holds no tensors."""
+
+    @property
+    def per_head(self) -> bool:
+        """Whether every KV head picks its own tokens."""
+
+    def probe_rows(self, length: int, *, layer: int, segment: int) -> Tensor:
+        """Rows of a ``length``-token update to probe, int64 and ascending; empty to probe none."""
+
+    def probes_step(self, step: int, gap: int, *, layer: int, segment: int) -> bool:
+        """Whether the decoding step that fills buffer slot ``step`` of ``gap`` is a probe."""
+
+    def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
+        """The important tokens and the regular ones."""

@@ -1,0 +1,87 @@
+"""Recipes from text: ``zipcache+minicache`` and settings such as ``high_bits=8``, as the command line gives them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tersor.kv import METHODS, get_method
+from tersor.kv.compose import compose
+from tersor.kv.recipe import Recipe
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
+    """The recipe called ``cache``, or the composition of several joined by '+'; None for 'none'.
+
+    Args:
+        cache: Names of `METHODS`.
+        settings: ``name=value`` each; given to every recipe that has a setting of this name.
+
+    Raises:
+        ValueError: For an unknown method, a setting that none of them has, and a value of another type.
+    """
+    names = [] if cache == "none" else cache.split("+")
+    if not set(names) <= set(METHODS):
+        raise ValueError(
+            f"--cache {cache!r} is unknown; choose one of {['none', *sorted(METHODS)]}, or several joined by '+'"
+        )
+    classes = [get_method(name) for name in names]
+    known = {name: hint for each in classes for name, hint in _hints(each).items()}
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set {setting!r} is no setting of --cache {cache}; its settings are {', '.join(known)}")
+        given[name] = _value(name, text, known[name])
+    recipes = [each(**{name: given[name] for name in given if name in _hints(each)}) for each in classes]
+    return compose(*recipes) if len(recipes) > 1 else next(iter(recipes), None)
+
+
+def _hints(recipe: type[Recipe]) -> dict[str, Any]:
+    """Types of the settings of a recipe."""
+    hints = get_type_hints(recipe)
+    return {each.name: hints[each.name] for each in fields(recipe)}  # type: ignore[arg-type]
+
+
+def _value(name: str, text: str, hint: Any) -> Any:
+    """``text`` as a value of the type ``hint``; a single entry of a tuple needs no comma."""
+    try:
+        value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    for each in (text, value, (value,)):
+        if _fits(each, hint):
+            return each
+    raise ValueError(f"--set {name}={text} must be {_name(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(_fits(each, parts[0]) for each in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _name(hint: Any) -> str:
+    """A type in the words of a message."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_name, get_args(hint)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    return words.get(hint, "numbers with commas between them")
