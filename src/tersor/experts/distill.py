@@ -67,7 +67,8 @@ def closed_form_step(delta: Tensor, v: Tensor, moment: Tensor, step: Tensor) -> 
         s_j = (v_j C D_j^T) / (v_j C v_j^T),  C = X^T X
 
     Args:
-        delta, v: ``[out, in]``, with zeros in salient columns.
+        delta: ``[out, in]``, with zeros in salient columns.
+        v: The codes less their zero point, as ``delta``.
         moment: ``C`` ``[in, in]``, all of it: with its diagonal alone the steps get worse, because a few energetic
             channels then decide them.
         step: ``[out]``, kept where the denominator is 0 or the result is not positive.

@@ -24,8 +24,8 @@ def affine_parameters(
     """Minimum and step over ``dims``, in storage precision.
 
     Args:
-        x: the numbers, in compute precision.
-        valid: boolean, broadcastable to ``x``; ``False`` entries do not count. A set without any valid
+        x: The numbers, in compute precision.
+        valid: Bool, broadcastable to ``x``; ``False`` entries do not count. A set without any valid
             entry gets minimum 0 and step 0.
 
     The minimum is rounded to storage precision first, and the step is taken from the rounded minimum, so
@@ -64,7 +64,7 @@ def encode_keys_channelwise(
 
     Args:
         keys: ``[batch, kv_heads, tokens, head_dim]``.
-        valid: bool ``[batch, 1 or kv_heads, tokens]``; invalid tokens do not shape the parameters.
+        valid: Bool ``[batch, 1 or kv_heads, tokens]``; invalid tokens do not shape the parameters.
 
     Returns:
         codes with ``minimum`` and ``step`` of shape ``[batch, kv_heads, 1, head_dim]``.
@@ -111,9 +111,9 @@ def encode_values_channel_separable(
 
     Args:
         values: ``[batch, kv_heads, tokens, head_dim]``.
-        scale: from `channel_scale`, over *all* tokens of the segment; zero channels are left as zeros.
-        per_head: one parameter pair per token and head instead of one per token.
-        valid: bool ``[batch, 1 or kv_heads, tokens]``; only needed so that unused slots stay finite.
+        scale: From `channel_scale`, over *all* tokens of the segment; zero channels are left as zeros.
+        per_head: Whether to have one parameter pair per token and head instead of one per token.
+        valid: Bool ``[batch, 1 or kv_heads, tokens]``; only needed so that unused slots stay finite.
 
     Returns:
         codes with ``minimum`` and ``step`` of shape ``[batch, 1 or kv_heads, tokens, 1]``; read back by

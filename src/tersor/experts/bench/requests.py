@@ -172,7 +172,12 @@ def draw_requests(
 ) -> list[LabelledRequest]:
     """``n`` requests, the skills in turn, from the templates that a router is trained on or from the ``unseen`` ones.
 
-    ``held_out``: whether words and numbers are ones that no model is trained on.
+    Args:
+        n: How many.
+        seed: Of all draws.
+        unseen: Whether templates are ones that no router is trained on.
+        held_out: Whether words and numbers are ones that no model is trained on.
+        skills: What is asked for.
     """
     commands, frames = (_UNSEEN, _UNSEEN_FRAMES) if unseen else (_COMMANDS, _FRAMES)
     each = -(-n // len(skills))

@@ -32,7 +32,7 @@ class RouterConfig:
     """What ``router.json`` says.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: If a setting is out of range.
     """
 
     kind: str

@@ -82,7 +82,7 @@ def letter_tokens(tokenizer: Any, count: int) -> list[int]:
     """Tokens of the first ``count`` capitals as they follow "Answer:", each with a space before it if it has to be.
 
     Raises:
-        ValueError: where that is not one token each.
+        ValueError: If that is not one token each.
     """
     for lead in (" ", ""):
         ids = [tokenizer.encode(lead + letter, add_special_tokens=False) for letter in ascii_uppercase[:count]]
@@ -223,7 +223,7 @@ def load_backbone(kind: str, folder: Path, experts: int) -> tuple[Any, Any]:
     """Model and tokenizer of a folder, as a router of ``kind`` needs them.
 
     Raises:
-        ValueError: for a folder without a checkpoint, or a classifier of another number of labels.
+        ValueError: If the folder holds no checkpoint, or a classifier with another number of labels.
     """
     from transformers import (
         AutoModel,

@@ -134,7 +134,7 @@ def pick(names: Sequence[str] | None) -> list[Method]:
     """The methods of these names, all of them for None.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: If a name is unknown.
     """
     known = {method.name: method for method in METHODS}
     if unknown := [name for name in names or () if name not in known]:
