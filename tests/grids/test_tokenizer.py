@@ -91,7 +91,7 @@ def test_fitting_lowers_the_error_and_repeats() -> None:
     errors: list[float] = []
     settings = {"patch_size": 2, "codebook_size": 16, "seed": 3}
     images = random_images(50, 1, 8, 8)
-    first = PatchTokenizer.fit(images, **settings, say=lambda _, error: errors.append(error))
+    first = PatchTokenizer.fit(images, **settings, on_progress=lambda _, error: errors.append(error))
     assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
     assert torch.equal(first.codebook, PatchTokenizer.fit(images, **settings).codebook)

@@ -72,13 +72,13 @@ class PatchTokenizer(PreTrainedModel):
         seed: int,
         rounds: int = 40,
         most_patches: int = 400_000,
-        say: Callable[[int, float], None] = lambda number, error: None,
+        on_progress: Callable[[int, float], None] = lambda number, error: None,
     ) -> PatchTokenizer:
         """k-means on the patches of ``images``, ``[batch, channels, height, width]``, by Lloyd's algorithm.
 
         Args:
             seed: of the patches that are looked at and of the first codebook.
-            say: told the number of each round and its mean squared error a pixel.
+            on_progress: Called with the number of each round and its mean squared error a pixel.
 
         Raises:
             ValueError: for images that patches do not divide, or with fewer distinct patches than entries.
@@ -102,7 +102,7 @@ class PatchTokenizer(PreTrainedModel):
             sums = torch.zeros_like(model.codebook).index_add_(0, ids, patches)
             used = counts > 0
             model.codebook[used] = sums[used] / counts[used, None]
-            say(number, error)
+            on_progress(number, error)
         return model
 
     @property

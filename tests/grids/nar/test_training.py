@@ -18,8 +18,9 @@ from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import TubeletTokenizer
 from tersor.grids.nar.tokens import Tokens, extract, read_source
-from tersor.grids.nar.training import NARTraining, check_tokens, last_checkpoint, sample_sheet, train
+from tersor.grids.nar.training import NARTraining, check_tokens, sample_sheet, train
 from tersor.grids.tokenizer import PatchTokenizer
+from tersor.training.claim import last_checkpoint
 
 
 def tokens(n: int = 24, grid: tuple[int, ...] = (3, 4)) -> Tokens:
@@ -79,7 +80,7 @@ def test_a_finished_run_takes_no_further_step(tmp_path) -> None:
 
 def test_a_folder_belongs_to_one_training(tmp_path) -> None:
     run(tmp_path)
-    with pytest.raises(ValueError, match="another training"):
+    with pytest.raises(ValueError, match="another run"):
         run(tmp_path, plan(steps=8))
 
 
@@ -260,7 +261,7 @@ WORKER = """
 import sys
 sys.path[:0] = [{support!r}, {here!r}]
 import torch
-from test_nar_training import model, plan, tokens
+from test_training import model, plan, tokens
 from tersor.grids.nar.training import train
 of = model((3, 4))
 train(of, tokens(), plan(), {out!r}, held_out=tokens(8), quiet=True)
@@ -275,7 +276,7 @@ def test_two_processes_train_one_model(tmp_path) -> None:
     script = tmp_path / "worker.py"
     out = tmp_path / "out"
     script.write_text(
-        WORKER.format(support=str(here.parent / "support"), here=str(here), out=str(out)), encoding="utf-8"
+        WORKER.format(support=str(here.parents[1] / "support"), here=str(here), out=str(out)), encoding="utf-8"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=False)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tersor import _atomic
+from tersor._images import image_files
 from tersor._lazy import require
 
 _FORMAT = "tersor tokens"
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 #: Arrays of an ``.npz`` that may be there beside ``images``.
 _CONDITIONS = ("class_labels", "text_features", "text_mask")
 #: Samples encoded at once.
@@ -148,11 +148,18 @@ class Source:
     conditions: dict[str, Tensor]
 
 
-def extract(source: Source, tokenizer: Encoder, say: Callable[[int, int], None] = lambda done, all_: None) -> Tokens:
-    """Encode all samples; ``say`` is told how many are done, and of how many.
+def extract(
+    source: Source, tokenizer: Encoder, on_progress: Callable[[int, int], None] = lambda done, count: None
+) -> Tokens:
+    """Encode all samples.
+
+    Args:
+        source: Where samples come from.
+        tokenizer: Encodes them.
+        on_progress: Called with how many samples are done, and how many there are.
 
     Raises:
-        ValueError: if they do not all have the size of the first, or the tokenizer refuses them.
+        ValueError: If they do not all have the size of the first, or the tokenizer refuses them.
     """
     found: list[Tensor] = []
     for block in source.blocks():
@@ -160,7 +167,7 @@ def extract(source: Source, tokenizer: Encoder, say: Callable[[int, int], None] 
         if found and ids.shape[1:] != found[0].shape[1:]:
             raise ValueError(f"samples have grids of {tuple(found[0].shape[1:])} and of {tuple(ids.shape[1:])} tokens")
         found.append(ids.cpu())
-        say(sum(map(len, found)), source.count)
+        on_progress(sum(map(len, found)), source.count)
     return Tokens(torch.cat(found), int(tokenizer.codebook_size), source.conditions)  # type: ignore[attr-defined]
 
 
@@ -184,9 +191,7 @@ def read_source(path: str | Path) -> Source:
 
 def _folder(folder: Path) -> Source:
     images: Any = require("PIL.Image", "images")
-    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in _PICTURES)
-    if not files:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(_PICTURES)})")
+    files = image_files(folder)
     classes = sorted({each.parent.relative_to(folder) for each in files})
     conditions = {}
     if Path(".") not in classes:
