@@ -39,13 +39,13 @@ class Tokens(Dataset[dict[str, Tensor]]):
     """Ids with their conditions, as a data set of transformers' `Trainer`.
 
     Args:
-        ids: whole numbers ``[n, *grid]``.
-        vocab_size: of the tokenizer.
+        ids: Whole numbers ``[n, *grid]``.
+        vocab_size: Ids of the tokenizer.
         conditions: ``class_labels`` ``[n]``, or ``text_features`` ``[n, tokens, width]`` and ``text_mask``
             ``[n, tokens]``; or nothing.
 
     Raises:
-        ValueError: for ids outside the vocabulary, another number of conditions than samples, or unknown conditions.
+        ValueError: If ids are outside the vocabulary, or conditions are unknown or not as many as samples.
     """
 
     ids: Tensor
@@ -98,7 +98,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
         """Training and held-out samples, drawn without replacement; a pure function of its arguments.
 
         Raises:
-            ValueError: unless both parts have samples.
+            ValueError: If one of the parts has no samples.
         """
         if not 0 < held_out < len(self):
             raise ValueError(f"{held_out} held-out samples of {len(self)}: both parts must have some")
@@ -138,9 +138,9 @@ class Source:
     """Pixels that are read a block at a time.
 
     Args:
-        count: of samples.
-        blocks: gives floats from 0 to 1, ``[block, channels, height, width]`` or with frames before the channels.
-        conditions: see `Tokens`.
+        count: How many samples there are.
+        blocks: Gives floats from 0 to 1, ``[block, channels, height, width]`` or with frames before the channels.
+        conditions: See `Tokens`.
     """
 
     count: int
@@ -179,7 +179,7 @@ def read_source(path: str | Path) -> Source:
     ``text_mask``.
 
     Raises:
-        ValueError: where there are no such images, before anything is encoded.
+        ValueError: If there are no such images, before anything is encoded.
     """
     path = Path(path).expanduser()
     if path.is_dir():
