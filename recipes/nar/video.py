@@ -101,7 +101,7 @@ def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
             seed=plan.training.seed,
             rounds=plan.rounds,
             most_patches=200_000,
-            say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
+            on_progress=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
         ).save_pretrained(target)
 
     made_once(folder, fit)

@@ -59,7 +59,7 @@ def fit_tokenizer(plan: Plan, split: Split, seed: int, folder: Path) -> PatchTok
             codebook_size=plan.codebook,
             seed=seed,
             rounds=plan.rounds,
-            say=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
+            on_progress=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
         ).save_pretrained(target)
 
     made_once(folder, fit)

@@ -111,38 +111,38 @@ def decoded(name: str, options: dict) -> torch.Tensor:
     return found if isinstance(found, torch.Tensor) else found.sequences
 
 
-PLAIN = {"do_sample": False, "guidance_scale": 1.0}
+GREEDY = {"do_sample": False, "guidance_scale": 4.0}
 DRAWN = {"do_sample": True, "top_k": 12, "temperature": 1.3, "top_p": 0.9, "guidance_scale": 1.0}
 GUIDED = {**DRAWN, "guidance_scale": 2.0}
-NAR_PLAIN = {"temperature": 0, "guidance_scale": 1.0}
+NAR_GREEDY = {"temperature": 0, "guidance_scale": 4.0}
 NAR_DRAWN = {"temperature": 0.9, "top_k": 12, "top_p": 0.9, "guidance_scale": 1.0}
 NAR_GUIDED = {**NAR_DRAWN, "guidance_scale": 2.0}
 DIGESTS = [
-    ("tiny-raster", PLAIN, "b9799da80180"),
+    ("tiny-raster", GREEDY, "90b1f9c70b66"),
     ("tiny-raster", GUIDED, "aa5ee8e7845d"),
-    ("tiny-nar/raster", PLAIN, "b9799da80180"),
+    ("tiny-nar/raster", GREEDY, "b59727517e9a"),
     ("tiny-nar/raster", GUIDED, "f84b3753442b"),
-    ("tiny-nar-video/raster", PLAIN, "68090c5328f4"),
+    ("tiny-nar-video/raster", GREEDY, "a0e780088636"),
     ("tiny-nar-video/raster", GUIDED, "4e7334376859"),
-    ("tiny-raster", {"window_size": 7, **PLAIN}, "b9799da80180"),
+    ("tiny-raster", {"window_size": 7, **GREEDY}, "9e3d68426824"),
     ("tiny-raster", {"window_size": 7, **GUIDED}, "9bd88451cabd"),
     ("tiny-raster", {"window_size": 1, **DRAWN}, "1bbeebdf3988"),
     ("tiny-raster", {"window_size": 4, "row_start": "eager", **DRAWN}, "ab75c29a02a7"),
     ("tiny-raster", {"window_size": 2, "adaptive": True, **GUIDED}, "b62c1a117608"),
-    ("tiny-raster", {"window_size": 4, "adaptive": True, **PLAIN}, "b9799da80180"),
-    ("tiny-nar", NAR_PLAIN, "5dc9955e8166"),
+    ("tiny-raster", {"window_size": 4, "adaptive": True, **GREEDY}, "d0ddfbbd9a1b"),
+    ("tiny-nar", NAR_GREEDY, "520cb8b5ce86"),
     ("tiny-nar", NAR_GUIDED, "826fafd9dcc8"),
-    ("tiny-nar-video", NAR_PLAIN, "6e62bcc5cc85"),
+    ("tiny-nar-video", NAR_GREEDY, "48509169165f"),
     ("tiny-nar-video", NAR_GUIDED, "93fda358fc92"),
-    ("tiny-nar/single-head", NAR_PLAIN, "409cced75afd"),
+    ("tiny-nar/single-head", NAR_GREEDY, "c53fcf673b7e"),
     ("tiny-nar/single-head", NAR_GUIDED, "ec56ec8f6f9c"),
     ("tiny-nar", {"cfg_interval": 9, "guidance_scale": 2.0}, "1fe3665c27a9"),
     ("tiny-nar/right", NAR_DRAWN, "cd2f43b4c0ef"),
-    ("tiny-nar/par4x", NAR_PLAIN, "0f2848b857dc"),
+    ("tiny-nar/par4x", NAR_GREEDY, "95e0ae0bd9d7"),
     ("tiny-nar/par4x", {"temperature": 0.9, "top_k": 12, "guidance_scale": 2.0}, "37ee285230b8"),
-    ("tiny-nar/par14x", NAR_PLAIN, "1d1df18c63dd"),
+    ("tiny-nar/par14x", NAR_GREEDY, "3b8648e4a786"),
     ("tiny-nar/par14x", {"temperature": 0.9, "top_k": 12, "guidance_scale": 2.0}, "026aad0fab12"),
-    ("tiny-nar-text", NAR_PLAIN, "b9799da80180"),
+    ("tiny-nar-text", NAR_GREEDY, "02fad7a95550"),
     ("tiny-nar-text", NAR_GUIDED, "a6d25b587228"),
 ]
 

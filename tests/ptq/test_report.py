@@ -69,7 +69,7 @@ def test_the_page_says_what_is_simulated_and_names_every_layer(files: dict[str, 
     found = compare_files(files, torch.arange(4)[:, None])
     section = report_section(RepAPQConfig(), blocks, found, "the calibration")
     assert "100 bytes instead of 400" in section.intro and "simulated" not in section.intro
-    assert [answer.contender for answer in section.samples[0].answers] == ["stem.conv", "stem"]
+    assert [answer.method for answer in section.samples[0].answers] == ["stem.conv", "stem"]
     assert "weights 4 bits, scales 0.1 to 0.2, 25 % of rows cut off" in section.samples[0].answers[0].text
     assert len(section.figures) == 2
     tallies = dict(found.tallies)

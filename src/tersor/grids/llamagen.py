@@ -26,14 +26,14 @@ class LlamaGenConfig(Widths, PreTrainedConfig):
 
     Args:
         condition: ``"class"`` (one prefix token) or ``"text"`` (``condition_tokens`` features, padded on the left).
-        condition_tokens: prefix tokens: 1 for a class, 120 in the published text models.
-        caption_size: width of the text features.
-        grid_size: rows and columns in tokens.
-        default_guidance: of generation.
-        condition_dropout: share of training samples that see the null condition, which guidance needs.
+        condition_tokens: Prefix tokens: 1 for a class, 120 in the published text models.
+        caption_size: Width of the text features.
+        grid_size: Rows and columns in tokens.
+        default_guidance: Guidance of generation, unless a call says otherwise.
+        condition_dropout: Share of training samples that see the null condition, which guidance needs.
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: If sizes do not fit together.
     """
 
     model_type = "tersor_llamagen"
@@ -117,13 +117,14 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """The prefix: embeddings ``[rows, condition_tokens, width]`` and which of them are no padding (bool).
 
         Args:
-            class_labels: ``[batch]``. text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
+            class_labels: ``[batch]``.
+            text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
             text_mask: ``[batch, condition_tokens]``, 0 for padding; None is no padding.
-            guided: append the null condition for each sample, as further rows.
-            dropped: bool ``[batch]``, samples that get the null condition instead of their own.
+            guided: Append the null condition for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
 
         Raises:
-            ValueError: for the other kind of condition, labels that are no class, or features of another shape.
+            ValueError: If the condition is of the other kind, a label is no class, or features have another shape.
         """
         config = self.config
         if config.condition == "class":
@@ -183,10 +184,17 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """Logits ``[batch, tokens, vocabulary]``, and a loss with ``labels``.
 
         Args:
-            input_ids: image ids ``[batch, tokens]`` in raster order. With a condition, its prefix goes before them.
-            class_labels, text_features, text_mask: see `condition`; in training, some samples lose theirs.
-            labels: image ids ``[batch, cells]`` that the prefix and the tokens predict; -100 is left out.
-            inputs_embeds: instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
+            input_ids: Image ids ``[batch, tokens]`` in raster order. With a condition, its prefix goes before them.
+            class_labels: See `condition`; in training, some samples lose theirs.
+            text_features: See `condition`.
+            text_mask: See `condition`.
+            labels: Image ids ``[batch, cells]`` that the prefix and the tokens predict; -100 is left out.
+            inputs_embeds: Embeddings instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
+            attention_mask: See ``inputs_embeds``.
+            position_ids: Places in the sequence ``[batch, tokens]``.
+            past_key_values: Tokens of earlier passes; it is appended to.
+            use_cache: Not used; a cache is used if it is given.
+            logits_to_keep: How many of the last tokens have logits, 0 for all; or which tokens.
         """
         if inputs_embeds is None:
             inputs_embeds, attention_mask = self._embed(input_ids, class_labels, text_features, text_mask)
@@ -241,8 +249,12 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """Images in raster order, one token a pass: ids ``[batch, rows * columns]``. See `zipar_generate` for fewer.
 
         Args:
-            inputs: short for ``class_labels``.
-            options: of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+            inputs: Short for ``class_labels``.
+            class_labels: See `condition`.
+            text_features: See `condition`.
+            text_mask: See `condition`.
+            generator: Where draws come from; None is the global state.
+            **options: Options of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
         """
         config, unknown = self._prepare_generation_config(None, **options)
         if unknown:
@@ -304,12 +316,12 @@ def convert_llamagen(
     """A `LlamaGen` with the weights of an original ``.pt`` checkpoint; save it with ``save_pretrained``.
 
     Args:
-        path: the file. It is read without executing anything from it, and mapped rather than loaded.
-        grid_size: rows and columns that the model was trained for: its resolution over 16.
-        num_attention_heads: known for the published widths.
+        path: The file. It is read without executing anything from it, and mapped rather than loaded.
+        grid_size: Rows and columns that the model was trained for: its resolution over 16.
+        num_attention_heads: Needed for widths that were not published.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes.
+        ValueError: If the file holds no such weights; the message lists names or shapes.
     """
     read = read_weights(path, ("model", "module", "state_dict"))
     weights = {name: each for name, each in read.items() if name != "freqs_cis"}

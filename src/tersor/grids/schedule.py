@@ -95,10 +95,10 @@ class Feed:
     """One token of a forward pass.
 
     Args:
-        offset: its position, counted from the first token after the prefix.
-        source: the decided cell whose token is fed, or None for the end-of-row token. It lies elsewhere than at
+        offset: Its position, counted from the first token after the prefix.
+        source: The decided cell whose token is fed, or None for the end-of-row token. It lies elsewhere than at
             ``offset`` for a proxy, which stands in for a row's last token before that is decided.
-        yields: the cell that the token's logits give, or None if only its keys and values are wanted.
+        yields: The cell that the token's logits give, or None if only its keys and values are wanted.
     """
 
     offset: int
@@ -111,10 +111,10 @@ class Pass:
     """One forward pass.
 
     Args:
-        feeds: tokens in increasing position. The first pass feeds the prefix, and has none.
-        yields: cells that come out, by row.
-        trial: the one of them that is drawn but not decided yet: a row start of the adaptive window.
-        replaced: offsets that an earlier pass fed too; what it left in the cache becomes invalid with this pass.
+        feeds: Tokens in increasing position. The first pass feeds the prefix, and has none.
+        yields: Cells that come out, by row.
+        trial: The one of them that is drawn but not decided yet: a row start of the adaptive window.
+        replaced: Offsets that an earlier pass fed too; what it left in the cache becomes invalid with this pass.
     """
 
     feeds: tuple[Feed, ...]
@@ -137,15 +137,15 @@ class Frontier:
     """Decides, pass by pass, what to feed; the state is how many tokens of each row are decided.
 
     Args:
-        grid: the image.
-        window: s, in cells; from 1 to the number of columns, which is raster decoding.
+        grid: The image.
+        window: The paper's s, in cells; from 1 to the number of columns, which is raster decoding.
         row_start: ``"eol"`` feeds the end-of-row token. Without one, a row's first token needs the last token of the
             row above, and a proxy stands in for it: ``"conservative"`` has row 1 wait for the whole of row 0 (the
             authors' LlamaGen code), ``"eager"`` lets it start like the others.
-        adaptive: a row's first token is a trial until the decoder accepts it.
+        adaptive: A row's first token is a trial until the decoder accepts it.
 
     Raises:
-        ValueError: for a window or a row start that the grid does not have.
+        ValueError: If the grid does not have the window or the row start.
     """
 
     def __init__(self, grid: RasterGrid, window: int, row_start: RowStart, *, adaptive: bool = False) -> None:
@@ -166,7 +166,7 @@ class Frontier:
         """Take the last pass's cells as decided and build the next pass; None when the image is complete.
 
         Args:
-            accepted: whether the last pass's trial is decided; without one it means nothing.
+            accepted: Whether the last pass's trial is decided; without one it means nothing.
         """
         if self._last is None:
             self._last = Pass(feeds=(), yields=((0, 0),))
@@ -238,7 +238,7 @@ class ZipARSchedule:
         [3, 4, 5, 6]
 
     Raises:
-        ValueError: as for `Frontier`.
+        ValueError: As `Frontier`.
     """
 
     grid: RasterGrid
@@ -277,8 +277,8 @@ class FrontPass:
     """One forward pass of NAR.
 
     Args:
-        feeds: the cells whose tokens go in; the first pass feeds the prefix, and has none.
-        yields: the cells that come out, one front of the grid.
+        feeds: The cells whose tokens go in; the first pass feeds the prefix, and has none.
+        yields: The cells that come out, one front of the grid.
     """
 
     feeds: tuple[tuple[int, ...], ...]
@@ -300,7 +300,7 @@ class NARSchedule:
         [1, 2, 3, 2, 3, 4]
 
     Raises:
-        ValueError: for an axis that is no whole number of at least 1.
+        ValueError: If an axis is no whole number of at least 1.
     """
 
     sizes: tuple[int, ...]
@@ -349,7 +349,7 @@ def resolve_window(window_size: int | str, columns: int) -> int:
     """The window in cells: a number above the columns is clamped, a preset is a share of them, rounded up.
 
     Raises:
-        ValueError: for a number below 1 and for an unknown preset.
+        ValueError: If a number is below 1, or a preset is unknown.
     """
     if isinstance(window_size, str):
         if window_size not in PRESETS:

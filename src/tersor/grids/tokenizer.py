@@ -26,12 +26,13 @@ class PatchTokenizerConfig(PreTrainedConfig):
     """Sizes of a `PatchTokenizer`.
 
     Args:
-        patch_size: side of a patch in pixels. channels: of the image.
-        codebook_size: number of patches that it knows.
-        image_size: height and width that it was fitted on.
+        patch_size: Side of a patch in pixels.
+        channels: Channels of the image.
+        codebook_size: Number of patches that it knows.
+        image_size: Height and width that it was fitted on.
 
     Raises:
-        ValueError: for a size below 1.
+        ValueError: If a size is below 1.
     """
 
     model_type = "tersor_patch_tokenizer"
@@ -72,16 +73,21 @@ class PatchTokenizer(PreTrainedModel):
         seed: int,
         rounds: int = 40,
         most_patches: int = 400_000,
-        say: Callable[[int, float], None] = lambda number, error: None,
+        on_progress: Callable[[int, float], None] = lambda number, error: None,
     ) -> PatchTokenizer:
         """k-means on the patches of ``images``, ``[batch, channels, height, width]``, by Lloyd's algorithm.
 
         Args:
-            seed: of the patches that are looked at and of the first codebook.
-            say: told the number of each round and its mean squared error a pixel.
+            images: What to fit on.
+            patch_size: Side of a patch in pixels.
+            codebook_size: Number of entries.
+            seed: Seeds which patches are looked at, and the first codebook.
+            rounds: Of the algorithm.
+            most_patches: How many patches are looked at, at most.
+            on_progress: Called with the number of each round and its mean squared error a pixel.
 
         Raises:
-            ValueError: for images that patches do not divide, or with fewer distinct patches than entries.
+            ValueError: If patches do not divide the images, or there are fewer distinct patches than entries.
         """
         config = PatchTokenizerConfig(
             patch_size=patch_size, channels=images.shape[1], codebook_size=codebook_size, image_size=images.shape[2:]
@@ -102,7 +108,7 @@ class PatchTokenizer(PreTrainedModel):
             sums = torch.zeros_like(model.codebook).index_add_(0, ids, patches)
             used = counts > 0
             model.codebook[used] = sums[used] / counts[used, None]
-            say(number, error)
+            on_progress(number, error)
         return model
 
     @property
@@ -117,7 +123,7 @@ class PatchTokenizer(PreTrainedModel):
         """Ids ``[batch, rows, columns]`` of images ``[batch, channels, height, width]``.
 
         Raises:
-            ValueError: for another number of channels, or a size that patches do not divide.
+            ValueError: If there is another number of channels, or patches do not divide the size.
         """
         check_images(images, self.config.channels)
         rows, columns = self.grid_size((images.shape[2], images.shape[3]))
@@ -153,7 +159,7 @@ class DiffusersTokenizer:
     """diffusers' `VQModel` as a tokenizer.
 
     Args:
-        model: a `VQModel`, or what has its ``encode``, ``decode``, ``quantize`` and ``config``.
+        model: A `VQModel`, or what has its ``encode``, ``decode``, ``quantize`` and ``config``.
 
     Example:
         ``DiffusersTokenizer.from_pretrained("folder")``
@@ -203,7 +209,7 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
     """The image tokenizer that is saved in ``folder``: a `PatchTokenizer`, a `VQTokenizer` or a diffusers `VQModel`.
 
     Raises:
-        ValueError: for a folder without one.
+        ValueError: If there is none.
     """
     file = Path(folder) / "config.json"
     if not file.is_file():

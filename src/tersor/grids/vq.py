@@ -18,14 +18,15 @@ class VQTokenizerConfig(PreTrainedConfig):
     """Sizes of a `VQTokenizer`; the defaults are VQ-16, which halves the sides four times.
 
     Args:
-        channel_multipliers: of ``base_channels`` by level; between two levels the sides are halved.
-        residual_blocks: a level of the encoder; the decoder has one more.
-        latent_channels: where encoder and decoder meet, before the projection to ``code_width``.
-        codebook_size, code_width: number and width of the codes, which are compared as unit vectors.
-        norm_groups: of the group norms; it divides all channels.
+        channel_multipliers: Channels of each level over ``base_channels``; between two levels the sides are halved.
+        residual_blocks: Blocks of each level of the encoder; the decoder has one more.
+        latent_channels: Channels where encoder and decoder meet, before the projection to ``code_width``.
+        codebook_size: Number of codes, which are compared as unit vectors.
+        code_width: Width of the codes.
+        norm_groups: Groups of the group norms; it divides all channels.
 
     Raises:
-        ValueError: for channels that the group norms do not divide.
+        ValueError: If the group norms do not divide the channels.
     """
 
     model_type = "tersor_vq_tokenizer"
@@ -203,7 +204,7 @@ class VQTokenizer(PreTrainedModel):
         """Ids ``[batch, rows, columns]`` of images ``[batch, 3, height, width]`` from 0 to 1.
 
         Raises:
-            ValueError: for another shape, or a size that the grid does not divide.
+            ValueError: If there is another shape, or the grid does not divide the size.
         """
         check_images(images, 3)
         self.grid_size((images.shape[2], images.shape[3]))
@@ -219,7 +220,7 @@ class VQTokenizer(PreTrainedModel):
             ids: ``[batch, rows, columns]``.
 
         Raises:
-            ValueError: for ids that are out of range or of another shape.
+            ValueError: If ids are out of range or of another shape.
         """
         check_ids(ids, self.codebook_size)
         return to_unit(self.decoder(self.post_quant_conv(self.quantize.codes[ids].movedim(-1, 1))))
@@ -229,10 +230,11 @@ def convert_vq(path: str | Path, *, norm_groups: int = 32) -> VQTokenizer:
     """A `VQTokenizer` with the weights of an original ``.pt`` file, such as ``vq_ds16_c2i.pt``.
 
     Args:
-        path: the file. It is read without executing anything from it, and mapped rather than loaded.
+        path: The file. It is read without executing anything from it, and mapped rather than loaded.
+        norm_groups: See `VQTokenizerConfig`.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes.
+        ValueError: If the file holds no such weights; the message lists names or shapes.
     """
     read = read_weights(path, ("model", "state_dict"))
     # How often codes were used in training.

@@ -6,6 +6,7 @@ import pytest
 
 from tersor.bench.measure import Estimate, PairedTimes
 from tersor.grids.nar.bench.quality import NAR, RASTER, Speed
+from tersor.grids.nar import demo
 from tersor.grids.nar.demo import _passes, _quality_record, _speed_record, judge_loss
 from tersor.grids.samples import Quality, Samples
 
@@ -40,3 +41,20 @@ def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
     times = PairedTimes({NAR: (1.0, 1.0, 1.0), RASTER: (seconds, seconds, seconds)})
     record = _speed_record("tiny-nar", Speed(1, {NAR: 28, RASTER: 196}, times), RASTER)
     assert record.verdict == verdict and record.measured == seconds and record.peer == 7.0
+
+
+def test_the_demo_measures_images_clips_and_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SAMPLES", 4)
+    monkeypatch.setattr(demo, "CLIP_SAMPLES", 4)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    said: list[str] = []
+    result = demo.run(said.append)
+    records = {(record.model, record.quantity): record for record in result.records}
+    assert records["ImageNet's grid", "forward passes"].measured == 31
+    for name, others in (("tiny-nar", ("raster", "PAR-4X")), ("tiny-nar-video", ("raster",))):
+        assert records[name, "class accuracy against raster"].n == 4
+        for other in others:
+            record = records[name, f"samples a second against {other}"]
+            assert record.peer == {"raster": 196, "PAR-4X": 52}[other] / {"tiny-nar": 27, "tiny-nar-video": 16}[name]
+    assert records["tiny-nar-text", "all three as asked"].verdict in ("holds", "fails")
+    assert len(result.section.figures) == 2 and any("captions" in each for each in said)

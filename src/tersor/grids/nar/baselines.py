@@ -110,7 +110,9 @@ class PARForImageGeneration(LlamaGen):
         """Logits ``[batch, cells, vocabulary]`` in raster order, and a loss with ``labels``.
 
         Args:
-            input_ids: all cells' ids in raster order, ``[batch, cells]`` or ``[batch, rows, columns]``.
+            input_ids: All cells' ids in raster order, ``[batch, cells]`` or ``[batch, rows, columns]``.
+            class_labels: ``[batch]``.
+            labels: Ids to predict, shaped like ``input_ids``; -100 is left out.
         """
         ids = input_ids.flatten(1)
         dropped = None

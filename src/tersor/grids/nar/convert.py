@@ -28,13 +28,13 @@ def convert_nar(
     """A NAR model with the weights of an original checkpoint; save it with ``save_pretrained``.
 
     Args:
-        path: a ``.pt`` or ``.safetensors`` file of the image or the video code. It is read without executing anything
+        path: A ``.pt`` or ``.safetensors`` file of the image or the video code. It is read without executing anything
             from it.
-        grid_size: in tokens, that the model was trained for: (16, 16) at 256 pixels, (4, 16, 16) for UCF-101.
-        num_attention_heads: known for the published widths.
+        grid_size: Axes in tokens that the model was trained for: (16, 16) at 256 pixels, (4, 16, 16) for UCF-101.
+        num_attention_heads: Needed for widths that were not published.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes. LlamaGen's raster
+        ValueError: If the file holds no such weights; the message lists names or shapes. LlamaGen's raster
             checkpoints have no second head: `NARForImageGeneration.from_raster` starts a training from one.
     """
     check_sizes(grid_size)

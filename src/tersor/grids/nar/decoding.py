@@ -25,10 +25,10 @@ class NAROutput(ModelOutput):
     """What is returned with ``return_dict_in_generate=True``.
 
     Args:
-        sequences: ids ``[samples, *grid]``.
-        logits: mixed and before guidance, float32 ``[samples, *grid, vocabulary]``, with ``output_logits=True``.
-        forward_passes: the prefix's pass counts.
-        tokens_per_pass: cells over passes.
+        sequences: Ids ``[samples, *grid]``.
+        logits: Mixed and before guidance, float32 ``[samples, *grid, vocabulary]``, with ``output_logits=True``.
+        forward_passes: The prefix's pass counts.
+        tokens_per_pass: Cells over passes.
     """
 
     sequences: Tensor
@@ -42,7 +42,7 @@ class Sampling:
     """How tokens are drawn; see `NARForImageGeneration.generate`.
 
     Raises:
-        ValueError: for a setting outside its range.
+        ValueError: If a setting is outside its range.
     """
 
     guidance_scale: float
@@ -97,7 +97,7 @@ def resolve_grid(config: Any, grid_size: tuple[int, ...] | None, *, warn: bool =
     """The grid of a call: the model's own, or with rotary positions another one with as many axes.
 
     Raises:
-        ValueError: for another number of axes, an axis below 1, or another grid where positions are by place.
+        ValueError: If there is another number of axes, an axis below 1, or another grid where positions are by place.
     """
     own = tuple(config.grid_size)
     sizes = own if grid_size is None else tuple(grid_size)

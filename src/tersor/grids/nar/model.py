@@ -40,27 +40,29 @@ class NARConfig(Widths, PreTrainedConfig):
 
     Args:
         grid_size: ``(rows, columns)`` of an image, or ``(frames, rows, columns)`` of a video, in tokens.
-        num_hidden_layers: blocks of the backbone, L; ``head_layers`` come on top.
-        head_layers: further blocks of each head, from the one of the last axis on, each on top of those before it;
+        num_hidden_layers: Blocks of the backbone, L; ``head_layers`` come on top.
+        head_layers: Further blocks of each head, from the one of the last axis on, each on top of those before it;
             the default is none for the first and one for the others. A single entry is a model with one head for all
             axes, the paper's ablation.
-        flipped_axes: of the grid, along which generation goes from the last cell to the first: ``(1,)`` starts an
+        flipped_axes: Axes of the grid along which generation goes from the last cell to the first: ``(1,)`` starts an
             image in its top right corner, ``(2,)`` a video. The fronts from that corner cross what those from the top
             left run along, such as strokes that lean to the right, and cells of a front are drawn without each other.
         position_type: ``"rope"`` turns by the coordinates, ``"learned"`` and ``"sincos"`` add a vector by the place in
             the sequence.
         condition: ``"class"`` and ``"none"`` (one prefix token), or ``"text"`` (``condition_tokens`` features).
-        caption_size: width of the text features.
+        caption_size: Width of the text features.
         mixing: ``"mean"`` of the heads that see a cell (the paper), or for ablations one head where it sees the cell:
             ``"right"``, ``"below"`` or, of videos, ``"later"``.
-        token_dropout, residual_dropout, ffn_dropout: in training.
-        condition_dropout: share of training samples that see the null condition, which guidance needs.
-        aux_head_loss_weight: of each head's own cross-entropy, added to that of the mixed logits.
-        default_guidance: of generation; left out it is 7.5 for text, 2 for images and 1.25 for videos of a class, and
-            1, none, where there is no null condition.
+        token_dropout: Dropout of tokens in training.
+        residual_dropout: Dropout of attention's output in training.
+        ffn_dropout: Dropout of the feed-forward's output in training.
+        condition_dropout: Share of training samples that see the null condition, which guidance needs.
+        aux_head_loss_weight: Weight of each head's own cross-entropy, added to that of the mixed logits.
+        default_guidance: Guidance of generation; left out it is 7.5 for text, 2 for images and 1.25 for videos of a
+            class, and 1, none, where there is no null condition.
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: If sizes do not fit together.
     """
 
     model_type = "tersor_nar"
@@ -215,14 +217,15 @@ class NARModel(NARPreTrainedModel):
         """The prefix: embeddings ``[rows, condition_tokens, width]`` and which of them are no padding (bool).
 
         Args:
-            class_labels: ``[batch]``. text_features: ``[batch, tokens, caption_size]``, padded on the left.
+            class_labels: ``[batch]``.
+            text_features: ``[batch, tokens, caption_size]``, padded on the left.
             text_mask: ``[batch, tokens]``, 0 for padding; None is no padding. A text without tokens is the null one.
-            batch: samples, for a model without condition.
-            guided: append the null condition for each sample, as further rows.
-            dropped: bool ``[batch]``, samples that get the null condition instead of their own.
+            batch: Samples, for a model without condition.
+            guided: Append the null condition for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
 
         Raises:
-            ValueError: for the other kind of condition, labels that are no class, or features of another shape.
+            ValueError: If the condition is of the other kind, a label is no class, or features have another shape.
         """
         config = self.config
         given = (class_labels is not None, text_features is not None)
@@ -245,7 +248,7 @@ class NARModel(NARPreTrainedModel):
     def _checked(self, labels: Tensor) -> Tensor:
         most = self.config.num_classes - 1
         bad = labels.ndim != 1 or labels.is_floating_point()
-        # A value that decides about an error would split a compiled graph.
+        # Not checked under torch.compile: a data-dependent branch breaks the graph.
         if bad or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels <= most)).all())):
             raise ValueError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
         return labels
@@ -274,9 +277,9 @@ class NARModel(NARPreTrainedModel):
         Args:
             inputs_embeds: ``[batch, tokens, width]``.
             places: ``[tokens]`` in the sequence, which is the prefix and then the cells in raster order.
-            grid_size: the model's own if left out.
-            attention_mask: bool ``[batch or 1, 1, tokens, keys]``, True where a token sees a key; None is everywhere.
-            past_key_values: tokens of earlier passes; it is appended to.
+            grid_size: The model's own if left out.
+            attention_mask: Bool ``[batch or 1, 1, tokens, keys]``, True where a token sees a key; None is everywhere.
+            past_key_values: Tokens of earlier passes; it is appended to.
         """
         config, hidden = self.config, self.token_dropout(inputs_embeds) if self.training else inputs_embeds
         rotation = None
@@ -317,7 +320,7 @@ def fit_text(features: Tensor, mask: Tensor | None, config: NARConfig) -> tuple[
     """Features and bool mask of exactly ``condition_tokens`` tokens: shorter ones are padded, longer texts cut.
 
     Raises:
-        ValueError: for features of another shape, or padding that is not on the left.
+        ValueError: If features have another shape, or padding is not on the left.
     """
     tokens = config.condition_tokens
     if features.ndim != 3 or features.shape[-1] != config.caption_size:

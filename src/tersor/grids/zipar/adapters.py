@@ -25,7 +25,7 @@ class Prefix:
 
     Args:
         embeddings: ``[rows, tokens, width]``, padded on the left.
-        valid: bool ``[rows, tokens]``, False for padding.
+        valid: Bool ``[rows, tokens]``, False for padding.
         positions: ``[rows, tokens]``.
         starts: ``[rows]``, the position of the first image token.
         ids: ``[batch, tokens]`` that come before the image in what processors see and what is returned; no tokens
@@ -51,17 +51,17 @@ class RasterAdapter:
     Override what differs, and make it known with `register_adapter`.
 
     Args:
-        model: the model; an adapter is made for one run.
+        model: The model; an adapter is made for one run.
 
     Attributes:
-        inputs: what the model is conditioned on, the main one first.
-        fixes_grid: whether another grid than `grid` finds is an error.
-        own_vocabulary: image ids are a vocabulary of their own. Then processors see only them, and only they are
+        inputs: What the model is conditioned on, the main one first.
+        fixes_grid: Whether another grid than `grid` finds is an error.
+        own_vocabulary: Image ids are a vocabulary of their own. Then processors see only them, and only they are
             returned; and the conditioning comes from `prefix` instead of token ids.
-        default_guidance: where the model's generation config has none.
-        trailing_ids: tokens that the model's image decoder expects after the image.
-        allowed_ids: ids that a cell may hold, in increasing order; None is any.
-        eol_id: the end-of-row token, None if there is none or the user has to give it.
+        default_guidance: Guidance where the model's generation config has none.
+        trailing_ids: Tokens that the model's image decoder expects after the image.
+        allowed_ids: Ids that a cell may hold, in increasing order; None is any.
+        eol_id: The end-of-row token, None if there is none or the user has to give it.
     """
 
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
@@ -92,7 +92,7 @@ class RasterAdapter:
         """Rows and columns where the model or the prompt fixes them.
 
         Raises:
-            ValueError: if samples of one batch differ.
+            ValueError: If samples of one batch differ.
         """
         return None
 
@@ -100,7 +100,7 @@ class RasterAdapter:
         """Rows of the image that the prompt already holds.
 
         Raises:
-            ValueError: if it ends inside a row.
+            ValueError: If it ends inside a row.
         """
         return 0
 
@@ -116,9 +116,11 @@ class RasterAdapter:
         """One forward pass.
 
         Args:
-            embeddings: ``[batch, tokens, width]``. positions: ``[batch, tokens]``.
-            mask: additive, ``[batch, 1, tokens, slots]``.
-            keep: the tokens whose logits are wanted.
+            embeddings: ``[batch, tokens, width]``.
+            positions: ``[batch, tokens]``.
+            mask: Additive, ``[batch, 1, tokens, slots]``.
+            cache: Holds what was fed before.
+            keep: The tokens whose logits are wanted.
 
         Returns:
             ``[batch, len(keep), vocabulary]`` over the image's ids.
@@ -324,7 +326,7 @@ def register_adapter(model_class: type, adapter: type[RasterAdapter]) -> None:
     """Decode models of ``model_class``, and of classes derived from it, through ``adapter``.
 
     Raises:
-        TypeError: for anything but a subclass of `RasterAdapter`.
+        TypeError: If it is no subclass of `RasterAdapter`.
     """
     if not (isinstance(adapter, type) and issubclass(adapter, RasterAdapter)):
         raise TypeError(f"an adapter is a subclass of RasterAdapter, got {adapter!r}")
@@ -335,7 +337,7 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
     """The adapter class for ``model``.
 
     Raises:
-        TypeError: for a model that decodes no images token by token in raster order, with the reason if known.
+        TypeError: If the model decodes no images token by token in raster order, with the reason if known.
     """
     if type(model).__module__.startswith("transformers_modules.") and type(model) not in _ADAPTERS:
         raise TypeError(

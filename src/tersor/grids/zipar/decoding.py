@@ -24,7 +24,9 @@ class Trial:
     """A row's first token under the adaptive window: a candidate, and the law that it follows.
 
     Args:
-        ids: ``[batch]``. law: ``[batch, vocabulary]``, float32. accepted: bool ``[batch]``.
+        ids: The candidates, ``[batch]``.
+        law: The distribution that they follow, float32 ``[batch, vocabulary]``.
+        accepted: Bool ``[batch]``.
     """
 
     ids: Tensor
@@ -56,9 +58,9 @@ class Decoded:
 
     Args:
         ids: ``[batch, rows * stride]`` in raster order, end-of-row tokens in place.
-        scores: processed scores ``[batch, vocabulary]`` a cell, in raster order; empty unless asked for.
-        forward_passes: the prefix's pass counts.
-        row_start_pass: the pass that decided each row's first token.
+        scores: Processed scores ``[batch, vocabulary]`` of each cell, in raster order; empty unless asked for.
+        forward_passes: The prefix's pass counts.
+        row_start_pass: The pass that decided each row's first token.
     """
 
     ids: Tensor
@@ -180,8 +182,8 @@ class Decoder:
         """One step of the adaptive window: the candidate at first, a verification of the first one later.
 
         Args:
-            candidate: ids ``[batch]`` drawn from ``scores``.
-            final: the row above is complete, so that whatever the last step holds is taken.
+            candidate: Ids ``[batch]`` drawn from ``scores``.
+            final: The row above is complete, so that whatever the last step holds is taken.
         """
         law = self.sampler.probabilities(scores)
         if self.trial is None:

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tersor.bench.measure import over_seeds
-from tersor.bench.records import Record, read_jsonl
 from tersor.bench.runs import Finished
-from tersor.cli import run
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
-from tersor.grids.samples import Quality, Samples
+from tersor.grids.samples import Samples
 from tersor.grids.tokenizer import PatchTokenizer
 from tersor.grids.zipar.bench import quality as images
 from tersor.grids.zipar.bench.quality import (
@@ -104,19 +101,6 @@ def test_a_stopped_run_goes_on(world, tmp_path: Path, monkeypatch: pytest.Monkey
         finished(Plan("a model", tuple(CHOSEN), 10, (1, 2)), progress)
 
 
-def test_quality_is_over_all_seeds() -> None:
-    ours = Quality([Samples([1, 1, 0, 1], 2.0, 3.0, [30, 32]), Samples([1, 1, 1, 1], 4.0, 6.0, [34, 32])])
-    base = Quality([Samples([1, 1, 1, 1], 2.0, 3.0, [49]), Samples([1, 1, 1, 1], 4.0, 6.0, [49])])
-    assert ours.accuracy().value == pytest.approx(7 / 8)
-    assert ours.against(base).value == pytest.approx(-1 / 8)
-    assert ours.passes() == 32
-    distance = ours.distance()
-    assert distance.value == 3
-    # Student's t with one degree of freedom, standard deviation sqrt(2) over sqrt(2).
-    assert distance.high == pytest.approx(3 + 12.706)
-    assert over_seeds([5.0]).low == 5
-
-
 def test_speed_counts_the_passes_of_what_it_times(world) -> None:
     speed = time_decodings(world[0], CHOSEN[:3], repeats=3, seed=0)
     assert speed.mean_passes("window 3") == 29
@@ -124,40 +108,3 @@ def test_speed_counts_the_passes_of_what_it_times(world) -> None:
     rate = speed.images_per_second("window 3")
     assert rate.low <= rate.value <= rate.high
     assert speed.realized("window 3") == pytest.approx(speed.ratio("window 3").value * 29 / 49)
-
-
-BENCH = ["bench", "images", "--windows", "7", "--adaptive", "4", "--eager", "", "--samples", "4", "--seeds", "2"]
-
-
-def test_the_command_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "images.jsonl"
-    assert run([*BENCH, "--repeats", "1", "--out", str(out), "--json"]) == 0
-    records = read_jsonl(out)
-    assert [Record.from_json(line) for line in capsys.readouterr().out.splitlines()] == records
-    known = {(record.item, record.quantity): record for record in records}
-    assert known["window 7: samples", "forward passes"].measured == 112
-    assert known["raster: samples", "class accuracy"].n == 8
-    assert known["window 7: batch 1", "speed-up over raster"].baseline == 1
-    assert known["real images: floor", "Fréchet distance"].n == 3000
-    assert [path.name for path in tmp_path.iterdir()] == ["images.jsonl"]
-
-
-def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*BENCH, "--repeats", "0"]) == 0
-    text = capsys.readouterr().out
-    assert "window 7" in text and "adaptive 4" in text and "112.0" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--windows", "7,x"], "whole numbers with commas"),
-        (["--windows", "15"], "from 1 to the grid's 14"),
-        (["--samples", "1"], "at least 2"),
-        (["--seeds", "0"], "at least 1"),
-        (["--model", "tiny-lm"], "makes no images"),
-    ],
-)
-def test_bad_input(arguments, message, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "images", *arguments]) == 2
-    assert message in capsys.readouterr().err

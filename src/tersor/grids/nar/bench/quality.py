@@ -190,7 +190,7 @@ class CaptionScores:
     """Which samples show what their caption says: 1 or 0 for each, by what is looked at.
 
     Args:
-        right: of "digit", by the classifier; of "stroke" and "slant", by measuring; and of "all" three.
+        right: By the classifier for "digit", by measuring for "stroke" and "slant", and for "all" three.
     """
 
     right: dict[str, list[int]]
@@ -311,7 +311,7 @@ class Locked:
 
     Args:
         floors: Fréchet distances of ``"real"`` and of ``"reconstructed"`` samples, ``"images"`` at a time.
-        losses: nats a token, by the name of a decoding, of ``held_out`` samples.
+        losses: Nats a token, by the name of a decoding, of ``held_out`` samples.
     """
 
     floors: dict[str, Any]

@@ -1,8 +1,10 @@
-"""The adaptive window, and models of which everything is known."""
+"""ZipAR's decoder: what a token sees, the adaptive window, and models of which everything is known."""
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 from itertools import product
 
 import pytest
@@ -13,9 +15,11 @@ from tersor.grids.decoding import ready_steps
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import Frontier, zipar_passes
-from tersor.grids.zipar.adapters import Prefix, RasterAdapter
+from tersor.grids.zipar.adapters import Prefix, RasterAdapter, find_adapter
 from tersor.grids.zipar.decoding import Decoder, Trial
+from tersor.grids.zipar.slots import SlotLayer, Slots
 
+pytestmark = pytest.mark.usefixtures("poison_empty")
 PREFIX = 2
 
 
@@ -245,3 +249,187 @@ def test_a_row_start_follows_the_exact_mixture(wrong, monkeypatch) -> None:
     assert wrong != "none" or done.row_start_pass == [1, 4], "in a batch of 20,000 someone rejects"
     statistic = chi_square(done.ids[:, grid.offset(1, 0)], exact_law(LAWS))
     assert (statistic < 1) == (wrong == "none")
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Record the arguments and results of every forward of a case's adapter."""
+
+    def watch(case):
+        calls, adapter = [], find_adapter(case.model)
+        original = adapter.logits
+
+        def logits(self, embeddings, positions, mask, cache, keep):
+            result = original(self, embeddings, positions, mask, cache, keep)
+            calls.append((embeddings, positions.expand(embeddings.shape[:2]), mask, keep, result))
+            return result
+
+        monkeypatch.setattr(adapter, "logits", logits)
+        return calls
+
+    return watch
+
+
+def teacher_error(case, calls) -> float:
+    """Largest difference to one forward without a cache over everything that was fed.
+
+    Token j is visible to query i iff j's position is not above i's, j was fed no later, and nothing was fed in its
+    place by then.
+    """
+    lengths = [call[0].shape[1] for call in calls]
+    fed = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
+    embeddings = torch.cat([call[0] for call in calls], dim=1)
+    positions = torch.cat([call[1] for call in calls], dim=1)
+    prefix = lengths[0]
+    stale_from = torch.full_like(fed, len(calls))
+    for j in range(prefix, len(fed)):
+        later = [fed[i] for i in range(j + 1, len(fed)) if positions[0, i] == positions[0, j]]
+        stale_from[j] = later[0] if later else stale_from[j]
+    visible = positions[:, None, :] <= positions[:, :, None]
+    visible &= (fed[None, :] <= fed[:, None]) & (stale_from[None, :] > fed[:, None])
+    # The prefix as it was masked in the first call: padding and order within it.
+    visible[:, :prefix, :prefix] = calls[0][2][:, 0, :, :prefix] == 0
+    valid = visible[:, prefix - 1, :prefix]
+    visible[:, prefix:, :prefix] = valid[:, None]
+    mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None]
+    model = copy.deepcopy(case.model)
+    if case.name == "imagegpt":
+        for block in model.transformer.h:  # more tokens at once than the model ever holds, proxies included
+            block.attn.bias = torch.ones(1, 1, len(fed), len(fed), dtype=torch.bool).tril()
+    adapter = find_adapter(model)(model)
+    with torch.no_grad():
+        full = adapter.logits(embeddings, positions, mask, DynamicCache(), list(range(len(fed))))
+    worst, start = 0.0, 0
+    for length, (*_, keep, logits) in zip(lengths, calls, strict=True):
+        worst = max(worst, (full[:, [start + each for each in keep]] - logits).abs().max().item())
+        start += length
+    return worst
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "options", [{"window_size": 2}, {"window_size": 1, "adaptive": True}], ids=["fixed", "adaptive"]
+)
+def test_one_forward_without_a_cache_gives_the_same_logits(case, spy, guidance, options) -> None:
+    calls = spy(case)
+    case.zipar(case.inputs(3, case.pads), guidance, **options)
+    recorded = list(calls)
+    assert teacher_error(case, recorded) < 2e-5
+
+
+def test_eager_rows_pass_the_same_check(cases, spy) -> None:
+    case = cases("llama")
+    calls = spy(case)
+    case.zipar(case.inputs(3, True), window_size=2, row_start="eager")
+    assert teacher_error(case, list(calls)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "emu3", "imagegpt", "llamagen_class"])
+def test_the_check_notices_a_mask_that_shows_lower_rows(cases, spy, monkeypatch, name) -> None:
+    case, honest = cases(name), Slots.feed
+    calls = spy(case)
+    monkeypatch.setattr(Slots, "feed", lambda *call: honest(*call) * 0)
+    case.zipar(case.inputs(1, False), window_size=2)
+    assert teacher_error(case, list(calls)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "janus", "llamagen_class"])
+def test_the_check_notices_stale_proxies(cases, spy, monkeypatch, name) -> None:
+    case, honest = cases(name), Slots.feed
+    calls = spy(case)
+
+    def beside(self, offsets, listed, dtype):
+        for each in set(listed) & set(self.slot_of):
+            self.slot_of[-1 - len(self.slot_of)] = self.slot_of.pop(each)
+        return honest(self, offsets, listed, dtype)
+
+    monkeypatch.setattr(Slots, "feed", beside)
+    monkeypatch.setattr("tersor.grids.zipar.decoding.max_fed_tokens", lambda grid: 2 * grid.length)
+    case.zipar(case.inputs(1, False), window_size=2)
+    assert teacher_error(case, list(calls)) > 1e-3
+
+
+class Force:
+    """A processor that leaves one token to one cell, found by the length of what precedes it."""
+
+    def __init__(self, length: int, token: int) -> None:
+        self.length, self.token = length, token
+
+    def __call__(self, ids, scores):
+        if ids.shape[1] != self.length:
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.token] = 0
+        return forced
+
+
+def forced_scores(case, row: int, window: int, tokens: tuple[int, int]) -> list[torch.Tensor]:
+    """Scores ``[batch, rows, columns, vocabulary]`` with one or the other token in the first cell of ``row``."""
+    inputs = case.inputs(2, False)
+    seen = 0 if find_adapter(case.model).own_vocabulary else inputs["input_ids"].shape[1]
+    length = seen + RasterGrid(*case.grid, end_of_row=case.end_of_row).offset(row, 0)
+    both = []
+    for token in tokens:
+        out = case.zipar(inputs, window_size=window, output_scores=True, logits_processor=[Force(length, token)])
+        both.append(torch.stack(out.scores, dim=1).unflatten(1, case.grid))
+    return both
+
+
+def two_tokens(case) -> tuple[int, int]:
+    allowed = find_adapter(case.model)(case.model).allowed_ids
+    return (allowed[3], allowed[7]) if allowed else (3, 7)
+
+
+def test_upper_rows_never_see_lower_ones(case) -> None:
+    one, other = forced_scores(case, 1, 1, two_tokens(case))
+    finite = torch.isfinite(one) & torch.isfinite(other)
+    change = torch.where(finite, one - other, 0.0).abs().amax((0, 3))
+    assert change[0].max() == 0, "not a bit of row 0 may depend on row 1"
+    assert change[1, 1:].min() > 1e-6, "the cells after it do"
+
+
+@pytest.mark.parametrize("name", ["llama_eol", "emu3"])
+def test_that_check_notices_a_mask_that_shows_everything(cases, monkeypatch, name) -> None:
+    honest = Slots.feed
+    monkeypatch.setattr(Slots, "feed", lambda *call: honest(*call) * 0)
+    case = cases(name)
+    one, other = forced_scores(case, 1, 1, two_tokens(case))
+    assert (one - other)[:, 0].nan_to_num().abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["llama_eol", "emu3"])
+def test_batched_guidance_is_two_runs_combined(cases, monkeypatch, name) -> None:
+    case = cases(name)
+    inputs = case.inputs(2, True)
+    negative = {"negative_prompt_ids": inputs["input_ids"][:, -3:]}
+    together = case.zipar(inputs, 3.0, window_size=2, output_scores=True, **negative)
+    adapter = find_adapter(case.model)
+    original = adapter.logits
+    caches = DynamicCache(), DynamicCache()
+
+    def apart(self, embeddings, positions, mask, cache, keep):
+        original(self, embeddings, positions, mask, cache, keep)
+        for each in caches:
+            each.layer_class_to_replicate = partial(SlotLayer, cache.layers[0].slots)
+        masks = mask.expand(len(embeddings), -1, -1, -1).chunk(2)
+        halves = zip(embeddings.chunk(2), positions.chunk(2), masks, caches, strict=True)
+        conditional, unconditional = (original(self, *half, keep).log_softmax(-1) for half in halves)
+        mixed = unconditional + 3.0 * (conditional - unconditional)
+        # Equal halves: the decoder's own combination then leaves them as they are.
+        return torch.cat([mixed, mixed])
+
+    monkeypatch.setattr(adapter, "logits", apart)
+    by_hand = case.zipar(inputs, 3.0, window_size=2, output_scores=True, **negative)
+    assert torch.equal(together.sequences, by_hand.sequences)
+    for one, other in zip(together.scores, by_hand.scores, strict=True):
+        torch.testing.assert_close(one.log_softmax(-1), other.log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_scale_of_one_is_no_guidance(case, spy) -> None:
+    calls = spy(case)
+    inputs = case.inputs(2, False)
+    plain = case.zipar(inputs, 1.0, window_size=2)
+    assert all(call[0].shape[0] == 2 for call in calls)
+    guided = case.zipar(inputs, 3.0, window_size=2)
+    assert calls[-1][0].shape[0] == 4
+    assert not torch.equal(plain.sequences, guided.sequences) or case.name == "imagegpt"
