@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import build, prompt
@@ -46,18 +48,21 @@ def test_either_order_generates_the_same(llama) -> None:
     assert torch.equal(*outputs)
 
 
+OTHER_PROBES = SaliencySelection(ratio=0.6, normalization="full_nnz", decode_probe="paper")
+
+
 @pytest.mark.parametrize(
-    "zipcache",
+    "method",
     [
-        ZipCache(low_bits=0),
-        ZipCache(saliency_scope="kv_head", value_param_scope="token_head"),
-        ZipCache(saliency_normalization="full_nnz", decode_probe="paper"),
-        ZipCache(recent_fp_tokens=4, skip_layers=()),
+        compose(ZipCache(low_bits=0), MINI),
+        compose(ZipCache(saliency_scope="kv_head", value_param_scope="token_head"), MINI),
+        replace(compose(ZipCache(), MINI).method(), selection=OTHER_PROBES),
+        compose(ZipCache(recent_fp_tokens=4, skip_layers=()), MINI),
     ],
     ids=["evict", "per head", "other probes", "recent"],
 )
-def test_variants_run_and_stay_finite(llama, zipcache: ZipCache) -> None:
-    with compose(zipcache, MINI).on(llama) as session, torch.no_grad():
+def test_variants_run_and_stay_finite(llama, method) -> None:
+    with method.on(llama) as session, torch.no_grad():
         out = llama.generate(prompt(2, 50), max_new_tokens=120, do_sample=False, return_dict_in_generate=True,
                              output_logits=True)  # fmt: skip
     assert all(torch.isfinite(x).all() for x in out.logits)

@@ -17,12 +17,9 @@ BAD = {
     "streaming_gap": 0,
     "recent_fp_tokens": -1,
     "min_tokens_to_compress": 0,
-    "saliency_normalization": "sum",
     "saliency_scope": "model",
     "value_param_scope": "channel",
-    "decode_probe": "none",
     "param_dtype": "int8",
-    "channel_scale_power": 2.0,
     "max_probe_tokens": 0,
     "skip_layers": (-1,),
 }

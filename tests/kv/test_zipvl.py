@@ -138,7 +138,7 @@ def test_keep_leaves_every_token_as_it_was() -> None:
 
 
 BAD = {
-    "tau": 0.0, "policy": "drop", "probe": "none", "probe_recent": 0, "probe_random": -1, "select_by": "age",
+    "tau": 0.0, "policy": "drop", "probe_recent": 0, "probe_random": -1,
     "protect": "image", "protect_recent": 0, "protect_first": -1, "query_mode": "skip", "skip_layers": (-1,),
     "min_tokens": -1, "high_bits": 5, "low_bits": 0, "recompress_every": 0, "param_dtype": "int8",
 }  # fmt: skip

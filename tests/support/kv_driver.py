@@ -14,6 +14,7 @@ from tersor.kv.engine.attention import tersor_attention
 from tersor.kv.engine.call import AttentionCall, causal_rows
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.state import STATE, ForwardState
+from tersor.kv.method import KVMethod
 from tersor.kv.minicache import MiniCache
 from tersor.kv.recipe import Recipe
 from tersor.kv.storage.segments import TokenGroup
@@ -162,9 +163,11 @@ def asked(qkv: Tensors, mask: Tensor | None = None, **others) -> AttentionCall:
     return AttentionCall(SPARSE_MODULE, *qkv, mask, SCALE, **others)
 
 
-def prefill(recipe: ZipVL, qkv: Tensors, mask: Tensor | None = None) -> tuple[Tensor, CompressedLayer, ForwardState]:
+def prefill(
+    recipe: ZipVL | KVMethod, qkv: Tensors, mask: Tensor | None = None
+) -> tuple[Tensor, CompressedLayer, ForwardState]:
     """One prompt through one layer; returns the output ``[batch, tokens, heads, dim]``."""
-    method = recipe.method()
+    method = recipe if isinstance(recipe, KVMethod) else recipe.method()
     layer, state = CompressedLayer(method, 0), ForwardState(method, frozenset({0}))
     keys, values = layer.update(*qkv[1:])
     output, _ = tersor_attention(SPARSE_MODULE, qkv[0], keys, values, mask, scaling=SCALE, **{STATE: state})

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tersor._lazy import require
-from tersor.zoo import loading as _checkpoints
-
-if TYPE_CHECKING:
-    from tersor.kv.recipe import Recipe
+from tersor.zoo import loading
 
 
 def generate(
@@ -53,14 +50,47 @@ def generate(
         raise ValueError(f"--temperature {temperature} must not be negative")
     if image is not None and not image.is_file():
         raise ValueError(f"--image {image}: no such file")
-    location = _checkpoints.resolve(model)
-    if image is not None and Path(location).is_dir() and not _checkpoints.is_multimodal(location):
+    location = loading.resolve(model)
+    if image is not None and Path(location).is_dir() and not loading.is_multimodal(location):
         raise ValueError(f"--model {model} reads no pictures; give a vision-language model, or leave --image out")
     text = _read_prompt(prompt, prompt_file)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature > 0:
-        options["temperature"] = temperature
-    _write(location, text, image, recipe, options, seed=seed, chat=chat, device=device, as_json=as_json)
+    import torch
+    from transformers import DynamicCache, TextStreamer
+
+    network, tokenizer = loading.load(location, device)
+    inputs = _inputs(location, tokenizer, text, image, chat=chat).to(network.device)
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    tokens = inputs["input_ids"].shape[1]
+    if limit is not None and tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt's {tokens} tokens and --max-new-tokens {max_new_tokens} exceed the model's {limit} "
+            "positions; shorten one of them"
+        )
+    torch.manual_seed(seed)
+    streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    used = DynamicCache(config=network.config) if recipe is None else recipe.cache(network.config)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    call = {**inputs, **sampling, "max_new_tokens": max_new_tokens, "past_key_values": used, "streamer": streamer}
+    sparsity: dict[str, Any] = {}
+    if recipe is None:
+        output = network.generate(**call)
+        summary = _dense_summary(used)
+    else:
+        with recipe.on(network) as session:
+            output = network.generate(**call)
+        summary = used.summary()
+        if session.state is not None:
+            sparsity = {"sparsity": session.stats.to_dict()}
+    if as_json:
+        written = tokenizer.decode(output[0, tokens:], skip_special_tokens=True)
+        typer.echo(json.dumps({"text": written, "prompt_tokens": tokens, "cache": summary, **sparsity}))
+    else:
+        typer.echo(
+            f"[{summary['method']}] {summary['tokens']:,} tokens cached in {summary['cache_bytes']:,} bytes, "
+            f"{summary['compression_ratio']:.2f} times smaller than in 16 bits ({summary['fp16_bytes']:,} bytes)"
+            + _sparsity_line(**sparsity),
+            err=True,
+        )
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -82,56 +112,6 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _write(
-    location: str,
-    text: str,
-    image: Path | None,
-    recipe: Recipe | None,
-    options: dict[str, Any],
-    *,
-    seed: int,
-    chat: bool,
-    device: str,
-    as_json: bool,
-) -> None:
-    import torch
-    from transformers import DynamicCache, TextStreamer
-
-    model, tokenizer = _checkpoints.load(location, device)
-    inputs = _inputs(location, tokenizer, text, image, chat=chat).to(model.device)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokens = inputs["input_ids"].shape[1]
-    if limit is not None and tokens + options["max_new_tokens"] > limit:
-        raise ValueError(
-            f"the prompt's {tokens} tokens and --max-new-tokens {options['max_new_tokens']} exceed the model's {limit} "
-            "positions; shorten one of them"
-        )
-    torch.manual_seed(seed)
-    streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    used = DynamicCache(config=model.config) if recipe is None else recipe.cache(model.config)
-    call = {**inputs, **options, "past_key_values": used, "streamer": streamer}
-    sparsity: dict[str, Any] = {}
-    if recipe is None:
-        output = model.generate(**call)
-        summary = _dense_summary(used)
-    else:
-        with recipe.on(model) as session:
-            output = model.generate(**call)
-        summary = used.summary()
-        if session.state is not None:
-            sparsity = {"sparsity": session.stats.to_dict()}
-    if as_json:
-        written = tokenizer.decode(output[0, tokens:], skip_special_tokens=True)
-        typer.echo(json.dumps({"text": written, "prompt_tokens": tokens, "cache": summary, **sparsity}))
-    else:
-        typer.echo(
-            f"[{summary['method']}] {summary['tokens']:,} tokens cached in {summary['cache_bytes']:,} bytes, "
-            f"{summary['compression_ratio']:.2f} times smaller than in 16 bits ({summary['fp16_bytes']:,} bytes)"
-            + _sparsity_line(**sparsity),
-            err=True,
-        )
-
-
 def _inputs(location: str, tokenizer: Any, text: str, image: Path | None, *, chat: bool) -> Any:
     """The model's keywords for a prompt; one with a picture always goes through the chat template."""
     if image is None:
@@ -141,7 +121,7 @@ def _inputs(location: str, tokenizer: Any, text: str, image: Path | None, *, cha
             )
         return tokenizer(text, return_tensors="pt")
     pictures = require("PIL.Image", "images")
-    processor = _checkpoints.load_processor(location)
+    processor = loading.load_processor(location)
     try:
         picture = pictures.open(image).convert("RGB")
     except OSError as error:

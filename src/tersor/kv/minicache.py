@@ -23,23 +23,23 @@ class MiniCache(Recipe):
     """Pairs of layers from the middle of the model on store one direction a token; the defaults are the paper's.
 
     Args:
-        start_layer: first layer that may be paired: an index, or a share of all layers.
-        pairs: instead of that, the pairs themselves, e.g. ``((16, 17), (20, 21))``. `auto` measures which fit.
-        t: where the shared direction lies: 0 keeps the earlier layer's, 1 the later one's.
-        gamma: how much stays unmerged: 0 nothing, 1 everything (nothing is lost then).
+        start_layer: First layer that may be paired: an index, or a share of all layers.
+        pairs: The pairs themselves, instead of that, e.g. ``((16, 17), (20, 21))``. `auto` measures which fit.
+        t: Where the shared direction lies: 0 keeps the earlier layer's, 1 the later one's.
+        gamma: How much stays unmerged: 0 nothing, 1 everything (nothing is lost then).
         retention: ``"range"`` keeps tokens whose distance is within ``gamma`` of the range below the largest,
             ``"quantile"`` the ``gamma`` most distant ones.
-        max_retained_fraction: upper limit of what ``"range"`` keeps, the most distant first.
-        granularity: a length for every ``"head"``, or one a ``"token"`` as in the paper's accounting.
-        max_relative_error: warn if merging moves keys and values by more, as a share of their length; ``strict``
-            makes that an error.
-        bits: of stored directions and unmerged tokens: 2, 3, 4, 8, or 16 for model precision. None is 4, or in a
+        max_retained_fraction: Largest share of tokens that ``"range"`` keeps, the most distant first.
+        granularity: A length for every ``"head"``, or one a ``"token"`` as in the paper's accounting.
+        max_relative_error: Warn if merging moves keys and values by more, as a share of their length.
+        strict: Raise `ValueError` then, instead of warning.
+        bits: Bits of stored directions and unmerged tokens: 2, 3, 4, 8, or 16 for model precision. None is 4, or in a
             composition what the other recipe stores.
-        param_dtype: of lengths, minima, steps and scales: "float16", "bfloat16" or "float32".
-        streaming_gap: new tokens that are merged together.
-        recent_fp_tokens: newest tokens that stay raw.
-        min_tokens_to_compress: shorter prompts wait in the buffer.
-        skip_layers: layers kept at model precision, and never paired.
+        param_dtype: Precision of lengths, minima, steps and scales: "float16", "bfloat16" or "float32".
+        streaming_gap: New tokens that are merged together.
+        recent_fp_tokens: Newest tokens that stay raw.
+        min_tokens_to_compress: Shorter prompts wait in the buffer.
+        skip_layers: Layers kept at model precision, and never paired.
 
     Example:
         >>> import tersor
@@ -51,7 +51,7 @@ class MiniCache(Recipe):
         True
 
     Raises:
-        ValueError: for a setting outside its range, or settings that contradict each other.
+        ValueError: For a setting outside its range, or settings that contradict each other.
     """
 
     start_layer: int | float = 0.5
@@ -102,7 +102,7 @@ class MiniCache(Recipe):
         ``settings`` are those of the recipe, without ``pairs``; ``max_relative_error`` is the limit.
 
         Raises:
-            ValueError: if no pair stays below the limit; the message has the table of similarities.
+            ValueError: If no pair stays below the limit; the message has the table of similarities.
         """
         from tersor.kv.depth.merging import MergeRule
         from tersor.kv.depth.similarity import analyze_layer_similarity
@@ -147,8 +147,11 @@ class MiniCache(Recipe):
         ``count_lengths=False``; merging alone can never save more than 4/3.
 
         Args:
-            layers, width: of the model; ``width`` is KV heads times ``head_dim``.
-            group_size: numbers that share a minimum and a step.
+            layers: Layers of the model.
+            width: KV heads times ``head_dim``.
+            head_dim: Channels of a head.
+            group_size: Numbers that share a minimum and a step.
+            count_lengths: Whether lengths count, as 16 bits each.
         """
         bits = self.bits or DEFAULT_BITS
         per_number = 16.0 if bits == 16 else bits + 32 / group_size

@@ -17,26 +17,25 @@ class ZipCache(Recipe):
     """Salient tokens in ``high_bits``, regular ones in ``low_bits``; the defaults are the paper's.
 
     Args:
-        saliency_ratio: share of salient tokens of every segment (the paper uses 0.4 to 0.7 by model and task).
-        high_bits, low_bits: 2, 3, 4, 8, or 16 for model precision; ``low_bits=0`` evicts the regular tokens.
-        value_high_bits, value_low_bits: other widths for values than for keys: 2, 3, 4 or 8; None is the same.
-        subtract_key_bias: for models whose keys have a large bias (Qwen2 class): store keys without it and add its
+        saliency_ratio: Share of salient tokens of every segment (the paper uses 0.4 to 0.7 by model and task).
+        high_bits: Bits of salient tokens: 2, 3, 4, 8, or 16 for model precision.
+        low_bits: Bits of regular tokens, likewise; 0 evicts them.
+        value_high_bits: Another width for the values of salient tokens: 2, 3, 4 or 8; None is that of the keys.
+        value_low_bits: Likewise for regular tokens.
+        subtract_key_bias: For models whose keys have a large bias (Qwen2 class): store keys without it and add its
             part of the scores back exactly. Costs about one more attention product a step.
-        probe_recent_ratio, probe_random_ratio: share of a prompt's rows that score its tokens.
-        saliency_normalization: ``"probe_nnz"`` (paper), ``"full_nnz"`` (the authors' code), ``"none"`` (accumulated).
-        saliency_scope: one choice of tokens a ``"layer"``, or a ``"kv_head"``.
-        value_param_scope: value parameters per ``"token"``, or per ``"token_head"``.
-        decode_probe: decoding steps that score new tokens: ``"all"``, ``"paper"`` (5 % random and the last 5 %) or
-            ``"last"`` (the authors' code).
-        max_probe_tokens: upper limit of probe rows; 2048 is a good one above 32k tokens.
-        streaming_gap: new tokens that are compressed together.
-        recent_fp_tokens: newest tokens that stay raw.
-        min_tokens_to_compress: shorter prompts wait in the buffer.
-        param_dtype: of minima, steps and scales: "float16", "bfloat16" or "float32".
-        channel_scale_power: exponent of the value channels' scale: 0.5 (paper), 1 (plain maximum), 0 (none).
-        skip_layers: layers kept at model precision.
-        check_finite: raise on NaN or infinity in a cache, naming the layer.
-        seed: of the random probe rows.
+        probe_recent_ratio: Share of a prompt's rows, at its end, that score its tokens.
+        probe_random_ratio: Share of its other rows that do.
+        saliency_scope: One choice of tokens a ``"layer"``, or a ``"kv_head"``.
+        value_param_scope: Value parameters per ``"token"``, or per ``"token_head"``.
+        max_probe_tokens: Largest number of probe rows; 2048 is a good one above 32k tokens. None sets no limit.
+        streaming_gap: New tokens that are compressed together.
+        recent_fp_tokens: Newest tokens that stay raw.
+        min_tokens_to_compress: Shorter prompts wait in the buffer.
+        param_dtype: Precision of minima, steps and scales: "float16", "bfloat16" or "float32".
+        skip_layers: Layers kept at model precision.
+        check_finite: Raise on NaN or infinity in a cache, naming the layer.
+        seed: Seed of the random probe rows.
 
     Example:
         >>> import tersor
@@ -48,7 +47,7 @@ class ZipCache(Recipe):
         True
 
     Raises:
-        ValueError: for a setting outside its range, or settings that contradict each other.
+        ValueError: For a setting outside its range, or settings that contradict each other.
     """
 
     saliency_ratio: float = 0.6
@@ -59,16 +58,13 @@ class ZipCache(Recipe):
     subtract_key_bias: bool = False
     probe_recent_ratio: float = 0.05
     probe_random_ratio: float = 0.05
-    saliency_normalization: Literal["probe_nnz", "full_nnz", "none"] = "probe_nnz"
     saliency_scope: Literal["layer", "kv_head"] = "layer"
     value_param_scope: Literal["token", "token_head"] = "token"
-    decode_probe: Literal["all", "paper", "last"] = "all"
     max_probe_tokens: int | None = None
     streaming_gap: int = 100
     recent_fp_tokens: int = 0
     min_tokens_to_compress: int = 32
     param_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    channel_scale_power: float = 0.5
     skip_layers: tuple[int, ...] = ()
     check_finite: bool = False
     seed: int = 0
@@ -89,13 +85,10 @@ class ZipCache(Recipe):
         check_setting(self, "subtract_key_bias", not exact, "False with 16 bits: raw keys are exact as they are")
         check_words(
             self,
-            saliency_normalization=("probe_nnz", "full_nnz", "none"),
             saliency_scope=("layer", "kv_head"),
             value_param_scope=("token", "token_head"),
-            decode_probe=("all", "paper", "last"),
             param_dtype=PARAM_DTYPES,
         )
-        check_setting(self, "channel_scale_power", 0.0 <= self.channel_scale_power <= 1.0, "between 0 and 1")
         enough = self.max_probe_tokens is None or self.max_probe_tokens >= 1
         check_setting(self, "max_probe_tokens", enough, "at least 1")
         if self.saliency_scope == "kv_head" and self.value_param_scope == "token":
@@ -113,20 +106,16 @@ class ZipCache(Recipe):
         from tersor.kv.selection.ratio import SaliencySelection
         from tersor.kv.storage.mixed import MixedPrecisionStorage
 
-        selection = pick(
-            SaliencySelection,
-            self,
-            ratio=self.saliency_ratio,
-            normalization=self.saliency_normalization,
-            scope=self.saliency_scope,
-        )
+        selection = pick(SaliencySelection, self, ratio=self.saliency_ratio, scope=self.saliency_scope)
         return pick(KVMethod, self, name="zipcache", selection=selection, storage=pick(MixedPrecisionStorage, self))
 
     def nominal_compression_ratio(self, *, batch: int = 8, tokens: int = 840, width: int = 4096) -> float:
         """The paper's accounting for these settings: 16-bit parameters, shared by the batch, positions not counted.
 
         Args:
-            batch, tokens: of the prompt. width: KV heads times head dimension. The defaults are the paper's.
+            batch: Rows of the prompt; the defaults are the paper's.
+            tokens: Tokens of each row.
+            width: KV heads times head dimension.
         """
         from tersor.lowbit.bytes import nominal_compression_ratio
 

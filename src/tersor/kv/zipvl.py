@@ -23,26 +23,27 @@ class ZipVL(Recipe):
     layer; the defaults are the paper's.
 
     Args:
-        tau: share of the attention that must be held, above 0 and at most 1; 1 is dense. 0.96 is the paper's other one.
-        policy: what becomes of the other tokens' keys and values: ``"evict"`` drops them (the paper's second version),
+        tau: Share of the attention that must be held, above 0 and at most 1; 1 is dense. 0.96 is the paper's other one.
+        policy: What becomes of the other tokens' keys and values: ``"evict"`` drops them (the paper's second version),
             ``"quantize"`` stores them in ``low_bits`` and the important ones in ``high_bits`` (the first), ``"keep"``
             leaves the cache as it is. Evicted tokens were judged by the question at the end of the prompt; for several
             questions about one picture use one of the others.
-        probe: ``"sampled"`` scores tokens by ``probe_recent`` last and ``probe_random`` other rows of attention,
-            ``"all"`` by every row, which takes quadratic time.
-        select_by: rank by ``"normalized"`` attention (the paper), or ``"raw"``, which favours early tokens.
+        probe_recent: Rows of attention at the end of the prompt that score its tokens.
+        probe_random: Other rows that do.
         protect: ``"text"`` leaves out visual tokens only, ``"none"`` any.
-        protect_recent, protect_first: tokens at the end and at the start of a prompt that always stay.
+        protect_recent: Tokens at the end of a prompt that always stay.
+        protect_first: Tokens at its start that always stay.
         query_mode: ``"drop"`` leaves the attention output of the other tokens at zero (the paper), ``"compute"``
             restricts keys only, which saves less.
-        skip_layers: layers that stay dense. ``(0,)`` costs little and often saves accuracy: no later layer has seen
+        skip_layers: Layers that stay dense. ``(0,)`` costs little and often saves accuracy: no later layer has seen
             hidden states without the first layer's attention.
-        min_tokens: shorter prompts are read densely, since probing costs more than it saves.
-        high_bits, low_bits: for ``policy="quantize"``: 2, 3, 4, 8, or 16 for model precision.
-        recompress_every: for ``policy="quantize"``: new tokens that are compressed together.
-        param_dtype: for ``policy="quantize"``: of minima, steps and scales.
-        check_finite: raise on scores, keys or values that are NaN or infinite, naming the layer.
-        seed: of the random probe rows, together with the layer and the length of the prompt.
+        min_tokens: Shorter prompts are read densely, since probing costs more than it saves.
+        high_bits: Bits of important tokens with ``policy="quantize"``: 2, 3, 4, 8, or 16 for model precision.
+        low_bits: Bits of the others, likewise.
+        recompress_every: New tokens that ``policy="quantize"`` compresses together.
+        param_dtype: Precision of minima, steps and scales with ``policy="quantize"``.
+        check_finite: Raise on scores, keys or values that are NaN or infinite, naming the layer.
+        seed: Seed of the random probe rows, together with the layer and the length of the prompt.
 
     Inside ``with ZipVL().on(model):`` a forward over prompt and completion at once takes ``completion_mask=`` (bool
     ``[batch, tokens]``, True for the completion). Tokens are chosen by the prompt alone, and the completion attends as
@@ -60,15 +61,13 @@ class ZipVL(Recipe):
         True
 
     Raises:
-        ValueError: for a setting outside its range.
+        ValueError: For a setting outside its range.
     """
 
     tau: float = 0.975
     policy: Literal["evict", "quantize", "keep"] = "evict"
-    probe: Literal["sampled", "all"] = "sampled"
     probe_recent: int = 64
     probe_random: int = 64
-    select_by: Literal["normalized", "raw"] = "normalized"
     protect: Literal["none", "text"] = "none"
     protect_recent: int = 1
     protect_first: int = 0
@@ -88,8 +87,6 @@ class ZipVL(Recipe):
         check_words(
             self,
             policy=("evict", "quantize", "keep"),
-            probe=("sampled", "all"),
-            select_by=("normalized", "raw"),
             protect=("none", "text"),
             query_mode=("drop", "compute"),
             param_dtype=PARAM_DTYPES,
@@ -109,11 +106,16 @@ class ZipVL(Recipe):
     ) -> Self:
         """The recipe whose ``tau`` keeps about ``ratio`` of the tokens of ``samples``, on average over layers.
 
-        ``samples``: keywords of the model, e.g. what its processor returns for a few of your own prompts. ``settings``
-        are those of the recipe, without ``tau``. See `tersor.kv.target_ratio.find_tau`.
+        See `tersor.kv.target_ratio.find_tau`.
+
+        Args:
+            model: The model that will run.
+            samples: Keywords of the model, e.g. what its processor returns for a few of your own prompts.
+            ratio: Share of tokens to keep.
+            **settings: Settings of the recipe, without ``tau``.
 
         Raises:
-            ValueError: for a ratio that no ``tau`` reaches, e.g. because layers are skipped or prompts are short.
+            ValueError: For a ratio that no ``tau`` reaches, e.g. because layers are skipped or prompts are short.
         """
         from tersor.kv.selection.mass import MassSelection
         from tersor.kv.target_ratio import find_tau

@@ -54,7 +54,7 @@ def relative(x_hat: Tensor, x: Tensor, granularity: str) -> Tensor:
     return (x_hat - x).norm(dim=-1) / x.norm(dim=-1)
 
 
-# -- invariants 1 to 6 ---------------------------------------------------------------------------------------------
+# -- the laws of merging ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)

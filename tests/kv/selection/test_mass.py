@@ -44,7 +44,8 @@ def test_the_set_is_the_smallest_that_holds_the_mass() -> None:
 def test_uniform_attention_has_harmonic_scores(n: int, tau: float) -> None:
     """Zero queries, every row a probe: A_ij = 1/(i+1), so a_j = H_n - H_j, c_j = n - j."""
     qkv = uneven(1, n)
-    output, _, state = prefill(ZipVL(tau=tau, probe="all", min_tokens=0), (torch.zeros_like(qkv[0]), *qkv[1:]))
+    every_row = ZipVL(min_tokens=0).method_with(MassSelection(tau=tau, probe="all"))
+    output, _, state = prefill(every_row, (torch.zeros_like(qkv[0]), *qkv[1:]))
     harmonic = [sum(1 / (i + 1) for i in range(j)) for j in range(n + 1)]
     a = [harmonic[n] - harmonic[j] for j in range(n)]
     p = next(m for m in range(1, n + 1) if sum(a[:m]) >= tau * n - 1e-9)  # a falls with j

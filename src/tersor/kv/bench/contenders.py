@@ -117,7 +117,7 @@ def pick(names: list[str] | None = None, *, group_size: int = 32, with_peers: bo
     ``with_peers`` adds `peers` to what is picked; their names are known without it too.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones.
+        ValueError: For an unknown name, listing the known ones.
     """
     if names is None:
         return contenders(group_size, with_peers=with_peers)

@@ -36,7 +36,7 @@ def heatmap(
         description: what a screen reader says. relevant: cells (row, column) to outline.
 
     Raises:
-        ValueError: if the picture does not divide into the cells, or labels and panels differ in number.
+        ValueError: If the picture does not divide into the cells, or labels and panels differ in number.
     """
     if len(kept) != len(labels) or not kept:
         raise ValueError(f"got {len(kept)} panels and {len(labels)} labels; give one label for each of at least one")

@@ -40,10 +40,14 @@ WAYS: dict[str, dict[str, Any]] = {
 def merging_contenders(pairs: Pairs, *, t: float = 0.6, gamma: float = 0.05, bits: int = 16) -> list[Contender]:
     """The full cache, then every way of merging the deepest 1, 2, ... of ``pairs``.
 
-    ``bits``: of stored directions and retained tokens; 16 is model precision.
+    Args:
+        pairs: Pairs of layers that may be merged.
+        t: Where the shared direction lies.
+        gamma: How much stays unmerged.
+        bits: Bits of stored directions and retained tokens; 16 is model precision.
 
     Raises:
-        ValueError: without any pair.
+        ValueError: Without any pair.
     """
     if not pairs:
         raise ValueError("pairs is empty; give at least one pair of layers to merge, e.g. [(6, 7)]")
@@ -96,7 +100,7 @@ def with_longer_layers(model: PreTrainedModel, layers: Sequence[int], factor: fl
     factor is taken back by the query and output projections; a power of two changes no bit of the output.
 
     Raises:
-        ValueError: for models whose queries or keys are normalized after their projection.
+        ValueError: For models whose queries or keys are normalized after their projection.
     """
     model = copy.deepcopy(model)
     for index in layers:

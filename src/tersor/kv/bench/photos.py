@@ -29,7 +29,7 @@ def find_photos(folder: Path) -> list[Path]:
     """The pictures in a folder, by name.
 
     Raises:
-        ValueError: if it is no folder or holds none.
+        ValueError: If it is no folder or holds none.
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder}: no such folder")
@@ -46,7 +46,7 @@ def measure_photo(
     """Prefill of one photograph with a question, dense and sparse in turns.
 
     Raises:
-        ValueError: if the file cannot be read as a picture.
+        ValueError: If the file cannot be read as a picture.
     """
     from PIL import Image
 

@@ -85,7 +85,7 @@ def record(model: PreTrainedModel, ids: Tensor) -> Tape:
     """Prefill ``ids`` ``[batch, tokens]`` densely; the model must run with tersor's attention (`Session`).
 
     Raises:
-        NotImplementedError: for models with layers that tersor does not compress.
+        NotImplementedError: For models with layers that tersor does not compress.
     """
     cache = RECORDER.cache(model.config)
     if len(cache.compressed_layers()) != len(cache.layers):

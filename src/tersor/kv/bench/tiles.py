@@ -76,7 +76,7 @@ def picture(rng: np.random.Generator, *, grid: int = 16, tiles: int = 4) -> Pict
     """A random picture; one colour is the key of 0 to ``MOST_COUNTED`` tiles with equal chance.
 
     Raises:
-        ValueError: if there are more tiles than cells.
+        ValueError: If there are more tiles than cells.
     """
     if not 1 <= tiles <= grid * grid:
         raise ValueError(f"tiles={tiles} must be between 1 and the {grid * grid} cells of the grid")
@@ -100,7 +100,7 @@ def samples(n: int, *, kind: str, seed: int, grid: int = 16, tiles: int = 4) -> 
     """``n`` pictures with one question each; counting draws each answer with equal chance.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: For an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} must be one of {KINDS}")

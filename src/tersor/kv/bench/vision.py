@@ -24,6 +24,7 @@ from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
 from tersor.kv.bench.tiles import KINDS, Picture, Question, samples
 from tersor.kv.method import KVMethod
 from tersor.kv.prefill.sparsity import SparsityStats
+from tersor.kv.selection.mass import MassSelection
 from tersor.kv.zipvl import ZipVL
 
 BATCH = 32
@@ -235,7 +236,7 @@ def run_all(
             fixed = same_share(shares, **variant)
             measure(f"fixed share {tau:g}{label}", lambda batch, fixed=fixed: fixed)  # type: ignore[misc]
             measure(f"random {tau:g}{label}", lambda batch, shares=shares: random_visual(shares, seed + batch))  # type: ignore[misc]
-    raw = ZipVL(tau=0.94, min_tokens=0, select_by="raw", seed=seed).method()
+    raw = ZipVL(min_tokens=0).method_with(MassSelection(tau=0.94, select_by="raw", seed=seed))
     measure("ZipVL evict 0.94, raw scores", lambda batch: raw)
     for share in (0.5, 0.25, 0.1):
         once = fastv(share, min_tokens=0)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin
 
+from tersor.kv.engine.batch import BatchedLayer
 from tersor.kv.engine.buffer import Buffer
 from tersor.kv.engine.call import AttentionCall
 from tersor.kv.engine.choices import Choices
@@ -29,7 +29,7 @@ TAG = "_tersor_layer"
 ATTENTION_NAME = "tersor"
 
 
-class CompressedLayer(CacheLayerMixin):
+class CompressedLayer(BatchedLayer):
     """Cache layer that compresses by a method's choices.
 
     ``buffer`` holds the newest tokens in model precision, ``segments`` everything older. A layer that compresses in
@@ -39,9 +39,6 @@ class CompressedLayer(CacheLayerMixin):
         choices: How to compress.
         layer_idx: Index of the layer in the model.
     """
-
-    is_compileable = False
-    is_sliding = False
 
     def __init__(self, choices: Choices, layer_idx: int):
         self.choices = choices
@@ -129,12 +126,6 @@ class CompressedLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
     @property
     def is_croppable(self) -> bool:
         """Whether `crop` leaves no trace: compressed tokens cannot be taken back without one."""
@@ -174,15 +165,6 @@ class CompressedLayer(CacheLayerMixin):
         if self.record_past:
             self.compress_if_due()
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda x: x[indices.to(x.device), ...])
-
     def offload(self) -> None:
         """Move to the CPU; between `update` and its attention that waits until the attention has been computed."""
         if self._awaits_attention and self.fused:
@@ -194,8 +176,7 @@ class CompressedLayer(CacheLayerMixin):
         if self.is_initialized:
             self.move(self.device)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``function`` to every tensor that the layer owns."""
+    def map_all(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.is_initialized:
             self.map_buffer(function)
             self.map_segments(function)
@@ -358,7 +339,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def move(self, device: torch.device | str) -> None:
         """Move everything to ``device``."""
-        self._map(lambda x: x.to(device, non_blocking=True))
+        self.map_all(lambda x: x.to(device, non_blocking=True))
 
     def owned(self) -> dict[str, Any]:
         """Everything that holds tensors, by name: buffer, padding, segments, scores, where samples start."""

@@ -44,8 +44,8 @@ class KeyBias:
     """The rotated key bias of one attention layer.
 
     Args:
-        bias: ``[kv_heads, key_dim]``, what the layer's key projection adds.
-        table: of the model's rotary embedding; it may turn only the first channels of a head.
+        bias: What the layer's key projection adds, ``[kv_heads, key_dim]``.
+        table: Cosines and sines of the model's rotary embedding; it may turn only the first channels of a head.
     """
 
     def __init__(self, bias: Tensor, table: RotaryTable):
@@ -59,8 +59,8 @@ class KeyBias:
         """That of a transformers attention module.
 
         Raises:
-            ValueError: if the module adds no bias to its keys.
-            NotImplementedError: if its keys are not simply rotated by one position a token.
+            ValueError: If the module adds no bias to its keys.
+            NotImplementedError: If its keys are not simply rotated by one position a token.
         """
         name = type(module).__name__
         bias = getattr(getattr(module, "k_proj", None), "bias", None)
@@ -117,7 +117,9 @@ class KeyBias:
     def scores(self, query: Tensor, positions: Tensor) -> Tensor:
         """``q . R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, heads, queries, tokens]`` float32.
 
-        ``query``: ``[batch, heads, queries, key_dim]``, scaled as the scores are to be.
+        Args:
+            query: ``[batch, heads, queries, key_dim]``, scaled as the scores are to be.
+            positions: Int64 ``[batch, tokens]``.
         """
         batch, heads, queries, _ = query.shape
         length = int(positions.max()) + 1 if positions.numel() else 0

@@ -38,9 +38,18 @@ class Storage(Protocol):
 class MixedPrecisionStorage:
     """Important tokens in ``high_bits``, the others in ``low_bits`` (0 evicts, 16 keeps model precision).
 
-    Keys are channelwise, values channel-separable tokenwise; see `tersor.lowbit.codecs`. ``value_high_bits`` and
-    ``value_low_bits`` give values a packed width of their own. ``param_dtype`` names the storage precision of minima,
-    steps and scales. ``subtract_key_bias``: keys come without the model's key bias, see `tersor.kv.storage.key_bias`.
+    Keys are channelwise, values channel-separable tokenwise; see `tersor.lowbit.codecs`.
+
+    Args:
+        high_bits: Bits of important tokens.
+        low_bits: Bits of the others.
+        value_high_bits: A packed width of their own for the values of important tokens, or None.
+        value_low_bits: Likewise for the others.
+        value_param_scope: Value parameters per ``"token"``, or per ``"token_head"``.
+        param_dtype: Name of the storage precision of minima, steps and scales.
+        channel_scale_power: Exponent of the value channels' scale: 0.5 (paper), 1 (plain maximum), 0 (none).
+        check_finite: Raise on NaN or infinity.
+        subtract_key_bias: Keys come without the model's key bias, see `tersor.kv.storage.key_bias`.
     """
 
     high_bits: int = 4

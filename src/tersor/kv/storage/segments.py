@@ -19,8 +19,11 @@ from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 class TokenGroup:
     """Tokens of one bit width.
 
-    ``keys``/``values`` are `AffineCodes`, or tensors ``[batch, kv_heads, n, head_dim]`` in model precision.
-    ``positions``: int32 ``[batch, scopes, n]`` in the sequence. ``valid``: bool, same shape, or None.
+    Args:
+        keys: Packed, or ``[batch, kv_heads, n, head_dim]`` in model precision.
+        values: Likewise.
+        positions: Places in the sequence, int32 ``[batch, scopes, n]``.
+        valid: False for empty slots, bool like ``positions``; None without any.
     """
 
     keys: AffineCodes | Tensor
@@ -44,7 +47,10 @@ class TokenGroup:
     ) -> Part:
         """This group as the attention kernel reads it.
 
-        ``score_bias``: ``[batch, heads, queries, compressed tokens]``, what `KeyBias` adds to the scores.
+        Args:
+            channel_scale: That of the segment.
+            attention_mask: Bool ``[batch or 1, 1, queries, sequence]``, or None for plain causal attention.
+            score_bias: What `KeyBias` adds to the scores, ``[batch, heads, queries, compressed tokens]``, or None.
         """
         mask = self.token_mask(attention_mask)
         if isinstance(self.keys, AffineCodes) and isinstance(self.values, AffineCodes):
@@ -117,8 +123,13 @@ def _first_tokens(stored: AffineCodes | Tensor, count: int) -> AffineCodes | Ten
 class Segment:
     """Tokens ``start .. start + length`` of the sequence in token groups that share one channel scale.
 
-    ``channel_scale``: ``[batch, kv_heads, 1, value_dim]``, None where every group is raw. Tokens that are in
-    no group (padding, evicted ones) are gone: attention never sees them.
+    Tokens that are in no group (padding, evicted ones) are gone: attention never sees them.
+
+    Args:
+        groups: The tokens by bit width.
+        channel_scale: Scale of the value channels, ``[batch, kv_heads, 1, value_dim]``; None where every group is raw.
+        start: Position of the first token.
+        length: Number of tokens.
     """
 
     groups: list[TokenGroup]

@@ -24,7 +24,7 @@ def hadamard(order: int) -> Tensor:
     """Sylvester's matrix over the square root of its order: symmetric and orthogonal, so it is its own inverse.
 
     Raises:
-        ValueError: unless ``order`` is a power of two.
+        ValueError: Unless ``order`` is a power of two.
     """
     if order < 1 or order & (order - 1):
         raise ValueError(f"order={order} must be a power of two; pad the channels")

@@ -25,8 +25,9 @@ from tersor.kv.storage.mixed import MixedPrecisionStorage
 class ShareSelection(PromptSelection):
     """A given share of each layer's tokens, ranked as ZipVL ranks them; protected tokens come first and count.
 
-    ``ratios``: one entry a layer of the model, or one for all. ``of_unprotected``: the share is one of the tokens that
-    are not protected.
+    Args:
+        ratios: One share a layer of the model, or one for all.
+        of_unprotected: Whether it is a share of the tokens that are not protected.
     """
 
     ratios: tuple[float, ...]
@@ -94,8 +95,13 @@ def random_share(ratios: float | Sequence[float], *, min_tokens: int = 256, **se
 def fastv(ratio: float = 0.5, *, dense_layers: int = 2, min_tokens: int = 256, visual_only: bool = True) -> KVMethod:
     """FastV-like: the first layers are dense, then a share of the (visual) tokens goes on, chosen once.
 
-    Tokens are ranked by the attention of the last prompt token in the first sparse layer. ``visual_only``: only visual
-    tokens are left out, and ``ratio`` is a share of them; otherwise one of all tokens.
+    Tokens are ranked by the attention of the last prompt token in the first sparse layer.
+
+    Args:
+        ratio: Share of the tokens that goes on.
+        dense_layers: Number of dense layers.
+        min_tokens: Shorter prompts are read densely.
+        visual_only: Only visual tokens are left out, and ``ratio`` is a share of them; otherwise one of all tokens.
     """
     selection = ShareSelection(
         ratios=(ratio,), probe_recent=1, probe_random=0, select_by="raw", of_unprotected=visual_only

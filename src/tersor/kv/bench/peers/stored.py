@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
+
+from tersor.kv.engine.batch import BatchedLayer
 
 #: The stored form of some tokens: tensors ``[batch, kv_heads, tokens, *]``.
 Stored = tuple[Tensor, ...]
@@ -24,11 +26,9 @@ class Form(Protocol):
         """Tokens of ``dim`` channels read back in float32."""
 
 
-class StoredLayer(CacheLayerMixin):
+class StoredLayer(BatchedLayer):
     """Appends tokens in their stored form; new tokens are attended to as they came, before they are stored."""
 
-    is_compileable = False
-    is_sliding = False
     is_croppable = True
 
     def __init__(self, form: Form):
@@ -58,12 +58,6 @@ class StoredLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return 0 if self.keys is None else int(self.keys[0].shape[2])
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
     def reset(self) -> None:
         self.keys = self.values = None
         self.is_initialized = False
@@ -73,18 +67,9 @@ class StoredLayer(CacheLayerMixin):
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number")
         kept = max(self.get_seq_length() + tokens_to_remove, 0)
-        self._map(lambda x: x[:, :, :kept])
+        self.map_all(lambda x: x[:, :, :kept])
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda x: x[indices.to(x.device), ...])
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+    def map_all(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.is_initialized:
             self.keys, self.values = tuple(map(function, self.keys)), tuple(map(function, self.values))
 
@@ -93,7 +78,7 @@ def stored_cache(config: PreTrainedConfig, form: Form) -> Cache:
     """A cache of `StoredLayer`.
 
     Raises:
-        NotImplementedError: for models with layers that are not full attention.
+        NotImplementedError: For models with layers that are not full attention.
     """
     types, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     if others := set(types) - {"full_attention"}:
