@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
+from tersor._images import image_files
 from tersor.bench.records import Record
 from tersor.bench.runs import record_maker, report_records
 from tersor.ptq.bench.speed import SHAPES, settled
 from tersor.ptq.calibration import Quantized, quantize
 from tersor.ptq.config import RepAPQConfig
-from tersor.ptq.images import Preprocessing, find_images
+from tersor.ptq.images import Preprocessing
 from tersor.ptq.layers import integer_layers
 
 NAME, IMAGES = "repvgg_a0", 256
@@ -43,7 +44,7 @@ def squares(folder: Path, count: int) -> Tensor:
 
     prepare, crops = Preprocessing(size=224), []
     generator = torch.Generator().manual_seed(0)
-    files = find_images(folder)
+    files = image_files(folder)
     while len(crops) < count:
         with Image.open(files[len(crops) % len(files)]) as opened:
             left, top = (int(torch.randint(0, side - 223, (1,), generator=generator)) for side in opened.size)

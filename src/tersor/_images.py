@@ -13,10 +13,10 @@ def image_files(folder: Path, *, below: bool = True) -> list[Path]:
 
     Args:
         folder: Where to look.
-        below: Look into its sub-folders too.
+        below: Whether to look into its sub-folders too.
 
     Raises:
-        ValueError: If it is no folder, or holds no picture.
+        ValueError: If it is not a folder, or holds no picture.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of pictures")

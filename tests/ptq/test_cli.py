@@ -87,8 +87,8 @@ def test_what_cannot_be_used_is_one_line(photos, tmp_path, capsys) -> None:
     small.mkdir()
     Image.new("RGB", (20, 40)).save(small / "a.png")
     for options, said in (
-        ([*command(tmp_path / "none", out)], "no such folder of images"),
-        ([*command(empty, out)], "holds no images (.jpg"),
+        ([*command(tmp_path / "none", out)], "no such folder of pictures"),
+        ([*command(empty, out)], "holds no pictures (.png"),
         ([*command(small, out)], "is 20 x 40 pixels; the network takes 32 x 32"),
         ([*command(photos, out, "--bits", "int8")], "such as 'w8a8'"),
         ([*command(photos, out, "--bits", "w16a16")], "8 bits or fewer"),

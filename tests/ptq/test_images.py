@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tersor._images import image_files
 from tersor.ptq import report as ptq_report
-from tersor.ptq.images import Preprocessing, find_classes, find_images, read_folder, read_images
+from tersor.ptq.images import Preprocessing, find_classes, read_folder, read_images
 
 
 def test_unreadable_files_are_left_out_until_they_are_too_many(tmp_path) -> None:
@@ -19,7 +20,7 @@ def test_unreadable_files_are_left_out_until_they_are_too_many(tmp_path) -> None
     with pytest.raises(ValueError, match=r"2 of 14 images cannot be read, .*bad.jpg first"):
         read_folder(tmp_path, plain, count=99, seed=0)
     (tmp_path / "cut.png").unlink()
-    images, kept = read_images(find_images(tmp_path), plain)
+    images, kept = read_images(image_files(tmp_path), plain)
     assert images.shape == (12, 3, 32, 32) and len(kept) == 12
     assert torch.isclose(images.amax(), torch.tensor((110 / 255 - 0.5) / 0.25))
     some = read_folder(tmp_path, plain, count=5, seed=0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor._images import image_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,9 +55,9 @@ def quantize(
         raise ValueError(f"--out {out} must be a file that ends in .onnx")
     if images < 1:
         raise ValueError(f"--images {images} must be at least 1")
-    from tersor.ptq.images import find_classes, find_images, read_folder
+    from tersor.ptq.images import find_classes, read_folder
 
-    find_images(calibration)
+    image_files(calibration)
     network, preprocessing = _network(model, weights)
     given = read_folder(calibration, preprocessing, count=images, seed=seed)
     labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tersor._images import image_files
 from tersor._lazy import require
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 #: A folder with a larger share of unreadable files is refused: something is wrong with all of it.
 _UNREADABLE = 0.1
 
@@ -63,20 +63,6 @@ class Preprocessing:
         return (pixels - mean) / deviation
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Pictures in ``folder`` and below, by name.
-
-    Raises:
-        ValueError: If it is not a folder, or holds none.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of images")
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
-    if not found:
-        raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)})")
-    return found
-
-
 def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
     """Images ``[n, 3, size, size]`` of the files that can be read, and which of the files those are.
 
@@ -102,7 +88,7 @@ def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor
 
 def read_folder(folder: Path, preprocessing: Preprocessing, *, count: int, seed: int) -> Tensor:
     """``count`` images of a folder, or all if there are fewer, drawn by ``seed``: ``[n, 3, size, size]``."""
-    files = find_images(folder)
+    files = image_files(folder)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count].sort().values
     return read_images([files[index] for index in order.tolist()], preprocessing)[0]
 
@@ -113,7 +99,7 @@ def find_classes(folder: Path, classes: int) -> list[tuple[Path, int]]:
     Raises:
         ValueError: If there are more or fewer folders.
     """
-    files = find_images(folder)
+    files = image_files(folder)
     names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
     if len(names) != classes:
         raise ValueError(f"{folder} has {len(names)} folders with images, and the network {classes} classes")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from skills import solve
 
-from tersor.experts.bench.requests import _COMMANDS, _FRAMES, _UNSEEN, _UNSEEN_FRAMES, DESCRIPTIONS, draw_requests
+from tersor.experts.bench.requests import DESCRIPTIONS, TEMPLATES, draw_requests
 from tersor.experts.bench.skills import CHARACTERS, SKILLS
+
+COMMANDS, UNSEEN = TEMPLATES["commands"], TEMPLATES["unseen_commands"]
 
 
 def test_requests_in_words() -> None:
-    assert set(_COMMANDS) == set(_UNSEEN) == set(DESCRIPTIONS) == set(SKILLS)
-    assert set(_FRAMES).isdisjoint(_UNSEEN_FRAMES)
+    assert set(COMMANDS) == set(UNSEEN) == set(DESCRIPTIONS) == set(SKILLS)
+    assert set(TEMPLATES["frames"]).isdisjoint(TEMPLATES["unseen_frames"])
     for skill in SKILLS:
-        assert len(set(_COMMANDS[skill])) >= 10
-        assert len(set(_UNSEEN[skill])) >= 3
-        assert set(_COMMANDS[skill]).isdisjoint(_UNSEEN[skill])
+        assert len(set(COMMANDS[skill])) >= 10
+        assert len(set(UNSEEN[skill])) >= 3
+        assert set(COMMANDS[skill]).isdisjoint(UNSEEN[skill])
     rows = draw_requests(40, seed=1, unseen=True, held_out=True)
     assert [row.skill for row in rows] == list(SKILLS) * 10
     assert (
@@ -34,7 +36,7 @@ def test_requests_in_words() -> None:
 
 def test_templates_share_their_words() -> None:
     """No single word decides: those of one skill occur for others."""
-    words = {skill: {word for text in _COMMANDS[skill] for word in text.split()} for skill in SKILLS}
+    words = {skill: {word for text in COMMANDS[skill] for word in text.split()} for skill in SKILLS}
     assert {"letters", "order", "not", "alphabetical", "sort", "reverse", "backwards"} <= words["reverse"] & words[
         "sort"
     ]

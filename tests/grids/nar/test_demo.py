@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tersor.bench.measure import Estimate, PairedTimes
-from tersor.grids.nar.bench.quality import NAR, RASTER, Speed
 from tersor.grids.nar import demo
+from tersor.grids.nar.bench.quality import NAR, RASTER, Speed
 from tersor.grids.nar.demo import _passes, _quality_record, _speed_record, judge_loss
 from tersor.grids.samples import Quality, Samples
 

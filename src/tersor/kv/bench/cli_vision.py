@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor._console import spinner
+from tersor._images import image_files
 from tersor.bench.runs import AsJson, Out, ResumableOut, cell, progress_file, record_maker, report_records, show
 from tersor.zoo import loading
 
@@ -81,9 +82,9 @@ def bench_photos(
     recipe = ZipVL(tau=tau)
     if repeats < 2:
         raise ValueError(f"--repeats {repeats} must be at least 2")
-    from tersor.kv.bench.photos import find_photos, measure_photo
+    from tersor.kv.bench.photos import measure_photo
 
-    files = find_photos(images)
+    files = image_files(images, below=False)
     location = loading.resolve(model)
     network, _ = loading.load(location, device)
     processor = loading.load_processor(location)

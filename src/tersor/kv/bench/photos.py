@@ -13,8 +13,6 @@ from tersor.bench.measure import PairedTimes, time_paired
 from tersor.kv.prefill.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
 
 @dataclass(frozen=True)
 class PhotoResult:
@@ -23,20 +21,6 @@ class PhotoResult:
     name: str
     stats: SparsityStats
     times: PairedTimes
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name.
-
-    Raises:
-        ValueError: If it is no folder or holds none.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"--images {folder}: no such folder")
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
-    if not found:
-        raise ValueError(f"--images {folder} holds no picture ({', '.join(ENDINGS)})")
-    return found
 
 
 @torch.no_grad()
