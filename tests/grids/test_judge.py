@@ -114,3 +114,13 @@ def test_a_judge_of_clips_comes_back_as_one(tmp_path: Path) -> None:
     assert isinstance(again, ClipClassifier) and reference.joint.n == 9
     assert torch.equal(again.judge(clips)[0], features)
     assert not torch.equal(judge.judge(clips.flip(1))[0], features), "it sees the order of frames"
+
+
+def test_the_distance_of_gaussians_with_axes_of_their_own_is_that_worked_out_by_hand() -> None:
+    """For two dimensions tr (A B)^1/2 is the root of tr A B + 2 (det A B)^1/2, whatever the axes."""
+    a = Moments(np.zeros(2), np.array([[4.0, 0.0], [0.0, 1.0]]), 100)
+    b = Moments(np.zeros(2), np.array([[2.0, 1.0], [1.0, 2.0]]), 100)
+    assert not np.allclose(a.covariance @ b.covariance, b.covariance @ a.covariance)
+    trace = (np.trace(a.covariance @ b.covariance) + 2 * (4.0 * 3.0) ** 0.5) ** 0.5
+    assert frechet_distance(a, b) == pytest.approx(5 + 4 - 2 * trace)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))

@@ -297,3 +297,14 @@ def test_registry_errors_name_the_choices() -> None:
     for operation in KERNELS:
         for backend in BACKENDS:
             assert callable(get_kernel(operation, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("counts", [(300, 260), (129, 1), (128, 257)])
+def test_parts_longer_than_a_tile(backend: str, counts: tuple[int, int]) -> None:
+    """A later tile with larger scores rescales all that was summed before it."""
+    query, parts, scaling = make_case(7, batch=1, kv_heads=1, queries=2, counts=counts, masked="none")
+    for part in parts:
+        if isinstance(part, PackedPart):
+            part.keys.minimum = part.keys.minimum * 4
+    check_equals_dequantized(get_kernel("packed_attention", backend), (query, parts, scaling))

@@ -94,3 +94,14 @@ def test_percentiles_cut_off_the_ends() -> None:
     assert whole == pytest.approx(51 / 255)
     weight = torch.cat([torch.ones(1, 99), torch.tensor([[70.0]])], 1)
     assert cut_weight(weight, 4, share=0.99) == pytest.approx(1 / 7) and cut_weight(weight, 4, share=1.0) == 10
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_of_one_sign_keep_an_exact_zero(bits: int, sign: float) -> None:
+    """Padding is zero, wherever the values lie."""
+    x = sign * (3.0 + torch.rand(2000, generator=torch.Generator().manual_seed(0)))
+    for scale, zero in (search_activation(x, bits), cut_activation(x, bits, share=1.0)):
+        assert 0 <= float(zero) < 2**bits and float(zero) == round(float(zero))
+        assert float(fake_activation(torch.zeros(1), scale, zero, bits)) == 0.0
+        assert float((fake_activation(x, scale, zero, bits) - x).abs().max()) <= 4.0 / (2**bits - 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from nar_models import TEXT, condition, config, model, random_ids
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
@@ -306,3 +308,22 @@ def test_bad_inputs(given, message) -> None:
     good = {"input_ids": random_ids(of), "class_labels": torch.tensor([1, 2])}
     with pytest.raises(ValueError, match=message):
         of(**{**good, **given})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_so_many_samples_lose_their_condition_in_training(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = model((2, 2), condition_dropout=share).train(), []
+    plain = made.model.condition
+
+    def look(*args: Any, dropped: Tensor, **kwargs: Any) -> Any:
+        seen.append(dropped)
+        return plain(*args, dropped=dropped, **kwargs)
+
+    monkeypatch.setattr(made.model, "condition", look)
+    torch.manual_seed(0)
+    count = 4000
+    made(torch.zeros(count, 4, dtype=torch.long), class_labels=torch.zeros(count, dtype=torch.long))
+    deviation = (share * (1 - share) / count) ** 0.5
+    assert abs(float(seen[0].float().mean()) - share) < 4 * deviation
+    made.eval()(torch.zeros(2, 4, dtype=torch.long), class_labels=torch.zeros(2, dtype=torch.long))
+    assert seen[1] is None

@@ -120,3 +120,12 @@ def test_bad_arrays(tmp_path, arrays, message) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         read_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("vocabulary", [256, 257, 512, 2**15, 2**15 + 1, 70_000])
+def test_ids_beyond_a_byte_and_beyond_two_come_back(vocabulary: int, tmp_path: Path) -> None:
+    """The file keeps ids in the smallest integers that hold the whole vocabulary, and none wraps around."""
+    ids = torch.tensor([[[0, 1], [vocabulary // 2, vocabulary - 1]], [[vocabulary - 2, 3], [2, 255]]])
+    Tokens(ids, vocabulary, {}).save(tmp_path / "tokens.safetensors")
+    again = Tokens.load(tmp_path / "tokens.safetensors")
+    assert torch.equal(again.ids.long(), ids) and again.vocab_size == vocabulary

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -102,3 +105,31 @@ def test_scores_pool_and_compare() -> None:
     assert len(a.values) == 5
     with pytest.raises(ValueError, match="choose from"):
         pick(["nothing"])
+
+
+@pytest.mark.parametrize("mode", ["agnostic", "aware"])
+def test_the_mode_says_whether_the_question_is_compressed_too(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded once is compressed, and what is asked afterwards is not."""
+    from tersor.kv.bench import recall
+
+    read: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr(recall, "token_ids", lambda texts, encode: list(texts))
+    monkeypatch.setattr(recall, "record", lambda model, context: SimpleNamespace(tokens=1, context=context))
+    monkeypatch.setattr(recall, "replay", lambda tape, cache: tape)
+    monkeypatch.setattr(recall, "bytes_at_half_precision", lambda cache: 1)
+    monkeypatch.setattr(recall, "half_precision_dense", lambda *_: 1)
+
+    def answer(model: Any, tape: Any, prompt: list[str], answers: list[str]) -> list[float]:
+        read.append((tape.context, prompt))
+        return [1.0] * len(answers)
+
+    monkeypatch.setattr(recall, "answers_correct", answer)
+    samples = recall_samples("needle", n=2, prose=zoo.book(), seed=3)
+    rival = SimpleNamespace(name="any", build=lambda config: None)
+    model = zoo.load_model("tiny-recall")
+    scores = recall.score_recall(model, list, samples, [rival], mode=mode)
+    asked = [sample.question for sample in samples]
+    (compressed, prompts) = read[0]
+    assert [text.endswith(question) for text, question in zip(compressed, asked, strict=True)] == [mode == "aware"] * 2
+    assert [text.startswith(question) for text, question in zip(prompts, asked, strict=True)] == [mode != "aware"] * 2
+    assert scores["any"].values == [1.0, 1.0]
