@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.cache_utils import DynamicCache, QuantoQuantizedLayer
+from turns import command_of, show_records
 
-from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, storage_bytes, time_paired, versions
+from tersor.bench.measure import PairedTimes, machine, storage_bytes, time_paired
 from tersor.bench.records import Record, write_jsonl
+from tersor.bench.runs import record_maker
 from tersor.kv.engine.call import AttentionCall
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
@@ -94,7 +94,7 @@ def faster_sdpa(times: PairedTimes) -> str:
     return min(("SDPA float32", "SDPA bfloat16"), key=lambda name: times.seconds(name).value)
 
 
-def attention_records(lengths: list[int], repeats: int, seed: int, common: dict[str, Any]) -> list[Record]:
+def attention_records(lengths: list[int], repeats: int, seed: int, record: Callable[..., Record]) -> list[Record]:
     """Milliseconds of every alternative, and our speed-up over the faster SDPA and over the built-in cache."""
     records = []
     for tokens in lengths:
@@ -102,16 +102,16 @@ def attention_records(lengths: list[int], repeats: int, seed: int, common: dict[
         times = time_paired(functions, repeats=repeats, warmup=3, seed=seed)
         shape = f"decode attention, {tokens:,} tokens, {KV_HEADS} KV heads, group {GROUP}, dimension {DIM}"
         for name in functions:
-            records.append(record(f"{shape}: {name}", "time", "ms", milliseconds(times.seconds(name)), repeats, common))
+            records.append(record(f"{shape}: {name}", "time", "ms", times.seconds(name) * 1e3, repeats))
         for rival in (faster_sdpa(times), "QuantizedCache quanto 4-bit"):
             ratio = times.ratio(rival, OURS)
-            records.append(record(f"{shape}: {OURS}", f"speed-up over {rival}", "x", ratio, repeats, common))
+            records.append(record(f"{shape}: {OURS}", f"speed-up over {rival}", "x", ratio, repeats))
         del functions
         gc.collect()
     return records
 
 
-def whole_model_records(shape: Shape, repeats: int, seed: int, common: dict[str, Any]) -> list[Record]:
+def whole_model_records(shape: Shape, repeats: int, seed: int, record: Callable[..., Record]) -> list[Record]:
     """Tokens a second and bytes of a full and a compressed cache in the same model."""
     generator = torch.Generator().manual_seed(seed)
     heads = shape.hidden // 64
@@ -148,39 +148,12 @@ def whole_model_records(shape: Shape, repeats: int, seed: int, common: dict[str,
     name = f"whole model, {shape.layers} layers, hidden {shape.hidden}, {shape.context:,} tokens of context"
     return [
         *(
-            record(f"{name}: {label}", "tokens a second", "1/s", inverse(times.seconds(key)), repeats, common)
+            record(f"{name}: {label}", "tokens a second", "1/s", times.seconds(key).rate(), repeats)
             for label, key in (("full bfloat16 cache", "full"), (OURS, OURS))
         ),
-        record(f"{name}: {OURS}", "speed-up over the full bfloat16 cache", "x", speedup, repeats, common),
-        record(f"{name}: {OURS}", "cache bytes", "x smaller", full_bytes / ours.memory_footprint(), 1, common),
+        record(f"{name}: {OURS}", "speed-up over the full bfloat16 cache", "x", speedup, repeats),
+        record(f"{name}: {OURS}", "cache bytes", "x smaller", full_bytes / ours.memory_footprint(), 1),
     ]
-
-
-def milliseconds(seconds: Estimate) -> Estimate:
-    """Seconds as milliseconds."""
-    return Estimate(seconds.value * 1e3, seconds.low * 1e3, seconds.high * 1e3, seconds.interval)
-
-
-def inverse(seconds: Estimate) -> Estimate:
-    """Seconds a token as tokens a second."""
-    return Estimate(1 / seconds.value, 1 / seconds.high, 1 / seconds.low, seconds.interval)
-
-
-def record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, common: dict[str, Any]) -> Record:
-    """A record without a claim of its own."""
-    return Record(
-        system="kv speed", item=item, quantity=quantity, unit=unit, n=n, claim=None, claim_source=None,
-        baseline=None, peer=None, peer_name=None, verdict=None, **as_fields(value), **common,
-    )  # fmt: skip
-
-
-def show(records: list[Record]) -> None:
-    """The records as a table in the terminal."""
-    table = Table("what", "quantity", "measured", "spread")
-    for each in records:
-        spread = "" if each.low is None else f"{each.low:.3g} .. {each.high:.3g}"
-        table.add_row(each.item, each.quantity, f"{each.measured:.3g} {each.unit}", spread)
-    Console().print(table)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -204,15 +177,14 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    common = {
-        "seed": args.seed, "model": "Llama shapes", "shapes": "random", "versions": versions(),
-        "machine": machine() | {"kernel": chosen_backend("packed_attention")},
-        "command": " ".join(["python benchmarks/kv_cpu.py", *(argv if argv is not None else sys.argv[1:])]),
-    }  # fmt: skip
-    records = attention_records(args.lengths, args.repeats, args.seed, common)
+    record = record_maker(
+        "kv speed", seed=args.seed, model="Llama shapes", shapes="random", command=command_of("kv_cpu", argv),
+        machine=machine() | {"kernel": chosen_backend("packed_attention")},
+    )  # fmt: skip
+    records = attention_records(args.lengths, args.repeats, args.seed, record)
     shape = Shape(args.layers, args.hidden, args.context)
-    records += whole_model_records(shape, max(2, args.repeats // 3), args.seed, common)
-    show(records)
+    records += whole_model_records(shape, max(2, args.repeats // 3), args.seed, record)
+    show_records(records)
     if args.out:
         write_jsonl(args.out, records)
     return 0

@@ -14,18 +14,17 @@ the same code runs without a statement about speed.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from turns import command_of
 
-from tersor.bench.measure import Estimate, machine, time_paired, versions
+from tersor.bench.measure import time_paired
 from tersor.bench.records import Record, write_jsonl
+from tersor.bench.runs import record_maker, show
 from tersor.grids.geometry import front_count
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.baselines import PARConfig, PARForImageGeneration, par_groups
@@ -87,37 +86,23 @@ def alternatives(models: dict[str, Any], batch: int, seed: int) -> dict[str, Cal
 
 def records_of(times: Any, batch: int, args: argparse.Namespace, grid: tuple[int, int], shapes: str) -> list[Record]:
     """Images a second of each way, then NAR's speed-up over both others."""
-    shared: dict[str, Any] = {
-        "system": "nar", "n": args.repeats, "seed": args.seed, "model": f"NAR-{args.size} shape", "shapes": shapes,
-        "versions": versions(), "machine": machine(), "command": args.command, "verdict": None, "baseline": None,
-        "peer": None, "peer_name": None,
-    }  # fmt: skip
+    record = record_maker("nar", seed=args.seed, model=f"NAR-{args.size} shape", shapes=shapes, command=args.command)
     cells = grid[0] * grid[1]
     passes = {NAR: front_count(grid), PAR: len(par_groups(*grid)), RASTER: cells}
     # The published figures are of the published shapes on a GPU.
     judged = args.layers is None and args.hidden is None and args.device.startswith("cuda") and grid == (16, 16)
     claims = CLAIMS.get(args.size, {}) if judged else {}
+    source = CLAIM_SOURCE if claims else None
     found = []
     for name, count in passes.items():
-        seconds = times.seconds(name)
-        rate = Estimate(batch / seconds.value, batch / seconds.high, batch / seconds.low, seconds.interval)
-        found.append(
-            Record(
-                item=f"{name}, {count} passes, batch {batch}", quantity="throughput", unit="images/s",
-                claim=claims.get(name), claim_source=CLAIM_SOURCE if claims else None, measured=rate.value,
-                low=rate.low, high=rate.high, interval=rate.interval, **shared,
-            )
-        )  # fmt: skip
+        item, rate = f"{name}, {count} passes, batch {batch}", times.seconds(name).rate(batch)
+        claim = {"claim": claims.get(name), "claim_source": source}
+        found.append(record(item, "throughput", "images/s", rate, args.repeats, **claim))
     for name in (PAR, RASTER):
-        ratio = times.ratio(name, NAR)
-        fields = {**shared, "baseline": 1.0, "peer": passes[name] / passes[NAR], "peer_name": "if time were passes"}
-        found.append(
-            Record(
-                item=f"NAR over {name}, batch {batch}", quantity="speed-up", unit="x",
-                claim=claims[NAR] / claims[name] if claims else None, claim_source=CLAIM_SOURCE if claims else None,
-                measured=ratio.value, low=ratio.low, high=ratio.high, interval=ratio.interval, **fields,
-            )
-        )  # fmt: skip
+        claim = {"claim": claims[NAR] / claims[name] if claims else None, "claim_source": source}
+        peer = {"peer": passes[name] / passes[NAR], "peer_name": "if time were passes"}
+        item, ratio = f"NAR over {name}, batch {batch}", times.ratio(name, NAR)
+        found.append(record(item, "speed-up", "x", ratio, args.repeats, baseline=1.0, **claim, **peer))
     return found
 
 
@@ -142,28 +127,29 @@ def main(argv: list[str] | None = None) -> list[Record]:
     if min(*args.batches, args.repeats) < 1 or (args.hidden or 16) % 16 or (args.layers or 1) < 1:
         parser.error("--batches, --repeats and --layers must be at least 1, and --hidden a multiple of 16")
     grid = (sides[0], sides[1])
-    args.command = shlex.join(["python", "benchmarks/nar_gpu.py", *(sys.argv[1:] if argv is None else argv)])
+    args.command = command_of("nar_gpu", argv)
     models = new_models(args, grid)
     config = models[NAR].config
     shapes = (
         f"random weights: {config.num_hidden_layers} layers and one for the head below, width {config.hidden_size}, "
         f"{args.dtype}, {args.grid} tokens, guidance"
     )
-    console, records = Console(), []
+    records: list[Record] = []
     for batch in args.batches:
         try:
             times = time_paired(alternatives(models, batch, args.seed), repeats=args.repeats, seed=args.seed)
         except torch.OutOfMemoryError:
-            console.print(f"batch {batch}: out of memory")
+            print(f"batch {batch}: out of memory")
             continue
         records += records_of(times, batch, args, grid, shapes)
         if args.out is not None:
             write_jsonl(args.out, records)
-    table = Table("what", "paper", "measured")
-    for record in records:
-        claim = "" if record.claim is None else f"{record.claim:.3g}"
-        table.add_row(record.item, claim, f"{record.measured:.3g} {record.unit} [{record.low:.3g}, {record.high:.3g}]")
-    console.print(table)
+    rows = (
+        (each.item, "" if each.claim is None else f"{each.claim:.3g}",
+         f"{each.measured:.3g} {each.unit} [{each.low:.3g}, {each.high:.3g}]")
+        for each in records
+    )  # fmt: skip
+    show(("what", "paper", "measured"), rows, names=3)
     return records
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tersor import _atomic, zoo
-from tersor.grids.nar.bench.quality import Way, ways
+from tersor.grids.nar.bench.quality import Decoding, decodings
 from tersor.grids.nar.captions import caption
 from tersor.grids.nar.demo import CLIPS, IMAGES, SETTINGS, TEXT
 
@@ -25,7 +25,7 @@ SHOWN, MOVING = 3, (0, 3, 7)
 CAPTIONS = ((7, 2, 0), (7, 0, 2), (0, 2, 1), (3, 0, 1))
 
 
-def drawn(way: Way, labels: list[int], seed: int) -> list[Any]:
+def drawn(way: Decoding, labels: list[int], seed: int) -> list[Any]:
     """Ids of one sample each."""
     ids: list[Any] = way.draw(torch.tensor(labels), torch.Generator().manual_seed(seed), SETTINGS).tolist()
     return ids
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    images = ways(zoo.load_model(IMAGES), zoo.load_compared(IMAGES))  # type: ignore[arg-type]
-    clips = ways(zoo.load_model(CLIPS), zoo.load_compared(CLIPS))  # type: ignore[arg-type]
+    images = decodings(zoo.load_model(IMAGES), zoo.load_compared(IMAGES))  # type: ignore[arg-type]
+    clips = decodings(zoo.load_model(CLIPS), zoo.load_compared(CLIPS))  # type: ignore[arg-type]
     text: Any = zoo.load_model(TEXT)
     features, mask = zoo.load_text_encoder(TEXT)([caption(*each) for each in CAPTIONS])
     pictures = text.generate(

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
-from tersor.bench.measure import machine, versions
 from tersor.bench.records import Record
-from tersor.bench.runs import report_records
+from tersor.bench.runs import record_maker, report_records
 from tersor.ptq.bench.speed import SHAPES, settled
 from tersor.ptq.calibration import Quantized, quantize
 from tersor.ptq.config import RepAPQConfig
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     spent = [time.process_time(), time.perf_counter()]
     done = len(list(kept.glob("*.safetensors")))
 
-    def say(text: str) -> None:
+    def on_progress(text: str) -> None:
         print(f"{text}, {time.process_time() - spent[0]:.0f} s of processor time", flush=True)
         if args.stages is not None and len(list(kept.glob("*.safetensors"))) >= done + args.stages:
             raise Enough
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         _atomic.write_text(clock, json.dumps(told))
 
     try:
-        found = quantize(network, images, CONFIG, folder=kept, say=say)
+        found = quantize(network, images, CONFIG, folder=kept, on_progress=on_progress)
     except Enough:
         keep()
         return 0
@@ -106,26 +105,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def records(found: Quantized, told: dict[str, Any], equal: bool, command: str) -> list[Record]:
     """Minutes, how many parts the run was in, and whether its end came out the same once more."""
-    rows: list[tuple[str, str, float]] = [
-        ("processor time of the whole calibration", "min", sum(told["processor"]) / 60),
-        ("wall time of the whole calibration", "min", sum(told["wall"]) / 60),
-        ("parts that it was interrupted into", "parts", float(len(told["processor"]))),
-        ("end repeated from a stage border, the same bit for bit (1 yes)", "", float(equal)),
-        (
-            "blocks with a smaller loss than with their first scales",
-            "share",
-            sum(block.after < block.before for block in found.blocks) / len(found.blocks),
-        ),
-    ]
+    item = f"{NAME} at 224 x 224, {IMAGES} images, {CONFIG.iterations} iterations a block"
+    record = record_maker("ptq", model=NAME, seed=CONFIG.seed, shapes="random", command=command)
+    better = sum(block.after < block.before for block in found.blocks) / len(found.blocks)
     return [
-        Record(
-            system="ptq", item=f"{NAME} at 224 x 224, {IMAGES} images, {CONFIG.iterations} iterations a block",
-            quantity=quantity, unit=unit, measured=value, low=None, high=None, interval=None, n=1, seed=CONFIG.seed,
-            model=NAME, shapes="random", versions=versions(), machine=machine(), command=command, claim=None,
-            claim_source=None, baseline=None, peer=None, peer_name=None, verdict=None,
-        )
-        for quantity, unit, value in rows
-    ]  # fmt: skip
+        record(item, "processor time of the whole calibration", "min", sum(told["processor"]) / 60, 1),
+        record(item, "wall time of the whole calibration", "min", sum(told["wall"]) / 60, 1),
+        record(item, "parts that it was interrupted into", "parts", len(told["processor"]), 1),
+        record(item, "end repeated from a stage border, the same bit for bit (1 yes)", "", equal, 1),
+        record(item, "blocks with a smaller loss than with their first scales", "share", better, 1),
+    ]
 
 
 if __name__ == "__main__":

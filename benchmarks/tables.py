@@ -10,28 +10,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tables_experts
-import tables_kv
-import tables_merging
-import tables_nar
-import tables_ptq
-import tables_speed
-import tables_vlm
-import tables_zipar
-from tables_shared import ASSETS, RESULTS, ROOT
+from pages import experts, kv, merging, nar, ptq, speed, vlm, zipar
+from pages.shared import ASSETS, RESULTS, ROOT
 
 from tersor import _atomic
 from tersor.bench.records import read_jsonl
 from tersor.bench.scoreboard import to_svg
 
-MODULES = (tables_experts, tables_kv, tables_merging, tables_nar, tables_ptq, tables_speed, tables_vlm, tables_zipar)
+PAGES = (experts, kv, merging, nar, ptq, speed, vlm, zipar)
 
 
 def build() -> dict[Path, str]:
     """Every generated file of the docs with its text."""
     files = {ASSETS / "scoreboard.svg": to_svg(read_jsonl(RESULTS / "demo.jsonl"))}
-    for module in MODULES:
-        files |= module.build()
+    for page in PAGES:
+        files |= page.build()
     return files
 
 

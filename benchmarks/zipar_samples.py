@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tersor import _atomic, zoo
-from tersor.grids.zipar.bench.quality import ways
+from tersor.grids.zipar.bench.quality import decodings
 
 MODEL = "tiny-raster"
 #: The class that is shown being decoded.
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     model = zoo.load_model(MODEL)
     rows, columns = model.config.grid_size
     drawn = []
-    for way in ways(columns, [9, 4, 1], [4], []):
+    for way in decodings(columns, [9, 4, 1], [4], []):
         generator = torch.Generator().manual_seed(args.seed)
         ids, starts = way.draw(model, torch.tensor([SHOWN]), generator)
         sheet, _ = way.draw(model, torch.arange(model.config.num_classes), generator)

@@ -13,26 +13,26 @@ Records go to ``--out`` as JSON lines, a table to the terminal.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from transformers import DynamicCache, Emu3ForCausalLM, Emu3TextConfig
+from turns import command_of, show_records
 
-from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, machine, time_paired, versions
+from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time_paired
 from tersor.bench.records import Record, write_jsonl
+from tersor.bench.runs import record_maker
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
 from tersor.grids.zipar.attention import grouped
-from tersor.grids.zipar.decoding import Run, Slots
+from tersor.grids.zipar.slots import Run, Slots
 
 LAYERS = 32
 PREFIX = 32
@@ -165,19 +165,9 @@ def records_of(
 ) -> list[Record]:
     """Extrapolated seconds by way and their ratio, then what was measured."""
     shapes = f"random weights: {args.layers} of {LAYERS} layers, width {args.hidden}, {args.dtype}, batch {ROWS}"
-    shared: dict[str, Any] = {
-        "system": "zipar", "claim": None, "claim_source": None, "seed": args.seed, "model": "Emu3-8B shape",
-        "shapes": shapes, "versions": versions(), "machine": machine(), "command": command, "verdict": None,
-        "n": args.repeats,
-    }  # fmt: skip
-
-    def record(item: str, quantity: str, unit: str, value: Estimate, **more: Any) -> Record:
-        fields = {"baseline": None, "peer": None, "peer_name": None, **more}
-        return Record(
-            item=item, quantity=quantity, unit=unit, measured=value.value, low=value.low, high=value.high,
-            interval=value.interval, **fields, **shared,
-        )  # fmt: skip
-
+    record = partial(
+        record_maker("zipar", seed=args.seed, model="Emu3-8B shape", shapes=shapes, command=command), n=args.repeats
+    )
     image = f"{args.grid}, window {args.window}, guidance"
     seconds = {name: whole_image(times, name, args.samples, passes[name], args.layers) for name in points}
     found = [
@@ -199,9 +189,8 @@ def records_of(
         for index, point in enumerate(sampled):
             item = f"{name}: {len(point.fed)} tokens fed after {PREFIX + len(point.held):,}"
             for part in ("layers", "head"):
-                value = times.seconds(f"{name} {index} {part}")
-                scaled = Estimate(1e3 * value.value, 1e3 * value.low, 1e3 * value.high, value.interval)
-                found.append(record(item, f"time of a pass, {part}", "ms", scaled))
+                value = times.seconds(f"{name} {index} {part}") * 1e3
+                found.append(record(item, f"time of a pass, {part}", "ms", value))
     return found
 
 
@@ -225,7 +214,6 @@ def main(argv: list[str] | None = None) -> list[Record]:
         parser.error(f"--grid {args.grid} must be rows x columns, such as 90x90")
     if min(args.layers, args.samples, args.repeats) < 1 or args.hidden % 512:
         parser.error("--layers, --samples and --repeats must be at least 1, and --hidden a multiple of 512")
-    args.command = shlex.join(["python", "benchmarks/zipar_shapes.py", *(sys.argv[1:] if argv is None else argv)])
     grid = RasterGrid(int(rows), int(columns), end_of_row=True)
     points = {
         "raster": raster_points(grid, args.samples),
@@ -243,13 +231,8 @@ def main(argv: list[str] | None = None) -> list[Record]:
             functions |= {f"{name} {index} layers": ready.layers, f"{name} {index} head": ready.head}
     with grouped(model):  # as in the decoder
         times = time_paired(functions, repeats=args.repeats, seed=args.seed)
-    records = records_of(times, points, passes, args, args.command)
-    table = Table("what", "quantity", "measured")
-    for record in records:
-        table.add_row(
-            record.item, record.quantity, f"{record.measured:.3g} {record.unit} [{record.low:.3g}, {record.high:.3g}]"
-        )
-    Console().print(table)
+    records = records_of(times, points, passes, args, command_of("zipar_shapes", argv))
+    show_records(records)
     if args.out is not None:
         write_jsonl(args.out, records)
     return records

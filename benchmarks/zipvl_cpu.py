@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
+from turns import command_of, show_records
 
-from tersor.bench.measure import Estimate, PairedTimes, as_fields, machine, time_paired, versions
+from tersor.bench.measure import PairedTimes, time_paired
 from tersor.bench.records import Record, write_jsonl
+from tersor.bench.runs import record_maker
 from tersor.kv.engine.call import AttentionCall
 from tersor.kv.engine.state import ForwardState
 from tersor.kv.prefill.sparse import SparsePrefill
@@ -90,7 +89,7 @@ def calibrated(tokens: int, ratio: float, seed: int, recipe: ZipVL) -> tuple[Ten
     return tensors, realised_ratio(tensors, recipe)
 
 
-def length_records(tokens: int, options: argparse.Namespace, common: dict[str, Any]) -> list[Record]:
+def length_records(tokens: int, options: argparse.Namespace, record: Callable[..., Record]) -> list[Record]:
     """Times of the four runs at one length, and ZipVL's speed-up over the faster dense one."""
     recipe = ZipVL(tau=TAU, min_tokens=0)
     tensors, ratio = calibrated(tokens, options.ratio, options.seed, recipe)
@@ -106,10 +105,7 @@ def length_records(tokens: int, options: argparse.Namespace, common: dict[str, A
     del functions
     gc.collect()
     shape = f"prefill attention, {tokens:,} tokens, {HEADS} heads, {KV_HEADS} KV heads, dimension {DIM}"
-    records = [
-        record(f"{shape}: {name}", "time", "ms", milliseconds(times.seconds(name)), repeats, common)
-        for name in times.samples
-    ]
+    records = [record(f"{shape}: {name}", "time", "ms", times.seconds(name) * 1e3, repeats) for name in times.samples]
     best = {kind: faster(times, kind) for kind in ("dense", "ZipVL")}
     speedup = times.ratio(best["dense"], best["ZipVL"])
     claim = {}
@@ -117,43 +113,18 @@ def length_records(tokens: int, options: argparse.Namespace, common: dict[str, A
         verdict = "holds" if speedup.value >= CLAIM else "partly" if speedup.low > 1 else "fails"
         claim = {"claim": CLAIM, "claim_source": CLAIM_SOURCE, "verdict": verdict}
     records.append(
-        record(f"{shape}: {best['ZipVL']}", f"speed-up over {best['dense']}", "x", speedup, repeats, common, **claim)
+        record(f"{shape}: {best['ZipVL']}", f"speed-up over {best['dense']}", "x", speedup, repeats, **claim)
     )
     for name in DTYPES:
         own = times.ratio(f"dense {name}", f"ZipVL {name}")
-        records.append(record(f"{shape}: {name}", "speed-up in the same precision", "x", own, repeats, common))
-    records.append(record(f"{shape}: ZipVL", "kept tokens", "share", ratio, 1, common))
+        records.append(record(f"{shape}: {name}", "speed-up in the same precision", "x", own, repeats))
+    records.append(record(f"{shape}: ZipVL", "kept tokens", "share", ratio, 1))
     return records
 
 
 def faster(times: PairedTimes, kind: str) -> str:
     """The precision in which ``kind`` runs faster here."""
     return min((f"{kind} {name}" for name in DTYPES), key=lambda name: times.seconds(name).value)
-
-
-def milliseconds(seconds: Estimate) -> Estimate:
-    """Seconds as milliseconds."""
-    return Estimate(seconds.value * 1e3, seconds.low * 1e3, seconds.high * 1e3, seconds.interval)
-
-
-def record(
-    item: str, quantity: str, unit: str, value: Estimate | float, n: int, common: dict[str, Any], **claim: Any
-) -> Record:
-    """A record; ``claim`` may hold the published figure, its source and the verdict."""
-    plain = {"claim": None, "claim_source": None, "verdict": None}
-    return Record(
-        system="zipvl speed", item=item, quantity=quantity, unit=unit, n=n,
-        baseline=None, peer=None, peer_name=None, **(plain | claim), **as_fields(value), **common,
-    )  # fmt: skip
-
-
-def show(records: list[Record]) -> None:
-    """The records as a table in the terminal."""
-    table = Table("what", "quantity", "measured", "spread")
-    for each in records:
-        spread = "" if each.low is None else f"{each.low:.3g} .. {each.high:.3g}"
-        table.add_row(each.item, each.quantity, f"{each.measured:.3g} {each.unit}", spread)
-    Console().print(table)
 
 
 def main(arguments: list[str] | None = None) -> list[Record]:
@@ -169,17 +140,16 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     if min(options.lengths) < 64 or options.repeats < 3 or not 0 < options.ratio < 1:
         parser.error("--lengths need at least 64 tokens, --repeats at least 3, --ratio a share between 0 and 1")
     torch.set_num_threads(options.threads)
-    common = {
-        "seed": options.seed, "model": "Qwen2.5-VL-7B attention shape", "shapes": "random", "versions": versions(),
-        "machine": machine(),
-        "command": " ".join(["python benchmarks/zipvl_cpu.py", *(sys.argv[1:] if arguments is None else arguments)]),
-    }  # fmt: skip
+    record = record_maker(
+        "zipvl speed", seed=options.seed, model="Qwen2.5-VL-7B attention shape", shapes="random",
+        command=command_of("zipvl_cpu", arguments),
+    )  # fmt: skip
     records: list[Record] = []
     for tokens in options.lengths:
-        records += length_records(tokens, options, common)
+        records += length_records(tokens, options, record)
         if options.out:
             write_jsonl(options.out, records)
-    show(records)
+    show_records(records)
     return records
 
 

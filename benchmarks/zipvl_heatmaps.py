@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from tersor import _atomic, zoo
+from tersor.bench.runs import DEMO_SEED
 from tersor.kv.bench.tiles import KINDS
 from tersor.kv.bench.vision import prompt, tasks
-from tersor.kv.demos.shared import SEED
 from tersor.kv.demos.zipvl import LOWER, TAU, draw_kept
 from tersor.kv.zipvl import ZipVL
 
@@ -25,7 +25,7 @@ def main() -> None:
     """One picture for each kind of question, at the default and at a small ``tau``."""
     model, processor = zoo.load_model("tiny-vlm"), zoo.load_processor("tiny-vlm")
     for kind in KINDS:
-        task = tasks(1, seed=SEED, kinds=(kind,))[0]
+        task = tasks(1, seed=DEMO_SEED, kinds=(kind,))[0]
         for tau in (TAU, LOWER):
             with ZipVL(tau=tau, min_tokens=0).on(model) as session, torch.no_grad():
                 inputs = prompt(processor, [task])

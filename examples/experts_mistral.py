@@ -32,7 +32,7 @@ base = local_folder(args.base)
 for name, checkpoint in experts.items():
     if not (args.out / name / MANIFEST).is_file():
         # Without texts of the expert's own domain, channels are chosen by weights alone; a warning says so.
-        delta = tersor.compress_expert(base, local_folder(checkpoint), calibration=texts.get(name), say=print)
+        delta = tersor.compress_expert(base, local_folder(checkpoint), calibration=texts.get(name), on_progress=print)
         delta.save_pretrained(args.out / name)
         print(f"{name}: {delta.nbytes / 1e9:.3f} GB")
 

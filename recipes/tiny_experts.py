@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_experts_export import EXPERTS, character_tokenizer, scores, write_lock
-from tiny_experts_train import Fit, Progress, Size, as_record, fit, new_classifier, new_model, plant
-from training_state import command_line, started
+from experts.export import EXPERTS, card, character_tokenizer, scores
+from experts.train import Fit, Size, as_record, fit, new_classifier, new_model, plant
+from shared.lock import share_of, write_lock
+from shared.run import Progress, command_line, parse_and_prepare, refused
 from transformers.utils import logging
 
 from tersor import _atomic
-from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.requests import DESCRIPTIONS, draw_requests
 from tersor.experts.bench.routing import training_requests
 from tersor.experts.bench.skills import MIXTURE, PAD, SKILLS, examples, rows_of
 from tersor.experts.calibration import Batches
+from tersor.experts.router import Router, RouterConfig
 from tersor.experts.router.evaluation import evaluate
-from tersor.experts.router.routing import Router, RouterConfig
 from tersor.experts.router.training import Request, RouterTraining, train_router
 
 NAME = "tiny-experts"
@@ -38,7 +39,12 @@ PLANT_SEED = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """``planted``: channels of every linear, whose activations are ``factor`` times as large."""
+    """Sizes and trainings of all parts.
+
+    Args:
+        planted: Channels of every linear whose activations are made ``factor`` times as large.
+        requests: Requests that the router is trained on.
+    """
 
     size: Size
     base: Fit
@@ -102,13 +108,13 @@ def make_router(plan: Plan, seed: int, out: Path) -> Router:
     return train_router(
         config, new_classifier(plan.router_size, seed, len(DESCRIPTIONS)), character_tokenizer(),
         training_requests(plan.requests), plan.router, state=out / "router.pt",
-        say=lambda doing: print(f"router, {doing}", flush=True),
+        on_progress=lambda doing: print(f"router, {doing}", flush=True),
     )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
-    args = started(command_line(NAME, threads=1), argv)
+    args = parse_and_prepare(command_line(NAME, threads=1), argv)
     logging.disable_progress_bar()
     plan, folder = SMOKE if args.smoke else FULL, args.out / NAME
     tokenizer = character_tokenizer()
@@ -124,16 +130,16 @@ def main(argv: list[str] | None = None) -> int:
             experts[skill] = rounded(model)
         router = make_router(plan, args.seed, args.out)
     except (ValueError, OSError) as error:
-        print(f"tiny_experts: {error}", file=sys.stderr)
-        return 2
+        return refused("tiny_experts", error)
     for where, model in {".": base, **{f"{EXPERTS}/{skill}": model for skill, model in experts.items()}}.items():
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder / where)
         tokenizer.save_pretrained(folder / where)
     router.scorer.model.to(torch.bfloat16)
     router.save_pretrained(folder / "router")
     _atomic.write_text(folder / "planted.json", json.dumps(planted) + "\n")
-    lock = {
-        "seed": args.seed, "size": asdict(plan.size), "parameters": sum(p.numel() for p in base.parameters()),
+    facts = {
+        "recipe": "recipes/tiny_experts.py", "seed": args.seed,
+        "size": asdict(plan.size), "parameters": sum(p.numel() for p in base.parameters()),
         "planted": {"channels": plan.planted, "factor": plan.factor}, "trainings": trainings,
         "scores": scores(base, experts),
         "router": {
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             **router_scores(Router.from_pretrained(folder / "router")),
         },
     }  # fmt: skip
-    write_lock(folder, lock)
+    lock = write_lock(folder, facts, card)
     print(lock["scores"], lock["router"], flush=True)
     return 0
 
@@ -150,9 +156,9 @@ def router_scores(router: Router) -> dict[str, dict[str, float]]:
     """Shares of held-out requests that reach their expert, with templates of the training and with others."""
     found = {}
     for name, unseen in (("seen", False), ("unseen", True)):
-        rows = asked(REQUESTS, seed=REQUEST_SEED, unseen=unseen, held_out=True)
-        share = evaluate(router, [Request(row.text, row.skill) for row in rows]).accuracy
-        found[name] = {"share": round(share.value, 4), "low": round(share.low, 4), "high": round(share.high, 4)}
+        rows = draw_requests(REQUESTS, seed=REQUEST_SEED, unseen=unseen, held_out=True)
+        confusion = evaluate(router, [Request(row.text, row.skill) for row in rows]).confusion
+        found[name] = share_of(sum(row[place] for place, row in enumerate(confusion)), REQUESTS)
     return found
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import sys
 
-import torch
-from tiny_lm_cli import arguments, note_progress, open_books
-from tiny_lm_export import SAMPLES, export, write_text
-from tiny_lm_train import Phase, Plan, Trainer
+from lm.cli import arguments, note_progress, open_books
+from lm.export import SAMPLES, export, write_text
+from lm.train import Phase, Plan, Trainer
+from shared.run import refused
 
 PLAN = Plan(
     phases=(
@@ -35,7 +35,6 @@ SMOKE = Plan(
 def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
     args = arguments("tiny-lm", argv)
-    torch.set_num_threads(args.threads)
     try:
         books = open_books(args)
         trainer = Trainer(
@@ -47,8 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             compile_model=not args.smoke,
         )
     except (ValueError, OSError) as error:
-        print(f"tiny_lm: {error}", file=sys.stderr)
-        return 2
+        return refused("tiny_lm", error)
 
     def look(trainer: Trainer, loss: float) -> None:
         length = trainer.plan.phase_at(trainer.progress.step - 1).length

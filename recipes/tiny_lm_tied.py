@@ -8,23 +8,25 @@ five minutes on two CPU cores; it resumes where it was when started again. Books
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_lm_cli import arguments, note_progress, open_books
-from tiny_lm_data import Books
-from tiny_lm_eval import bits_per_byte
-from tiny_lm_export import CONTEXTS, SAMPLES, export
-from tiny_lm_train import Phase, Plan, Progress, Trainer
+from lm.cli import arguments, note_progress, open_books
+from lm.data import Books
+from lm.evaluation import bits_per_byte
+from lm.export import SAMPLES, curve_table, export, recall_table
+from lm.train import Phase, Plan, Progress, Trainer
+from shared.lock import Lock, write_lock
+from shared.run import refused
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from tersor import _atomic, zoo
-from tersor.kv.bench.tasks import TASKS
+from tersor import zoo
+from tersor.bench.runs import markdown
 from tersor.kv.depth.similarity import analyze_layer_similarity
 
 #: Layers 0 and 1 are the copying circuit and stay as they are.
@@ -81,7 +83,7 @@ def similarity(model: LlamaForCausalLM, prose: str, *, length: int, rows: int = 
     return [asdict(row) for row in analyze_layer_similarity(model, ids).rows]
 
 
-def card(lock: dict[str, Any], progress: Progress) -> str:
+def card(progress: Progress, lock: Lock) -> str:
     """The model card as Markdown; every figure comes from the lock or the training curve."""
     scores, pairs = lock["scores"], ", ".join(f"({i}, {j})" for i, j in lock["pairs"])
     by_pair: dict[tuple[int, int], dict[str, dict[str, float]]] = {}
@@ -103,11 +105,12 @@ def card(lock: dict[str, Any], progress: Progress) -> str:
             "Mean cosine between the layers' keys and values, token by token and head by head, on a book that neither "
             "model saw.",
             "",
-            "| layers | keys | values | keys in tiny-lm | values in tiny-lm |",
-            "|---|---:|---:|---:|---:|",
-            *(
-                f"| {pair[0]}, {pair[1]} | " + " | ".join(f"{rows[c]['mean_cosine']:.3f}" for c in columns) + " |"
-                for pair, rows in sorted(by_pair.items())
+            *markdown(
+                ("layers", "keys", "values", "keys in tiny-lm", "values in tiny-lm"),
+                (
+                    (f"{pair[0]}, {pair[1]}", *(f"{rows[column]['mean_cosine']:.3f}" for column in columns))
+                    for pair, rows in sorted(by_pair.items())
+                ),
             ),
             "",
             "## Scores on a book that it never saw",
@@ -115,14 +118,7 @@ def card(lock: dict[str, Any], progress: Progress) -> str:
             f"*Treasure Island*; exact answers, greedy; {scores['recall']['1024']['needle']['n']} questions a task and "
             "length; 95 % Wilson intervals.",
             "",
-            "| task | " + " | ".join(f"{context} bytes" for context in CONTEXTS) + " |",
-            "|---|" + "---:|" * len(CONTEXTS),
-            *(
-                f"| {task.replace('_', ' ')} | "
-                + " | ".join(_share(scores["recall"][str(context)][task]) for context in CONTEXTS)
-                + " |"
-                for task in (*TASKS, "planted facts")
-            ),
+            *recall_table(scores),
             "",
             f"Prose: {scores['bits_per_byte']:.3f} bits per byte over windows of 1,024 bytes, read from a cold start; "
             f"tiny-lm: {lock['bits_per_byte of tiny-lm']:.3f}.",
@@ -133,22 +129,12 @@ def card(lock: dict[str, Any], progress: Progress) -> str:
             f"{lock['minutes']:.0f} minutes on {lock['machine']['cores']} cores ({lock['machine']['cpu']}). Tied "
             "weights start from the mean of the two layers and share their gradients. Data as for tiny-lm.",
             "",
-            "| step | minutes | context | loss | bits per byte | " + " | ".join(TASKS).replace("_", " ") + " |",
-            "|---:|---:|---:|---:|---:|" + "---:|" * len(TASKS),
-            *(
-                f"| {row['step']} | {row['minutes']} | {row['context']} | {row['loss']:.3f} "
-                f"| {row['bits_per_byte']:.3f} | " + " | ".join(f"{row[task]:.2f}" for task in TASKS) + " |"
-                for row in progress.curve
-            ),
+            *curve_table(progress),
             "",
             "Validation books, 24 questions a task and row. Licence: Apache-2.0, the books are in the public domain.",
             "",
         ]
     )
-
-
-def _share(score: dict[str, float]) -> str:
-    return f"{100 * score['share']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
 def export_tied(trainer: Trainer, books: Books, *, seed: int, out: Path, samples: int, length: int) -> dict[str, Any]:
@@ -163,15 +149,12 @@ def export_tied(trainer: Trainer, books: Books, *, seed: int, out: Path, samples
         "similarity of tiny-lm": similarity(start, books.test, length=length),
         "bits_per_byte of tiny-lm": round(bits_per_byte(start, books.test), 4),
     }
-    _atomic.write_text(out / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(out / "CARD.md", card(lock, trainer.progress))
-    return lock
+    return write_lock(out, lock, partial(card, trainer.progress))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Tie, train, score and export; returns the exit code."""
     args = arguments("tiny-lm-tied", argv)
-    torch.set_num_threads(args.threads)
     try:
         books = open_books(args)
         trainer = TiedTrainer(
@@ -183,8 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             compile_model=not args.smoke,
         )
     except (ValueError, OSError) as error:
-        print(f"tiny_lm_tied: {error}", file=sys.stderr)
-        return 2
+        return refused("tiny_lm_tied", error)
 
     def look(trainer: Trainer, loss: float) -> None:
         questions, context = (4, 192) if args.smoke else (24, 1024)

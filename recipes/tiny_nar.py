@@ -15,94 +15,17 @@ again.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-import torch
-from tiny_nar_cli import arguments, with_losses_apart
-from tiny_nar_export import begun_on, export, floors_of, heads_alone, with_tokenizer
-from tiny_raster_data import Split, load
-from transformers import PreTrainedModel
+from nar.classes import FULL, JUDGE, KINDS, SMOKE, new_model, tokens_of
+from nar.cli import arguments
+from nar.export import begun_on, export, floors_of, heads_alone, with_tokenizer
+from raster.data import load, source_facts
+from shared.run import refused
 
 from tersor import zoo
-from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
-from tersor.grids.nar.baselines import PARConfig, PARForImageGeneration
-from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
-from tersor.grids.nar.tokens import Tokens
-from tersor.grids.nar.training import NARTraining, train
-
-KINDS = ("nar", "raster", "par4x", "par14x", "single-head")
-#: Of PAR, from top to bottom and from left to right. Fourteen take as many passes as NAR.
-REGIONS = {"par4x": (2, 2), "par14x": (7, 2)}
-JUDGE = "tiny-raster"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes, which all kinds share, and the training; ``images``: use this many, None for all."""
-
-    training: NARTraining
-    images: int | None = None
-    hidden: int = 64
-    layers: int = 8
-    heads: int = 4
-    dropout: float = 0.1
-    looked_at: int = 500
-
-
-#: Six and a half times through the data.
-FULL = Plan(
-    NARTraining(
-        steps=12_000, batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_steps=100, betas=(0.9, 0.98),
-        evaluate_every=1200, save_every=400, seed=1,
-    )
-)  # fmt: skip
-SMOKE = Plan(
-    replace(FULL.training, steps=4, batch_size=4, warmup_steps=1, save_every=2, evaluate_every=2), images=280,
-    hidden=32, layers=1, heads=2, looked_at=8,
-)  # fmt: skip
-
-
-def new_model(kind: str, plan: Plan, vocab_size: int, grid_size: tuple[int, int]) -> PreTrainedModel:
-    """An untrained model of a kind; a pure function of its arguments.
-
-    The single head stands on as many blocks as NAR's last one, so that it is not the smaller model.
-    """
-    shared: dict[str, Any] = {
-        "vocab_size": vocab_size, "grid_size": grid_size, "hidden_size": plan.hidden, "num_hidden_layers": plan.layers,
-        "num_attention_heads": plan.heads, "num_classes": 10, "condition_dropout": plan.dropout,
-        "default_guidance": 1.0,
-    }  # fmt: skip
-    torch.manual_seed(plan.training.seed)
-    if kind == "raster":
-        return LlamaGen(LlamaGenConfig(**shared))
-    if kind in REGIONS:
-        return PARForImageGeneration(PARConfig(**shared, regions=REGIONS[kind]))
-    # None of the compared models has dropout: so few steps do not overfit.
-    none = dict.fromkeys(("token_dropout", "residual_dropout", "ffn_dropout"), 0.0)
-    heads = (1,) if kind == "single-head" else None
-    config = NARConfig(**shared, **none, head_layers=heads, flipped_axes=(1,))
-    model = NARForImageGeneration(config)
-    return with_losses_apart(model) if kind == "single-head" else model
-
-
-def tokens_of(split: Split, plan: Plan, file: Path) -> tuple[Tokens, Tokens]:
-    """Tokens to train on and held-out ones, encoded once."""
-    tokenizer = zoo.load_image_tokenizer(JUDGE)
-    if not file.is_file():
-        pixels, labels = (
-            torch.cat([split.train, split.held_out]),
-            torch.cat([split.train_labels, split.held_out_labels]),
-        )
-        Tokens(tokenizer.encode(pixels), tokenizer.codebook_size, {"class_labels": labels}).save(file)
-    tokens, held = Tokens.load(file), len(split.held_out)
-    parts = [slice(0, len(tokens) - held), slice(len(tokens) - held, len(tokens) - held + plan.looked_at)]
-    first, second = (
-        Tokens(tokens.ids[part], tokens.vocab_size, {"class_labels": tokens.conditions["class_labels"][part]})
-        for part in parts
-    )
-    return first, second
+from tersor.grids.nar.heads import NARForImageGeneration
+from tersor.grids.nar.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,16 +41,14 @@ def main(argv: list[str] | None = None) -> int:
         begun = begun_on(args.out / args.kind)
         curve = train(model, tokens, plan.training, args.out / args.kind, held_out=held_out)
     except (ValueError, OSError) as error:
-        print(f"tiny_nar: {error}", file=sys.stderr)
-        return 2
+        return refused("tiny_nar", error)
     folder = args.out / "tiny-nar"
     scores = {}
     if isinstance(model, NARForImageGeneration) and args.kind == "nar":
         scores = heads_alone(model, held_out)
         scores |= floors_of(zoo.load_judge(JUDGE), zoo.load_image_tokenizer(JUDGE), split.train)
-    lock = export(
-        model, args.kind, plan, split, (curve, begun), out=folder, recipe="recipes/tiny_nar.py", scores=scores
-    )
+    facts = {"recipe": "recipes/tiny_nar.py", "kind": args.kind, **source_facts(split), "plan": asdict(plan), **begun}
+    lock = export(model, facts, curve, out=folder, scores=scores)
     with_tokenizer(folder, JUDGE)
     print(lock["scores"], flush=True)
     return 0

@@ -9,19 +9,21 @@ from measuring the pictures, see `tersor.grids.nar.captions`. A run resumes wher
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
-from tiny_nar import FULL as BY_CLASS
-from tiny_nar import JUDGE, SMOKE, Plan
-from tiny_nar_cli import arguments
-from tiny_nar_export import begun_on, export, with_tokenizer
-from tiny_raster_data import load
+from nar.classes import FULL as BY_CLASS
+from nar.classes import JUDGE, SMOKE, Plan
+from nar.cli import arguments
+from nar.export import begun_on, export, with_tokenizer
+from raster.data import load, source_facts
+from shared.run import refused
 from torch import Tensor
 
 from tersor import zoo
 from tersor.grids.nar.captions import LONGEST, WORDS, Captions, caption
-from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+from tersor.grids.nar.heads import NARForImageGeneration
+from tersor.grids.nar.model import NARConfig
 from tersor.grids.nar.pipeline import WordFeatures
 from tersor.grids.nar.tokens import Tokens
 from tersor.grids.nar.training import train
@@ -94,10 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         begun = begun_on(args.out / "text")
         curve = train(model, tokens, plan.training, args.out / "text", held_out=held_out)
     except (ValueError, OSError) as error:
-        print(f"tiny_nar_text: {error}", file=sys.stderr)
-        return 2
+        return refused("tiny_nar_text", error)
     folder = args.out / "tiny-nar-text"
-    lock = export(model, "nar", plan, split, (curve, begun), out=folder, recipe="recipes/tiny_nar_text.py")
+    facts = {"recipe": "recipes/tiny_nar_text.py", "kind": "nar", **source_facts(split), "plan": asdict(plan), **begun}
+    lock = export(model, facts, curve, out=folder)
     with_tokenizer(folder, JUDGE)
     captions.save(folder)
     print(lock["scores"], flush=True)

@@ -8,17 +8,17 @@ The data is generated; nothing is fetched. The run is short enough to start over
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from shared.lock import percent, write_lock
+from shared.run import refused, set_rate
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tersor import _atomic
-from tersor.bench.measure import machine, versions
+from tersor.bench.runs import markdown
 from tersor.kv.bench.contenders import FULL, pick
 from tersor.kv.bench.pair_recall import CONTEXT, VOCABULARY, pair_samples, score_pairs
 
@@ -58,8 +58,7 @@ def train(model: LlamaForCausalLM, *, steps: int, seed: int, rate: float = 3e-3)
         loss = F.cross_entropy(logits.flatten(0, 1), values.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * min(1.0, 4 * (steps - step) / steps)
+        set_rate(optimizer, rate * min(1.0, (step + 1) / 50) * min(1.0, 4 * (steps - step) / steps))
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == steps:
@@ -82,15 +81,12 @@ def card(lock: dict) -> str:
             "language. tersor compares saliency metrics with it, because each fact is one token.",
             "",
             f"Accuracy with the full cache on {score['n']} held-out samples of 16 questions: "
-            f"{100 * score['share']:.2f} % [{100 * score['low']:.2f}, {100 * score['high']:.2f}], "
-            "95 % bootstrap over samples.",
+            f"{percent(score, digits=2, sign=' %')}, 95 % bootstrap over samples.",
             "",
             f"`python recipes/tiny_recall.py --out OUT`, seed {lock['seed']}, {lock['steps']} steps in "
             f"{lock['minutes']:.1f} minutes on {lock['machine']['cores']} cores. Generated data; Apache-2.0.",
             "",
-            "| step | loss | values right |",
-            "|---:|---:|---:|",
-            *(f"| {step} | {loss} | {right} |" for step, loss, right in lock["curve"]),
+            *markdown(("step", "loss", "values right"), lock["curve"], names=0),
             "",
         ]
     )
@@ -104,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args(argv)
     if args.steps < 1:
-        print(f"tiny_recall: --steps {args.steps} must be at least 1", file=sys.stderr)
-        return 2
+        return refused("tiny_recall", ValueError(f"--steps {args.steps} must be at least 1"))
     started = time.monotonic()
     model = new_model(args.seed)
     curve = train(model, steps=args.steps, seed=args.seed)
@@ -120,12 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         "minutes": minutes,
         "curve": curve,
         "scores": {"share": mean.value, "low": mean.low, "high": mean.high, "n": len(scores.values)},
-        "versions": versions(),
-        "machine": machine(),
     }
-    _atomic.write_text(args.out / "tiny-recall" / "recipe.lock.json", json.dumps(lock, indent=1) + "\n")
-    _atomic.write_text(args.out / "tiny-recall" / "CARD.md", card(lock))
-    print(lock["scores"])
+    print(write_lock(args.out / "tiny-recall", lock, card)["scores"])
     return 0
 
 

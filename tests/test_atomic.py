@@ -35,15 +35,3 @@ def test_the_file_has_ordinary_permissions(tmp_path):
     ordinary.write_text("")
     _atomic.write_text(tmp_path / "atomic", "")
     assert stat.S_IMODE(os.stat(tmp_path / "atomic").st_mode) == stat.S_IMODE(os.stat(ordinary).st_mode)
-
-
-def test_a_claimed_folder_is_for_the_same_facts_only(tmp_path):
-    facts, file = {"steps": 3, "betas": (0.9, 0.95)}, tmp_path / "new" / "run.json"
-    _atomic.claim(file, facts, "no", write=False)
-    assert not file.exists()
-    _atomic.claim(file, facts, "no")
-    written = file.read_bytes()
-    _atomic.claim(file, facts, "no")
-    assert file.read_bytes() == written
-    with pytest.raises(ValueError, match="of another run"):
-        _atomic.claim(file, {**facts, "steps": 4}, "of another run")

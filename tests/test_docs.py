@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import tables
 
 from tersor import zoo
 
@@ -32,12 +32,6 @@ def test_python_blocks_run(page: Path, namespace: dict[str, object]) -> None:
 
 
 def test_generated_files_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
     for path, text in tables.build().items():
         assert path.read_text(encoding="utf-8") == text, f"run benchmarks/tables.py: {path} is out of date"
 

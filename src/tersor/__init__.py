@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tersor.experts.host import ExpertHost
     from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
     from tersor.grids.nar.pipeline import NARPipeline
-    from tersor.grids.zipar.generation import ZipARConfig, apply_zipar, remove_zipar, zipar, zipar_generate
+    from tersor.grids.zipar.config import ZipARConfig
+    from tersor.grids.zipar.generation import apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
     from tersor.kv.zipcache import ZipCache
@@ -53,7 +54,7 @@ _MEMBERS = {
     "NARConfig": "tersor.grids.nar.model",
     "NARForImageGeneration": "tersor.grids.nar.heads",
     "NARPipeline": "tersor.grids.nar.pipeline",
-    "ZipARConfig": "tersor.grids.zipar.generation",
+    "ZipARConfig": "tersor.grids.zipar.config",
     "ZipCache": "tersor.kv.zipcache",
     "ZipVL": "tersor.kv.zipvl",
     "apply_zipar": "tersor.grids.zipar.generation",

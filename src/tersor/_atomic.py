@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -29,25 +27,6 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def claim(path: str | os.PathLike[str], facts: dict[str, Any], complaint: str, *, write: bool = True) -> None:
-    """Say in the file ``path`` what its folder's run is about, so that only the same run goes on there.
-
-    Args:
-        facts: settings and inputs, as JSON takes them.
-        complaint: of the error.
-        write: whether to write them; of several processes one does.
-
-    Raises:
-        ValueError: if the file names other facts.
-    """
-    text, target = json.dumps(facts, indent=1) + "\n", Path(path)
-    if target.is_file():
-        if json.loads(target.read_text(encoding="utf-8")) != json.loads(text):
-            raise ValueError(complaint)
-    elif write:
-        write_text(target, text)
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     Whether they are there is for the caller to see.
 
     Raises:
-        ValueError: for an index that is none, or that points outside the folder.
+        ValueError: If the index file is not valid, or points outside the folder.
     """
     index = folder / f"{name}.index.json"
     if not index.is_file():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor import __version__
-from tersor._console import spinner
+from tersor._console import prefixed, spinner
 from tersor._lazy import MissingExtraError
 from tersor.bench.runs import AsJson
 from tersor.experts.bench.cli import bench_experts
@@ -109,7 +109,7 @@ def demo(
     records, sections = [], []
     with spinner() as status:
         for system, run_demo in runs.items():
-            result = run_demo(lambda doing, system=system: status.update(f"{system}: {doing}"))  # type: ignore[misc]
+            result = run_demo(prefixed(status.update, system))
             records += result.records
             sections.append(result.section)
     out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import nar_gpu
+import nar_samples
 import pytest
 import torch
 
@@ -17,17 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--device", "cpu", "--dtype", "float32", "--layers", "1", "--hidden", "32", "--grid", "4x4", "--repeats", "1"]
 
 
-@pytest.fixture(scope="module")
-def nar_gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nar_gpu", ROOT / "benchmarks" / "nar_gpu.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nar_gpu"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_way_is_measured(nar_gpu, tmp_path) -> None:
+def test_every_way_is_measured(tmp_path) -> None:
     out = tmp_path / "records.jsonl"
     records = nar_gpu.main([*SMALL, "--batches", "1", "2", "--out", str(out)])
     assert read_jsonl(out) == records and len(records) == 2 * 5
@@ -38,17 +27,13 @@ def test_every_way_is_measured(nar_gpu, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--grid", "16"], ["--grid", "3x4"], ["--hidden", "30"], ["--batches", "0"]])
-def test_bad_arguments(nar_gpu, arguments) -> None:
+def test_bad_arguments(arguments) -> None:
     with pytest.raises(SystemExit):
         nar_gpu.main(arguments)
 
 
 def test_the_pictures_of_the_docs_are_drawn(tmp_path) -> None:
-    spec = importlib.util.spec_from_file_location("nar_samples", ROOT / "benchmarks" / "nar_samples.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main(["--out", str(tmp_path / "drawn.json")]) == 0
+    assert nar_samples.main(["--out", str(tmp_path / "drawn.json")]) == 0
     drawn, kept = (
         json.loads(file.read_text(encoding="utf-8"))
         for file in (tmp_path / "drawn.json", ROOT / "benchmarks" / "results" / "nar_samples.json")

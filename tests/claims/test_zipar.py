@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tersor import zoo
-from tersor.grids.zipar.bench.quality import RASTER, Quality, Speed, sample, time_ways, ways
+from tersor.grids.zipar.bench.quality import RASTER, Quality, Speed, decodings, sample, time_decodings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -24,13 +24,13 @@ def qualities(model) -> dict[str, Quality]:
     tokenizer, judge = zoo.load_image_tokenizer("tiny-raster"), zoo.load_judge("tiny-raster")
     return {
         way.name: Quality([sample(model, tokenizer, judge, way, samples=500, seed=seed) for seed in SEEDS])
-        for way in ways(14, WINDOWS, [], [])
+        for way in decodings(14, WINDOWS, [], [])
     }
 
 
 @pytest.fixture(scope="module")
 def speed(model) -> Speed:
-    return time_ways(model, ways(14, [12, 9, 7, 4, 2, 1], [4], []), repeats=12, seed=71)
+    return time_decodings(model, decodings(14, [12, 9, 7, 4, 2, 1], [4], []), repeats=12, seed=71)
 
 
 def test_two_thirds_of_the_columns_cost_nothing(qualities: dict[str, Quality]) -> None:
@@ -53,7 +53,7 @@ def test_one_at_a_time_the_adaptive_window_has_a_smaller_distance_at_equal_passe
     tokenizer, judge = zoo.load_image_tokenizer("tiny-raster"), zoo.load_judge("tiny-raster")
     found = {
         way.name: Quality([sample(model, tokenizer, judge, way, samples=300, seed=seed) for seed in SEEDS])
-        for way in ways(14, [4, 3], [2], [], adaptive_batch=1)
+        for way in decodings(14, [4, 3], [2], [], adaptive_batch=1)
         if way.name != RASTER
     }
     ours, three, four = found["adaptive 2"], found["window 3"], found["window 4"]

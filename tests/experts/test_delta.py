@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import build
 from tuned_models import tuned
 
 from tersor.experts import delta as module
@@ -23,11 +22,6 @@ from tersor.experts.storage import ModelSize
 
 pytestmark = pytest.mark.filterwarnings("ignore:no calibration data")
 LINEAR = "model.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture(scope="module")
-def base() -> Any:
-    return build("llama")
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tuned_models import noise
 
-from tersor.experts.config import DeltaConfig, DeltaFormatError
 from tersor.experts.quantizer import FLOOR, Grid, initial_step, robust_step
-from tersor.experts.saliency import channel_scores, most_salient, reconstruction_error
 
 #: Least mean squared error of a standard normal number, and the step that has it: by bits, signed and mid-rise.
 GAUSSIAN = {
@@ -19,10 +18,6 @@ GAUSSIAN = {
     (4, False): (0.0119, 0.34),
     (4, True): (0.0116, 0.34),
 }
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -80,75 +75,3 @@ def test_a_huge_delta_does_not_stop_the_search() -> None:
     delta[0, 0] = 40.0
     step = initial_step(delta, Grid(2, False), "mse")
     assert float(step) < 0.9 * 40.0 / 2 * 0.1
-
-
-def test_the_factorised_error_is_the_triple_sum() -> None:
-    delta, x = noise(6, 9), noise(11, 9, seed=1)
-    rounded = Grid(2, False).rounded(delta, initial_step(delta, Grid(2, False), "mse"))
-    found = reconstruction_error(delta, rounded, x.square().sum(0))
-    for channel in range(9):
-        total = 0.0
-        for token in range(11):
-            for output in range(6):
-                difference = float(delta[output, channel]) - float(rounded[output, channel])
-                total += (float(x[token, channel]) * difference) ** 2
-        assert float(found[channel]) == pytest.approx(total, rel=1e-6)
-
-
-def test_scores_and_ties() -> None:
-    delta, energy = noise(6, 9), torch.arange(9.0)
-    rounded = torch.zeros_like(delta)
-    scores = {
-        name: channel_scores(name, delta, rounded, energy, name="a")
-        for name in ("reconstruction", "magnitude", "weight_error", "activation", "wanda", "random")
-    }
-    assert torch.equal(scores["weight_error"], scores["magnitude"])
-    assert torch.equal(scores["activation"], energy.double())
-    assert torch.allclose(scores["wanda"], energy.double().sqrt() * delta.double().abs().sum(0))
-    assert torch.equal(scores["random"], channel_scores("random", delta, rounded, energy, name="a"))
-    assert not torch.equal(scores["random"], channel_scores("random", delta, rounded, energy, name="b"))
-    assert scores["reconstruction"][0] == 0
-    tied = torch.tensor([0.0, 2.0, 5.0, 2.0, 2.0, 0.0])
-    assert most_salient(tied, 2).tolist() == [1, 2]
-    assert most_salient(tied, 5).tolist() == [1, 2, 3, 4], "a channel of score 0 is never salient"
-    assert most_salient(tied, 6).tolist() == [0, 1, 2, 3, 4, 5], "unless all are wanted"
-
-
-BAD = {
-    "bits": 5,
-    "grid": "round",
-    "num_salient": -1,
-    "selection": "best",
-    "selection_rounds": 0,
-    "step_init": "max",
-    "distill": "logits",
-    "distill_steps": 1.5,
-    "distill_rate": 1.0,
-    "step_dtype": "bfloat16",
-    "salient_dtype": "float8",
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_settings_out_of_range(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        DeltaConfig(**{name: BAD[name]})
-
-
-def test_settings_round_trip_and_counts() -> None:
-    config = DeltaConfig(bits=4, num_salient={"q_proj": 0.1, "o_proj": 3}, full_modules=("gate",))
-    assert DeltaConfig.from_dict(config.to_dict()) == config
-    assert [config.salient_of(f"layers.0.{name}", 95) for name in ("q_proj", "o_proj", "up_proj")] == [10, 3, 0]
-    assert DeltaConfig(num_salient=500).salient_of("q", 96) == 96
-    for wrong in (1.5, -0.1):
-        with pytest.raises(ValueError, match="num_salient"):
-            DeltaConfig(num_salient=wrong)
-    for wrong in ("eight", True):
-        with pytest.raises(TypeError, match="num_salient"):
-            DeltaConfig(num_salient=wrong)
-    with pytest.raises(DeltaFormatError, match="fields"):
-        DeltaConfig.from_dict({"bits": 2})
-    with pytest.raises(DeltaFormatError, match="bits=7"):
-        DeltaConfig.from_dict({**config.to_dict(), "bits": 7})
-    with pytest.raises(ValueError, match="bits"):
-        DeltaConfig(bits=2.0)

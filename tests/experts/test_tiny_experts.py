@@ -11,12 +11,10 @@ import torch
 
 from tersor import zoo
 from tersor.experts.bench.quality import MODEL, Family, exact
-from tersor.experts.bench.requests import DESCRIPTIONS, asked
+from tersor.experts.bench.requests import DESCRIPTIONS, draw_requests
 from tersor.experts.bench.skills import EOS, SKILLS, encode, examples, rows_of
 from tersor.experts.calibration import input_energy
 from tersor.experts.router.routing import Router
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def test_planted_channels_are_large(family: Family) -> None:
 def test_the_router_knows_every_expert() -> None:
     router = Router.from_pretrained(zoo.path(MODEL) / "router")
     assert dict(router.config.experts) == DESCRIPTIONS
-    rows = asked(80, seed=12, unseen=False, held_out=True)
+    rows = draw_requests(80, seed=12, unseen=False, held_out=True)
     routes = router.route_all([row.text for row in rows])
     assert sum(route.expert == row.skill for route, row in zip(routes, rows, strict=True)) >= 78
 
@@ -89,8 +87,7 @@ def test_the_card_quotes_the_lock(lock: dict) -> None:
 
 
 def test_planting_changes_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    from tiny_experts_train import Size, new_model, plant
+    from experts.train import Size, new_model, plant
 
     model = new_model(Size(hidden=32, layers=2, heads=4, ffn=48), 1).eval()
     planted = copy.deepcopy(model)
@@ -110,7 +107,6 @@ def test_planting_changes_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_recipe_runs_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
     import tiny_experts
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

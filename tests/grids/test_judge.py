@@ -10,6 +10,7 @@ import torch
 
 from tersor.grids.judge import (
     FEATURES,
+    ClipClassifier,
     DigitClassifier,
     Moments,
     Reference,
@@ -100,3 +101,16 @@ def test_a_judge_survives_its_folder(tmp_path: Path) -> None:
     assert reference.joint.n == 7
     with pytest.raises(ValueError, match="holds no classifier"):
         load_judge(tmp_path)
+
+
+def test_a_judge_of_clips_comes_back_as_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    judge = ClipClassifier().eval()
+    clips = torch.rand(9, 8, 1, 28, 28)
+    features, guesses = judge.judge(clips)
+    assert features.shape == (9, 64) and guesses.shape == (9,) and judge.direction(features).shape == (9, 3)
+    save_judge(tmp_path, judge, Reference.of(features, guesses))
+    again, reference = load_judge(tmp_path)
+    assert isinstance(again, ClipClassifier) and reference.joint.n == 9
+    assert torch.equal(again.judge(clips)[0], features)
+    assert not torch.equal(judge.judge(clips.flip(1))[0], features), "it sees the order of frames"

@@ -6,27 +6,10 @@ import math
 
 import pytest
 import torch
+from raster_models import TEXT_CONDITION, llamagen_config
 from transformers import AutoConfig
 
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, convert_llamagen
-from tersor.grids.rotary import turn
-
-
-def small(**changes) -> LlamaGenConfig:
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_classes": 5,
-        "caption_size": 10,
-        "grid_size": (3, 4),
-        "initializer_range": 0.3,
-    }
-    return LlamaGenConfig(**{**shape, **changes})
-
-
-TEXT = {"condition": "text", "condition_tokens": 6}
 
 
 def original_weights(
@@ -119,31 +102,10 @@ def test_heads_are_known_for_published_widths_only(tmp_path) -> None:
         convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5))
 
 
-def test_rotation_turns_by_row_and_column_and_zeroes_the_prefix() -> None:
-    model = LlamaGen(small(**TEXT))
-    positions = torch.tensor([[0, 5, 6, 6 + 2 * 4 + 3]])
-    cosine, sine = (each[0, :, 0] for each in model.rotation(positions))
-    assert cosine.shape == sine.shape == (4, 8)
-    assert (cosine[:2] == 0).all() and (sine[:2] == 0).all(), "prefix: zeros, not cos = 1"
-    assert torch.equal(cosine[2], torch.ones(8)) and (sine[2] == 0).all(), "the first cell is not turned"
-    # head_dim 8: two frequencies, 1 and 10000 ** -0.5, for the row 2, then the same for the column 3.
-    angles = torch.tensor([2.0, 2.0 / 100, 3.0, 3.0 / 100])
-    torch.testing.assert_close(cosine[3].view(4, 2), torch.stack([angles.cos(), angles.cos()], -1))
-    torch.testing.assert_close(sine[3].view(4, 2), torch.stack([-angles.sin(), angles.sin()], -1))
-
-
-def test_neighbouring_channels_turn_together() -> None:
-    x = torch.randn(1, 1, 1, 8)
-    angle = torch.tensor([0.3, 0.5, 0.7, 0.9])
-    turned = turn(x, (angle.cos().repeat_interleave(2), torch.stack([-angle.sin(), angle.sin()], -1).flatten()))
-    pairs = torch.view_as_complex(x.view(4, 2)) * torch.polar(torch.ones(4), angle)
-    torch.testing.assert_close(turned.flatten(), torch.view_as_real(pairs).flatten())
-
-
 @pytest.mark.parametrize("text", [False, True])
 def test_one_forward_over_the_image_agrees_with_decoding(text) -> None:
     torch.manual_seed(0)
-    model = LlamaGen(small(**TEXT) if text else small()).eval()
+    model = LlamaGen(llamagen_config(**TEXT_CONDITION) if text else llamagen_config()).eval()
     given = {"class_labels": torch.tensor([0, 4])}
     if text:
         mask = torch.ones(2, 6)
@@ -160,7 +122,7 @@ def test_one_forward_over_the_image_agrees_with_decoding(text) -> None:
 
 def test_training_drops_conditions_and_gradients_reach_every_weight() -> None:
     torch.manual_seed(0)
-    model = LlamaGen(small(condition_dropout=0.5)).train()
+    model = LlamaGen(llamagen_config(condition_dropout=0.5)).train()
     ids = torch.randint(0, 40, (16, 12))
     model(input_ids=ids, class_labels=torch.zeros(16, dtype=torch.long), labels=ids).loss.backward()
     grads = {name: each.grad for name, each in model.named_parameters()}
@@ -175,14 +137,14 @@ def test_training_drops_conditions_and_gradients_reach_every_weight() -> None:
         ({}, {"class_labels": torch.tensor([5])}, "from 0 to 4"),
         ({}, {"class_labels": torch.tensor([[1]])}, r"must be \[batch\]"),
         ({}, {"text_features": torch.zeros(1, 6, 10)}, "conditioned on a class"),
-        (TEXT, {"class_labels": torch.tensor([1])}, "conditioned on text"),
-        (TEXT, {"text_features": torch.zeros(1, 5, 10)}, "text_features must be"),
+        (TEXT_CONDITION, {"class_labels": torch.tensor([1])}, "conditioned on text"),
+        (TEXT_CONDITION, {"text_features": torch.zeros(1, 5, 10)}, "text_features must be"),
         ({}, {"class_labels": torch.tensor([1]), "beams": 3}, "does not take"),
     ],
 )
 def test_bad_conditions(config, given, message) -> None:
     with pytest.raises(ValueError, match=message):
-        LlamaGen(small(**config)).generate(**given)
+        LlamaGen(llamagen_config(**config)).generate(**given)
 
 
 @pytest.mark.parametrize(
@@ -196,13 +158,13 @@ def test_bad_conditions(config, given, message) -> None:
 )
 def test_bad_sizes(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
-        small(**changes)
+        llamagen_config(**changes)
 
 
 def test_several_tokens_on_a_filled_cache_need_a_mask() -> None:
     from transformers import DynamicCache
 
-    model, cache = LlamaGen(small()).eval(), DynamicCache()
+    model, cache = LlamaGen(llamagen_config()).eval(), DynamicCache()
     with torch.no_grad():
         model(class_labels=torch.tensor([1]), past_key_values=cache)
         with pytest.raises(ValueError, match="attention_mask"):

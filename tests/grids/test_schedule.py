@@ -9,7 +9,7 @@ import pytest
 
 from tersor.grids import geometry
 from tersor.grids import schedule as schedule_module
-from tersor.grids.geometry import RasterGrid, front_count, fronts
+from tersor.grids.geometry import RasterGrid, fronts
 from tersor.grids.schedule import (
     Frontier,
     ZipARSchedule,
@@ -21,6 +21,8 @@ from tersor.grids.schedule import (
 from tersor.grids.zipar import generation as zipar
 
 MODES = ("eol", "conservative", "eager")
+
+
 GRIDS = list(product(range(1, 8), range(1, 8)))
 
 
@@ -192,16 +194,6 @@ def test_trials_feed_their_row_start_anew() -> None:
     fed = [step for step in steps if offset in [feed.offset for feed in step.feeds]]
     assert [step.trial for step in fed] == [(2, 0)] * 4 + [None]
     assert [offset in step.replaced for step in fed] == [False, True, True, True, True]
-
-
-@pytest.mark.parametrize("sizes", list(product(range(1, 6), repeat=3)) + list(product(range(1, 6), repeat=2)))
-def test_fronts_partition_the_grid(sizes: tuple[int, ...]) -> None:
-    found = fronts(sizes)
-    assert len(found) == front_count(sizes) == sum(sizes) - len(sizes) + 1
-    assert sorted(cell for front in found for cell in front) == sorted(product(*map(range, sizes)))
-    for distance, front in enumerate(found):
-        assert front == sorted(front) and front, "raster order, never empty"
-        assert {sum(cell) for cell in front} == {distance}
 
 
 def test_windows_and_row_starts_resolve() -> None:

@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import (
-    channel_scale,
-    encode_keys_channelwise,
-    encode_values_channel_separable,
-)
+from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:

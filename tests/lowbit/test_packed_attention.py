@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor.kv.engine.tree import map_tensors
-from tersor.lowbit.codecs import AffineCodes, channel_scale, encode_keys_channelwise, encode_values_channel_separable
+from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels import KERNELS, backends, get_kernel, triton_runtime, why_not
 from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, reference
 

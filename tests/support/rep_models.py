@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tersor.ptq.layers import IntegerLayer
+from tersor.ptq.config import RepAPQConfig
+from tersor.ptq.layers import IntegerLayer, QuantLayer
 from tersor.ptq.networks import BranchedConv, RepNet, RepNetConfig
-from tersor.ptq.quantizers import weight_limit
+from tersor.ptq.quantizers import search_activation, search_weight, weight_limit
 
+#: Four bits, calibrated for as long as a test may take.
+W4 = RepAPQConfig.of("w4a4", iterations=40, init_images=64)
 #: A stem, two stages and a head, for images of 16 x 16.
 SMALL = {"stem": 16, "stem_stride": 1, "widths": (16, 32), "depths": (2, 3), "strides": (1, 2), "image_size": 16}
 
@@ -54,3 +57,23 @@ def within_limits(layer: IntegerLayer) -> bool:
         and torch.isfinite(scales).all()
         and 0 <= int(layer.a_zero) < 2**layer.activation_bits
     )
+
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(6, 8, 3, padding=1),
+    "strided": lambda: nn.Conv2d(6, 8, 3, stride=2, padding=2, dilation=2),
+    "depthwise": lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
+    "reflecting": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
+    "linear": lambda: nn.Linear(6, 8),
+}
+
+
+def quantized(kind: str, *, bits: int = 4, seed: int = 0) -> tuple[QuantLayer, torch.Tensor]:
+    torch.manual_seed(seed)
+    layer = LAYERS[kind]()
+    x = torch.randn(5, 6) if kind == "linear" else torch.randn(5, 6, 9, 8)
+    scale, zero = search_activation(x, bits)
+    return QuantLayer(
+        layer, weight_bits=bits, activation_bits=bits, w_scale=search_weight(layer.weight, bits), a_scale=scale,
+        a_zero=zero,
+    ), x  # fmt: skip

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+#: Experts that several tests pack, load and ask.
+NAMES = ("math", "code", "chat")
 IDS = torch.randint(2, 190, (4, 24), generator=torch.Generator().manual_seed(3))
 
 
@@ -36,3 +38,7 @@ def weights_hash(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
     return digest.hexdigest()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from tersor import zoo
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Books enough for a recipe: stretches of the held-out one under the names that it splits by."""
-    sys.path.insert(0, str(RECIPES))
-    from tiny_lm_data import TEST_BOOK, VALIDATION_BOOKS
+    from lm.data import TEST_BOOK, VALIDATION_BOOKS
 
     folder = tmp_path_factory.mktemp("books")
     text = zoo.book()

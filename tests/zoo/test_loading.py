@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.zoo import loading as _checkpoints
+from tersor.zoo import loading
 
 
 @pytest.fixture
@@ -58,53 +58,53 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_folders_are_named(folder: Path, name: str) -> None:
-    _checkpoints.check_folder(folder)
+    loading.check_folder(folder)
     damage, message = BROKEN[name]
     damage(folder)
     with pytest.raises(ValueError, match=message):
-        _checkpoints.resolve(str(folder))
+        loading.resolve(str(folder))
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     for missing in ("/no/such/folder", "./nothing", "a/b/c"):
         with pytest.raises(ValueError, match="no such folder"):
-            _checkpoints.resolve(missing)
+            loading.resolve(missing)
     with pytest.raises(ValueError, match="not in the local hub cache"):
-        _checkpoints.resolve("nobody/nothing")
+        loading.resolve("nobody/nothing")
     file = tmp_path / "model.bin"
     file.touch()
     with pytest.raises(ValueError, match="is a file"):
-        _checkpoints.resolve(str(file))
+        loading.resolve(str(file))
 
 
 def test_zoo_names_and_folders_resolve(folder: Path) -> None:
-    assert _checkpoints.resolve("tiny-lm") == str(zoo.path("tiny-lm"))
-    assert _checkpoints.resolve(str(folder)) == str(folder)
-    assert not _checkpoints.is_multimodal(str(folder))
+    assert loading.resolve("tiny-lm") == str(zoo.path("tiny-lm"))
+    assert loading.resolve(str(folder)) == str(folder)
+    assert not loading.is_multimodal(str(folder))
     rewrite(folder / "config.json", architectures=["Qwen2_5_VLForConditionalGeneration"])
-    assert _checkpoints.is_multimodal(str(folder))
+    assert loading.is_multimodal(str(folder))
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_one_line(folder: Path) -> None:
     rewrite(folder / "config.json", hidden_size=64, head_dim=16)
     with pytest.raises(ValueError, match="cannot load"):
-        _checkpoints.load(_checkpoints.resolve(str(folder)), "cpu")
+        loading.load(loading.resolve(str(folder)), "cpu")
     with pytest.raises(ValueError, match="no torch device"):
-        _checkpoints.load(str(folder), "abacus")
+        loading.load(str(folder), "abacus")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _checkpoints.target_device("auto") == _checkpoints.target_device("cpu") == torch.device("cpu")
+    assert loading.target_device("auto") == loading.target_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="--device cuda:1: there is no CUDA device here"):
-        _checkpoints.target_device("cuda:1")
+        loading.target_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _checkpoints.target_device("auto") == torch.device("cuda")
+    assert loading.target_device("auto") == torch.device("cuda")
 
 
 def test_looking_loads_no_torch(folder: Path) -> None:
     program = (
-        "import sys; from tersor import _checkpoints; "
-        f"_checkpoints.resolve({str(folder)!r}); sys.exit('torch' in sys.modules)"
+        "import sys; from tersor.zoo import loading; "
+        f"loading.resolve({str(folder)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

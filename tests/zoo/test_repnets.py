@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from tersor.ptq.networks import RepNet, RepNetConfig
 from tersor.ptq.reparam import merge
 
 NAMES = ("tiny-repvgg", "tiny-mobileone")
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +64,6 @@ def test_a_network_comes_back_as_it_was_saved(tmp_path) -> None:
 
 
 def test_the_recipe_runs_and_resumes(tmp_path, capsys) -> None:
-    sys.path.insert(0, str(RECIPES))
     import tiny_repvgg
 
     crops = photo_crops(zoo.photos()[:4])
@@ -88,11 +84,10 @@ def test_the_recipe_runs_and_resumes(tmp_path, capsys) -> None:
 
 
 def test_crops_and_mirrors_are_of_the_image() -> None:
-    sys.path.insert(0, str(RECIPES))
-    import tiny_repvgg
+    from repvgg.train import augment
 
     pixels = torch.arange(2 * 3 * 32 * 32, dtype=torch.int32).view(2, 3, 32, 32) + 1
-    made = tiny_repvgg.augment(pixels, 4, torch.Generator().manual_seed(0))
+    made = augment(pixels, 4, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(pixels, [4] * 4)
     places = {
         (row, column, flip): torch.equal(made[index], padded[index, :, row : row + 32, column : column + 32].flip(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ from tersor.kv.bench.contenders import FULL, pick
 from tersor.kv.bench.recall import pooled, score_recall
 from tersor.kv.bench.tasks import PLANTED, recall_samples
 from tersor.kv.depth.similarity import analyze_layer_similarity
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,6 @@ def test_it_recalls_as_the_card_says(lock: dict) -> None:
 
 
 def test_training_keeps_tied_weights_equal() -> None:
-    sys.path.insert(0, str(RECIPES))
     from tiny_lm_tied import average_gradients, tie, tied_weights
 
     model = zoo.load_model("tiny-lm").train()
@@ -78,7 +74,6 @@ def test_training_keeps_tied_weights_equal() -> None:
 
 @pytest.mark.slow
 def test_the_recipe_runs_and_resumes(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(RECIPES))
     import tiny_lm_tied
 
     command = ["--data", str(library), "--out", str(tmp_path), "--smoke", "--threads", "1"]

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from tersor import zoo
 from tersor.grids.judge import ClipClassifier
 from tersor.grids.nar.baselines import PARForImageGeneration, RasterVideo
-from tersor.grids.nar.bench.quality import Settings, one_sided, sample, score_captions, ways
+from tersor.grids.nar.bench.quality import Settings, decodings, one_sided, sample, score_captions
 from tersor.grids.nar.captions import WORDS, Captions
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import NARPipeline
 
 NAMES = ("tiny-nar", "tiny-nar-text", "tiny-nar-video")
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SETTINGS = Settings(temperature=0.9, guidance=1.5)
 
 
@@ -73,7 +72,7 @@ def test_the_others_say_what_they_are_not() -> None:
 def test_the_shipped_weights_draw_the_class_that_is_asked_for() -> None:
     """Chance is a tenth; the full figures are in docs/nar.md."""
     for name, least in (("tiny-nar", 0.85), ("tiny-nar-video", 0.75)):
-        (nar, *_) = ways(zoo.load_model(name), {})
+        (nar, *_) = decodings(zoo.load_model(name), {})
         tokenizer = zoo.load_video_tokenizer(name) if "video" in name else zoo.load_image_tokenizer(name)
         found = sample(nar, tokenizer, zoo.load_judge(zoo.judge_of(name)), SETTINGS, samples=60, seed=0)
         assert sum(found.right) / 60 > least, name
@@ -92,9 +91,8 @@ def test_captions_are_heeded() -> None:
 
 
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch):
+def recipes():
     """The recipes as functions of their arguments, in this process: most of their time would be spent on imports."""
-    monkeypatch.syspath_prepend(str(RECIPES))
     threads = torch.get_num_threads()
     import tiny_nar
     import tiny_nar_text
@@ -138,7 +136,7 @@ def test_what_is_compared_goes_beside_it(recipes, tmp_path: Path) -> None:
 
 
 def test_clips_move_by_a_pixel_a_frame(recipes) -> None:
-    from tiny_nar_clips import DIRECTIONS, moving, own_direction
+    from nar.clips import DIRECTIONS, moving, own_direction
 
     images = torch.zeros(40, 1, 28, 28)
     images[:, :, 4:24, 4:24] = 1.0
@@ -154,8 +152,8 @@ def test_clips_move_by_a_pixel_a_frame(recipes) -> None:
 
 
 def test_a_digit_has_its_own_direction_but_where_the_classifier_learns(recipes) -> None:
-    from tiny_nar_clips import DIRECTIONS, clips_of, judged_clips
-    from tiny_raster_data import load
+    from nar.clips import DIRECTIONS, clips_of, judged_clips
+    from raster.data import load
 
     assert len(DIRECTIONS) == ClipClassifier.DIRECTIONS
     split = load("procedural", seed=0, count=350, download=Path())

@@ -15,8 +15,6 @@ from tersor.grids.llamagen import LlamaGen
 from tersor.grids.tokenizer import load_tokenizer
 from tersor.grids.zipar.bench.quality import SAMPLING
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
 
 @pytest.fixture(scope="module")
 def lock() -> dict:
@@ -75,7 +73,6 @@ def test_the_shipped_weights_draw_the_class_that_is_asked_for() -> None:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch):
     """The recipe as a function of its arguments, in this process: most of its time would be spent on imports."""
-    monkeypatch.syspath_prepend(str(RECIPES))
     threads = torch.get_num_threads()
     import tiny_raster
 
@@ -98,36 +95,33 @@ def test_the_recipe_runs_and_resumes(recipe, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_resumed_run_gives_what_an_uninterrupted_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    import tiny_raster
-    from tiny_raster_data import load
+    from raster.data import load
+    from raster.train import Plan, Trainer, fit_tokenizer
 
-    plan = tiny_raster.Plan(images=140, rounds=2, hidden=32, layers=1, heads=2, steps=4, batch=4, codebook=32)
+    plan = Plan(images=140, rounds=2, hidden=32, layers=1, heads=2, steps=4, batch=4, codebook=32)
     split = load("procedural", seed=1, count=plan.images, download=tmp_path)
-    tokenizer = tiny_raster.fit_tokenizer(plan, split, 1, tmp_path / "tokenizer")
+    tokenizer = fit_tokenizer(plan, split, 1, tmp_path / "tokenizer")
 
-    def trainer(name: str) -> tiny_raster.Trainer:
-        return tiny_raster.Trainer(plan, 1, tokenizer, split, tmp_path / name)
+    def trainer(name: str) -> Trainer:
+        return Trainer(plan, 1, tokenizer, split, tmp_path / name)
 
     whole = trainer("whole.pt")
     whole.run(look_every=2, looked_at=8)
     first = trainer("parts.pt")
     for _ in range(2):
-        first.train_step()
-        first.progress.step += 1
-    first.save()
+        first.kept.advance(first.train_step)
+    first.kept.save(now=True)
     second = trainer("parts.pt")
     assert second.progress.step == 2
     second.run(look_every=2, looked_at=8)
     for name, each in whole.model.state_dict().items():
         assert torch.equal(each, second.model.state_dict()[name]), name
     with pytest.raises(ValueError, match="another plan or seed"):
-        tiny_raster.Trainer(plan, 2, tokenizer, split, tmp_path / "parts.pt")
+        Trainer(plan, 2, tokenizer, split, tmp_path / "parts.pt")
 
 
 def test_strokes_have_their_classes_and_fit_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    from tiny_raster_data import draw_strokes
+    from raster.data import draw_strokes
 
     pixels, labels = draw_strokes(200, seed=3)
     assert pixels.shape == (200, 1, 28, 28)
@@ -143,9 +137,8 @@ def test_the_recipe_refuses_bad_data_early(recipe, tmp_path: Path, capsys: pytes
 
 
 def test_a_fetched_archive_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    import tiny_raster_data
     from PIL import Image
+    from raster import data as tiny_raster_data
 
     archive = tmp_path / "source.zip"
     with zipfile.ZipFile(archive, "w") as bundle:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tersor import zoo
 from tersor.kv.bench.tiles import samples
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def recipes() -> None:
-    sys.path.insert(0, str(RECIPES))
-
 
 @pytest.fixture(scope="module")
 def lock() -> dict:
@@ -28,7 +20,7 @@ def lock() -> dict:
 
 
 def test_it_is_a_real_qwen_and_scores_as_the_card_says(lock: dict) -> None:
-    from tiny_vlm_export import score
+    from vlm.export import score
 
     model, processor = zoo.load_model("tiny-vlm"), zoo.load_processor("tiny-vlm")
     assert isinstance(model, Qwen2_5_VLForConditionalGeneration)
@@ -50,7 +42,7 @@ def test_models_without_a_picture_processor_say_so() -> None:
 
 
 def test_training_sees_pictures_as_the_processor_gives_them() -> None:
-    from tiny_vlm_data import patches
+    from vlm.data import patches
 
     processor = zoo.load_processor("tiny-vlm")
     pixels = np.stack([shown.pixels for shown, _ in samples(2, kind="count", seed=1, grid=4)])
@@ -61,7 +53,7 @@ def test_training_sees_pictures_as_the_processor_gives_them() -> None:
 
 
 def test_questions_of_one_picture_differ_and_labels_are_their_answers() -> None:
-    from tiny_vlm_data import IGNORED, draw_batch
+    from vlm.data import IGNORED, draw_batch
 
     processor = zoo.load_processor("tiny-vlm")
     batch = draw_batch(processor, np.random.default_rng(3), size=6, grid=4, turns=4, lookups=0.3)

@@ -116,8 +116,7 @@ def test_the_recipe_refuses_bad_data_early(tmp_path: Path) -> None:
 
 
 def test_fetched_books_are_checked_against_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sys.path.insert(0, str(RECIPES))
-    import tiny_lm_data
+    from lm import data as tiny_lm_data
 
     text = "chapter one"
     known = {"sha256": {"An Author - A Title": hashlib.sha256(text.encode()).hexdigest()}}
@@ -137,8 +136,7 @@ def test_fetched_books_are_checked_against_the_lock(tmp_path: Path, monkeypatch:
 
 def test_a_structured_start_copies_before_any_training() -> None:
     """Layers 0 and 1 find where the last three bytes stood before; the rest of the model is random."""
-    sys.path.insert(0, str(RECIPES))
-    from tiny_lm_train import new_model
+    from lm.train import new_model
 
     model = new_model(1).eval()
     block = torch.randint(32, 127, (8, 64), generator=torch.Generator().manual_seed(0))

@@ -57,6 +57,10 @@ class Estimate:
         """The same in a unit that is ``1 / factor`` times as large."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor, self.interval)
 
+    def rate(self, count: float = 1.0) -> Estimate:
+        """``count`` things in these seconds, as things a second."""
+        return Estimate(count / self.value, count / self.high, count / self.low, self.interval)
+
 
 def as_fields(value: Estimate | float) -> dict[str, Any]:
     """``value`` as the fields of a record; a plain number is exact and has no interval."""

@@ -148,6 +148,16 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 
     Console().print(table)
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, names: int = 1) -> list[str]:
+    """Lines of a Markdown table; columns stand as in `show`."""
+    marks = ["---" if place < names else "---:" for place in range(len(columns))]
+    return [_line(columns), f"|{'|'.join(marks)}|", *map(_line, rows)]
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return "|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells)
+
+
 def cell(value: Estimate, form: str, *, factor: float = 1.0) -> str:
     """``value [low, high]`` for a table, each number times ``factor`` and formatted by ``form``, such as ".1f"."""
     numbers = (factor * each for each in (value.value, value.low, value.high))

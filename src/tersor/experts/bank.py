@@ -98,7 +98,7 @@ class ExpertBank:
         """Make a name known; nothing is read until it is used.
 
         Raises:
-            ValueError: for a name that is taken, or that is no plain name.
+            ValueError: If the name is taken, or is not a plain name.
         """
         if not is_name(name):
             raise ValueError(
@@ -120,7 +120,7 @@ class ExpertBank:
         """Forget an expert; its tensors are free once nobody else holds them.
 
         Raises:
-            ExpertBusyError: while it answers requests.
+            ExpertBusyError: If it answers requests.
         """
         with self._lock:
             entry = self.entry(name)
@@ -142,8 +142,8 @@ class ExpertBank:
         Two threads that ask for one name wait for one load; others go on.
 
         Raises:
-            ExpertBusyError: where everything that could make room is in use.
-            DeltaFormatError: for files that changed since they were registered, or are broken.
+            ExpertBusyError: If everything that could make room is in use.
+            DeltaFormatError: If files changed since they were registered, or are broken.
         """
         with self._lock:
             entry = self.entry(name)

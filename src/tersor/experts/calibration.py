@@ -19,9 +19,9 @@ def input_energy(model: nn.Module, linears: Iterable[str], data: Batches) -> tup
     """``sum_t x_ti^2`` over the tokens that are no padding, for each linear.
 
     Args:
-        model: the uncompressed expert.
-        linears: names of modules.
-        data: ids and attention masks, ``[rows, tokens]`` each.
+        model: The uncompressed expert.
+        linears: Names of modules.
+        data: Ids and attention masks, ``[rows, tokens]`` each.
 
     Returns:
         float64 ``[in]`` by name (linears that read one tensor share one), and the number of tokens.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tersor._console import spinner
+from tersor._console import prefixed, spinner
 from tersor.experts.router.cli import router
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def pack(
             else:
                 delta = compress_expert(
                     base, folder, config, calibration=rows.get(name), work=out / f".{name}.unfinished",
-                    say=lambda doing, name=name: status.update(f"{name}: {doing}"),  # type: ignore[misc]
+                    on_progress=prefixed(status.update, name),
                 )  # fmt: skip
                 delta.save_pretrained(target)
             facts[name] = {"folder": str(target), **_sizes(delta)}

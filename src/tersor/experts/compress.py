@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tersor import _atomic
 from tersor.bench.measure import versions
+from tersor.bench.runs import OnProgress
 from tersor.experts.calibration import Batches, input_energy
 from tersor.experts.config import FLOATS, DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
@@ -25,10 +26,10 @@ from tersor.experts.quantizer import Grid, initial_step, robust_step
 from tersor.experts.saliency import channel_scores, most_salient
 from tersor.experts.sources import Anatomy, Source, batches, check_same_architecture, load_model, module_of
 from tersor.lowbit.packing import pack_half_split
+from tersor.training.claim import claim
 
 #: Fewer tokens than this say little about activations.
 FEW_TOKENS = 256
-Say = Callable[[str], None]
 
 
 def compress_expert(
@@ -42,23 +43,28 @@ def compress_expert(
     length: int = 512,
     batch: int = 8,
     work: Path | None = None,
-    say: Say = lambda doing: None,
+    on_progress: OnProgress = lambda doing: None,
 ) -> ExpertDelta:
     """What ``expert`` adds to ``base``, packed (ME-Switch, arXiv 2406.09041, section 3).
 
     Args:
-        base, expert: models, or folders with safetensors, which are read tensor by tensor. Only calibration and
-            distillation load an expert that is a folder.
-        calibration: text of the expert's own domain, at most ``sequences`` of ``length`` tokens: strings, rows with a
-            "text", or tensors of ids. None scores channels by weights alone, which finds no outlier of activations.
-        tokenizer: for strings; by default the one in the expert's folder.
-        work: a folder where finished linears are kept, so that an interrupted run goes on there.
-        say: told what is being done.
+        base: A model, or a folder with safetensors, which are read tensor by tensor.
+        expert: The same, fine-tuned from ``base``. Only calibration and distillation load one that is a folder.
+        config: Bits, channels and the rest; the paper's by default.
+        calibration: Text of the expert's own domain: strings, rows with a "text", or tensors of ids. None scores
+            channels by weights alone, which finds no outlier of activations.
+        tokenizer: For strings; by default the one in the expert's folder.
+        sequences: Texts of ``calibration`` that are read at most.
+        length: Tokens that are read of each text at most.
+        batch: Texts a forward pass.
+        work: Folder where finished linears are kept, so that an interrupted run goes on there.
+        on_progress: Told what is being done.
 
     Raises:
-        ConfigMismatchError: for models of different architecture or size.
-        ValueError: for NaN or infinity, an adapter instead of a model, distillation without calibration.
-        NotImplementedError: for weights of routed experts, unless they are stored complete.
+        ConfigMismatchError: If the models differ in architecture or size.
+        ValueError: If weights are not finite, ``expert`` is an adapter instead of a model, or distillation has no
+            calibration.
+        NotImplementedError: If the model has routed experts whose weights are not stored complete.
     """
     config = config or DeltaConfig()
     if config.distill and calibration is None:
@@ -72,7 +78,7 @@ def compress_expert(
         energy: dict[str, Tensor] = {}
         notes: list[str] = []
         if calibration is not None:
-            say("calibration")
+            on_progress("calibration")
             model = expert if isinstance(expert, nn.Module) else load_model(expert)
             data = _data(calibration, tokenizer, new.folder, sequences=sequences, length=length, batch=batch)
             energy, tokens = input_energy(model, modules, data)
@@ -92,7 +98,7 @@ def compress_expert(
         same: list[str] = []
         for index, name in enumerate(after.linears):
             module = module_of(name)[0]
-            say(f"{module} ({index + 1} of {len(modules)})")
+            on_progress(f"{module} ({index + 1} of {len(modules)})")
             one, other = old.read(name), new.read(name)
             if one.dtype != other.dtype and not notes:
                 notes.append(f"base and expert were saved as {one.dtype} and {other.dtype}")
@@ -124,9 +130,9 @@ def compress_expert(
         )
         delta = ExpertDelta(manifest, tensors, new.folder)
         if config.distill and model is not None and data is not None:
-            say("distillation")
+            on_progress("distillation")
             if config.distill == "codes":
-                delta = distill_codes(delta, old, model, data, say=say)
+                delta = distill_codes(delta, old, model, data, on_progress=on_progress)
             else:
                 delta = distill_closed_form(delta, old, model, data)
         store.clear()
@@ -226,12 +232,8 @@ class _Work:
 
     def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
         self.folder = folder
-        if folder is None:
-            return
-        mark = folder / "run.json"
-        if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
-            raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
-        _atomic.claim(mark, identity, f"{folder} belongs to another run; remove it or give another folder")
+        if folder is not None:
+            claim(folder, identity)
 
     def remember(
         self, name: str, make: Callable[[], tuple[Linear, dict[str, Tensor]]]

@@ -27,7 +27,7 @@ class BaseMismatchError(ValueError):
 
 
 class ConfigMismatchError(ValueError):
-    """Two models are not of the same architecture and size; names the first field that differs."""
+    """Raised when base and expert differ in architecture or size; names the first field that differs."""
 
 
 class UnknownExpertError(ValueError):
@@ -43,8 +43,8 @@ class DeltaConfig:
     """Settings of `compress_expert`; the defaults are the paper's headline where it gives one.
 
     Raises:
-        ValueError: for a setting out of range, before any work.
-        TypeError: for one of another type.
+        ValueError: If a setting is out of range, before any work.
+        TypeError: If a setting has another type.
     """
 
     bits: int = 2

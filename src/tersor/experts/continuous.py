@@ -55,11 +55,11 @@ class ExpertBatch:
         """Queue a prompt for an expert, None is the base; returns the request's id.
 
         Args:
-            kwargs: as the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``.
+            kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``.
 
         Raises:
-            UnknownExpertError: for a name that is not registered.
-            ValueError: for an id that is in use.
+            UnknownExpertError: If the name is not registered.
+            ValueError: If the id is in use.
         """
         name = kwargs.pop("request_id", None) or f"request-{next(self._numbers)}"
         resident = None if expert is None else self.host.hold(expert)
@@ -126,14 +126,15 @@ def continuous_batching(
             output = batch.manager.get_result(name)
 
     Args:
-        num_blocks, max_batch_tokens: blocks of the cache, and tokens of one step.
-        generation_config: the library's; by default the model's.
-        settings: of the library's ``ContinuousBatchingConfig``, such as ``page_size``; block sharing and asynchronous
-            batching stay off.
+        num_blocks: Blocks of the cache.
+        max_batch_tokens: Tokens of one step.
+        generation_config: The library's; by default the model's.
+        settings: Further fields of the library's ``ContinuousBatchingConfig``, such as ``page_size``; block sharing and
+            asynchronous batching stay off.
 
     Raises:
-        ImportError: for a release of transformers that this was not tested with; `ExpertHost.generate` needs none.
-        ValueError: for several sequences a request, which would be requests of no expert.
+        ImportError: If the release of transformers was not tested with this; `ExpertHost.generate` needs none.
+        ValueError: If a request asks for several sequences, which would be requests without an expert.
     """
     check_continuous_batching()
     from transformers import ContinuousBatchingConfig

@@ -167,14 +167,13 @@ def fingerprint(read: Callable[[str], Tensor], linears: Iterable[str], *, full: 
 
 @dataclass(eq=False)
 class ExpertDelta:
-    """An expert without its base: ``tensors`` by name, as the module's docstring says.
-
-    ``folder``: where its tokenizer and the like are, if anywhere.
-    """
+    """An expert without its base."""
 
     manifest: Manifest
     tensors: dict[str, Tensor]
+    """By name, as the module's docstring says."""
     folder: Path | None = None
+    """Where its tokenizer and the like are, if anywhere."""
 
     def packed(self, name: str) -> PackedDelta:
         """The delta of one linear for the kernels."""
@@ -243,7 +242,7 @@ class ExpertDelta:
         """Read a folder, or a repository of the hub.
 
         Raises:
-            DeltaFormatError: for files that are missing, cut off, inconsistent, or of a newer format.
+            DeltaFormatError: If files are missing, cut off, inconsistent, or of a newer format.
         """
         folder = local_folder(location)
         manifest = read_manifest(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,13 +12,12 @@ from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.experts.bench.quality import BASE, LSQ, MINMAX, MODEL, MSE, ROWS, SVD, Family, Kept, compress, quality_table
 from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
 from tersor.experts.bench.skills import examples
 from tersor.experts.host import ExpertHost
 from tersor.experts.storage import ModelSize
-from tersor.kv.demos.shared import SEED, make_record, scaled
 
 SYSTEM = "meswitch"
 #: The skill that suffers most from quantizing.
@@ -44,15 +42,15 @@ def mistral_ratio(*, router: bool, experts: int = 3) -> float:
     return experts * size.bytes_16 / size.total_bytes(experts, bits=2, salient=SALIENT, router=extra)
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Pack one expert in several ways and ask it; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Pack one expert in several ways and ask it; ``on_progress`` is told what is being done."""
     family = Family.load()
     kept: dict[str, Kept] = {}
-    for row, each in quality_table(family, SKILL, n=PROMPTS, seed=SEED, rows=SHOWN):
-        say(f"expert {SKILL}: {row}")
+    for row, each in quality_table(family, SKILL, n=PROMPTS, seed=DEMO_SEED, rows=SHOWN):
+        on_progress(f"expert {SKILL}: {row}")
         kept[row] = each
-    say("requests in words")
-    routes = route_requests(unseen=True, n=REQUESTS, seed=SEED)
+    on_progress("requests in words")
+    routes = route_requests(unseen=True, n=REQUESTS, seed=DEMO_SEED)
     size = 2 * sum(parameter.numel() for parameter in family.base.parameters())
     section = Section(
         title="ME-Switch: many fine-tuned models on one base",
@@ -71,7 +69,7 @@ def _plot(kept: dict[str, Kept], size: int) -> Figure:
     points = []
     for row, each in kept.items():
         if row != BASE:
-            mean = scaled(each.accuracy(), 100)
+            mean = each.accuracy() * 100
             family = "k=2" if "k=2" in row else "SVD" if row == SVD else "k=0"
             points.append(Point(row, size / each.nbytes, mean.value, mean.low, mean.high, family))
     svg = plot_quality_vs_bytes(
@@ -87,7 +85,7 @@ def _plot(kept: dict[str, Kept], size: int) -> Figure:
 
 def _sample(family: Family) -> Sample:
     """One prompt to the base and to all experts, in one batch of a host."""
-    example = examples("sort", 1, seed=SEED, held_out=True)[0]
+    example = examples("sort", 1, seed=DEMO_SEED, held_out=True)[0]
     answers = []
     with TemporaryDirectory() as folder:
         host = ExpertHost(family.base)
@@ -122,70 +120,38 @@ def judge(lost: Estimate, peer: float) -> str:
 
 def _against_expert(kept: Kept) -> Estimate:
     """Points of exact answers; the expert's own are those of a model that diverges by nothing."""
-    return scaled(bootstrap_difference(list(map(float, kept.right)), list(map(float, kept.expert_right))), 100)
+    return bootstrap_difference(list(map(float, kept.right)), list(map(float, kept.expert_right))) * 100
 
 
 def _records(kept: dict[str, Kept], routes: dict[str, Any]) -> list[Record]:
-    lost, naive = _against_expert(kept[OURS]), _against_expert(kept[NAIVE])
-    router, cheap = routes[ENCODER], routes[NGRAMS]
-    ratios = {router: mistral_ratio(router=router) for router in (True, False)}
+    lost, naive, n = _against_expert(kept[OURS]), _against_expert(kept[NAIVE]), len(kept[OURS].right)
+    record = demo_records(SYSTEM, MODEL)
+    closer = kept[f"{LSQ}, k=0"].kl().value / kept[f"{LSQ}, k=2"].kl().value
     found = [
-        make_record(
-            SYSTEM,
-            MODEL,
-            item=f"{OURS}: sums answered exactly",
-            quantity="answers against the expert's",
-            unit="points",
-            claim="nearly lossless",
-            claim_source="abstract (arXiv 2406.09041)",
-            estimate=lost,
-            baseline=0.0,
-            peer=naive.value,
-            peer_name="naive 2-bit",
-            n=len(kept[OURS].right),
-            verdict=judge(lost, naive.value),
+        record(
+            f"{OURS}: sums answered exactly", "answers against the expert's", "points", lost, n,
+            claim="nearly lossless", claim_source="abstract (arXiv 2406.09041)", baseline=0.0, peer=naive.value,
+            peer_name="naive 2-bit", verdict=judge(lost, naive.value),
         ),
-        make_record(
-            SYSTEM,
-            MODEL,
-            item="2 bit LSQ, k=2: distance to the expert",
-            quantity="divergence of k=0 over that of k=2",
-            unit="x",
-            estimate=kept[f"{LSQ}, k=0"].kl().value / kept[f"{LSQ}, k=2"].kl().value,
-            baseline=1.0,
-            n=len(kept[OURS].right),
+        record(
+            "2 bit LSQ, k=2: distance to the expert", "divergence of k=0 over that of k=2", "x", closer, n, baseline=1.0
         ),
-    ]
-    for with_router, claim in ((True, 1.74), (False, 2.04)):
-        ratio = ratios[with_router]
+    ]  # fmt: skip
+    for router, claim in ((True, 1.74), (False, 2.04)):
+        ratio = mistral_ratio(router=router)
         found.append(
-            make_record(
-                SYSTEM,
-                "Mistral-7B",
-                item=f"three experts {'with' if with_router else 'without'} router, from the configurations",
-                quantity="bytes of three models over base and deltas",
-                unit="x",
-                claim=claim,
-                claim_source="three Mistral-7B experts (arXiv 2406.09041)",
-                estimate=ratio,
-                baseline=1.0,
-                n=None,
-                seed=None,
-                shapes="sizes only",
-                verdict="holds" if abs(ratio - claim) < 0.005 else "fails",
+            record(
+                f"three experts {'with' if router else 'without'} router, from the configurations",
+                "bytes of three models over base and deltas", "x", ratio, None, model="Mistral-7B", claim=claim,
+                claim_source="three Mistral-7B experts (arXiv 2406.09041)", baseline=1.0, seed=None,
+                shapes="sizes only", verdict="holds" if abs(ratio - claim) < 0.005 else "fails",
             )
-        )
+        )  # fmt: skip
+    routed, cheap = routes[ENCODER], routes[NGRAMS]
     found.append(
-        make_record(
-            SYSTEM,
-            MODEL,
-            item="requests in words that the router has not seen the like of",
-            quantity="reach the right expert",
-            unit="%",
-            estimate=scaled(router.accuracy, 100),
-            peer=100 * cheap.accuracy.value,
-            peer_name="n-grams, linear",
-            n=router.n,
+        record(
+            "requests in words that the router has not seen the like of", "reach the right expert", "%",
+            routed.accuracy * 100, routed.n, peer=100 * cheap.accuracy.value, peer_name="n-grams, linear",
         )
-    )
+    )  # fmt: skip
     return found

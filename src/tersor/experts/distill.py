@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor.bench.runs import OnProgress
 from tersor.experts.calibration import Batches, second_moments
 from tersor.experts.delta import ExpertDelta
 from tersor.experts.quantizer import FLOOR
@@ -67,7 +67,8 @@ def closed_form_step(delta: Tensor, v: Tensor, moment: Tensor, step: Tensor) -> 
         s_j = (v_j C D_j^T) / (v_j C v_j^T),  C = X^T X
 
     Args:
-        delta, v: ``[out, in]``, with zeros in salient columns.
+        delta: ``[out, in]``, with zeros in salient columns.
+        v: The codes less their zero point, as ``delta``.
         moment: ``C`` ``[in, in]``, all of it: with its diagonal alone the steps get worse, because a few energetic
             channels then decide them.
         step: ``[out]``, kept where the denominator is 0 or the result is not positive.
@@ -111,7 +112,7 @@ class _StudentLinear(nn.Module):
 
 
 def distill_codes(
-    delta: ExpertDelta, base: Source, expert: nn.Module, data: Batches, *, say: Callable[[str], None]
+    delta: ExpertDelta, base: Source, expert: nn.Module, data: Batches, *, on_progress: OnProgress
 ) -> ExpertDelta:
     """Train the steps on logits of the uncompressed expert; the best of the validation batches are kept.
 
@@ -150,7 +151,9 @@ def distill_codes(
                 step.clamp_(min=FLOOR)
         if (number + 1) % LOOK_EVERY == 0 or number + 1 == config.distill_steps:
             now = _loss(student, validation, checks)
-            say(f"distillation, step {number + 1} of {config.distill_steps}: loss {now:.3g}, before {before:.3g}")
+            on_progress(
+                f"distillation, step {number + 1} of {config.distill_steps}: loss {now:.3g}, before {before:.3g}"
+            )
             if now < least:
                 best, least = steps(), now
     return with_steps(delta, best)

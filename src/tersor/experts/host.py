@@ -46,7 +46,7 @@ class ExpertHost:
         host.generate(**inputs, expert_names=["math", None])    # one a row, None is the base
         with host.use("math"): base(**inputs)
 
-    The base's tensors are neither copied nor written. One forward pass at a time.
+    The base's tensors are neither copied nor written. Not thread-safe: one forward pass at a time.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class ExpertHost:
     ) -> None:
         """
         Args:
-            model: a `PreTrainedModel`, on the device that experts shall be on.
-            max_resident, max_resident_bytes: experts on the device, and their bytes; None is no limit.
-            max_cpu, max_cpu_bytes: copies in host memory.
+            model: A `PreTrainedModel`, on the device that experts shall be on.
+            max_resident: Experts on the device; None is no limit, here and below.
+            max_resident_bytes: Their bytes.
+            max_cpu: Copies in host memory.
+            max_cpu_bytes: Their bytes.
         """
         self.model = model
         self._switch = Switch()
@@ -83,10 +85,10 @@ class ExpertHost:
         """Register an expert; its tensors are read when it is first used, or now where ``pin`` keeps it on the device.
 
         Raises:
-            BaseMismatchError: for a delta of another base, unless ``allow_mismatch``, which warns.
-            ConfigMismatchError: for a delta whose modules the base does not have.
-            DeltaFormatError: for broken files.
-            ValueError: for a name that is taken or impossible.
+            BaseMismatchError: If the delta is of another base, unless ``allow_mismatch``, which warns.
+            ConfigMismatchError: If the base lacks modules that the delta changes.
+            DeltaFormatError: If files are broken.
+            ValueError: If the name is taken or impossible.
         """
         source = delta if isinstance(delta, ExpertDelta) else local_folder(delta)
         manifest = source.manifest if isinstance(source, ExpertDelta) else read_manifest(source)
@@ -106,8 +108,8 @@ class ExpertHost:
         """Forget an expert; the name may be used again at once.
 
         Raises:
-            UnknownExpertError: for a name that is not registered.
-            ExpertBusyError: while the expert is set or answers requests.
+            UnknownExpertError: If the name is not registered.
+            ExpertBusyError: If the expert is set or answers requests.
         """
         self._bank.remove(name)
 
@@ -167,8 +169,8 @@ class ExpertHost:
         Beams and returned sequences of a row stay with its expert.
 
         Raises:
-            ValueError: for another number of names than rows.
-            NotImplementedError: for assisted decoding.
+            ValueError: If there are not as many names as rows.
+            NotImplementedError: If decoding is assisted.
         """
         if used := [name for name in ASSISTED if kwargs.get(name) is not None]:
             raise NotImplementedError(f"generate with experts does not take {used[0]}; leave it out")

@@ -26,9 +26,12 @@ from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
 class ResidentExpert:
     """An expert whose tensors are on the base's device, ready to be looked up by module name.
 
-    ``packed``: deltas of linears. ``biases``: what is added where biases differ. ``replaced``: modules that stand in
-    for the base's; they share all that the expert does not replace. ``derived``: tensors made for this base, which are
-    differences of biases and complete tensors in the base's precision where the expert has another.
+    Attributes:
+        packed: Deltas of linears.
+        biases: What is added where biases differ.
+        replaced: Modules that stand in for the base's; they share all that the expert does not replace.
+        derived: Tensors made for this base: differences of biases, and complete tensors in the base's precision where
+            the expert has another.
     """
 
     def __init__(self, delta: ExpertDelta, base: nn.Module) -> None:
@@ -101,7 +104,7 @@ class Routes:
         """The experts of a batch of ``rows`` rows, each with its rows (int64), or None for all of them.
 
         Raises:
-            ValueError: for a number of rows that the names cannot be spread over.
+            ValueError: If the rows cannot be shared out evenly among the names.
         """
         if rows not in self._splits:
             self._splits[rows] = self._split(rows)
@@ -139,7 +142,14 @@ class PackedRoutes:
         head: nn.Module,
         device: torch.device,
     ) -> None:
-        """``tokens``: the expert of each token. ``kept``: those of the tokens that ``head`` is given, in order."""
+        """Routes of a pass.
+
+        Args:
+            tokens: The expert of each token.
+            kept: The experts of the tokens that ``head`` is given, in order.
+            head: The module that computes logits.
+            device: Of the tokens.
+        """
         self.tokens, self.kept, self.head = Routes(tokens, device), Routes(kept, device), head
 
     def of(self, module: nn.Module, rows: int) -> Routes:
@@ -149,7 +159,7 @@ class PackedRoutes:
         are others.
 
         Raises:
-            ValueError: for a number of tokens that is neither.
+            ValueError: If the number of tokens is neither.
         """
         if module is self.head and rows == len(self.kept.experts):
             return self.kept

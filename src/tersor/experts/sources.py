@@ -32,7 +32,7 @@ class Source(AbstractContextManager["Source"]):
     """Weights of one model, in memory or in safetensors files, of which one tensor is read at a time."""
 
     def __init__(self, origin: Any) -> None:
-        """``origin``: a `PreTrainedModel` or a folder. Raises `ValueError` for anything that is neither."""
+        """Takes a `PreTrainedModel` or a folder; raises `ValueError` for anything else."""
         self._open = ExitStack()
         self._tensors: dict[str, Tensor] = {}
         self._files: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class Source(AbstractContextManager["Source"]):
         """One tensor as it is stored.
 
         Raises:
-            ValueError: where it is missing, or holds NaN or infinity.
+            ValueError: If it is missing, or holds NaN or infinity.
         """
         if name in self._tensors:
             tensor = self._tensors[name]
@@ -82,7 +82,7 @@ def check_folder(folder: Path) -> Path:
     """A folder with a checkpoint of a whole model.
 
     Raises:
-        ValueError: with what to do, also for an adapter (LoRA and the like).
+        ValueError: If it cannot be read, or is an adapter (LoRA and the like); the message says what to do.
     """
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
@@ -126,22 +126,21 @@ def check_same_architecture(base: Any, expert: Any) -> None:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a model is made of, by names of its state.
-
-    ``linears``: weights of the linears below the decoder layers; ``others``: everything else, with shapes;
-    ``tied``: names that are another tensor, and which.
-    """
+    """What a model is made of, by names of its state."""
 
     linears: dict[str, torch.Size]
+    """Weights of the linears below the decoder layers."""
     others: dict[str, torch.Size]
+    """Everything else."""
     tied: dict[str, str]
+    """Names that are another tensor -> that tensor's."""
 
     @classmethod
     def of(cls, config: Any, architecture: type[nn.Module], *, full_modules: tuple[str, ...] = ()) -> Anatomy:
         """Built without memory, on the meta device.
 
         Raises:
-            NotImplementedError: for weights of routed experts held in one parameter, unless ``full_modules`` names
+            NotImplementedError: If weights of routed experts are held in one parameter, unless ``full_modules`` names
                 them.
         """
         with torch.device("meta"):
@@ -177,7 +176,7 @@ def decoder_layers(model: nn.Module) -> str:
     """Name of the list of decoder layers: the largest `ModuleList` that is in no other.
 
     Raises:
-        ValueError: for a model without one.
+        ValueError: If the model has none.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
@@ -197,7 +196,7 @@ def batches(texts: Any, tokenizer: Any, *, length: int, size: int) -> Iterator[t
     """Ids and mask ``[size, length]`` of calibration data: texts, a dataset with a column "text", or id tensors.
 
     Raises:
-        ValueError: for texts without a tokenizer.
+        ValueError: If there are texts and no tokenizer.
     """
     rows = [row["text"] if isinstance(row, dict) else row for row in texts]
     for start in range(0, len(rows), size):

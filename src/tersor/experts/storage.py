@@ -19,10 +19,12 @@ from tersor.lowbit.packing import packed_width
 
 @dataclass(frozen=True)
 class ModelSize:
-    """``linears``: outputs and inputs of each; ``others``: numbers that are not in them."""
+    """How many numbers a model holds."""
 
     linears: tuple[tuple[int, int], ...]
+    """Outputs and inputs of each linear."""
     others: int
+    """Numbers that are not in them."""
 
     @classmethod
     def of(cls, config: Any, architecture: type[nn.Module]) -> ModelSize:

@@ -25,8 +25,8 @@ def compare_weights(delta: ExpertDelta, base: Path, expert: Path) -> dict[str, f
     """Error of each packed linear's delta, relative to the size of the true one.
 
     Raises:
-        BaseMismatchError: where the delta was made against another base.
-        ValueError: where a tensor that is stored complete is not the expert's.
+        BaseMismatchError: If the delta was made against another base.
+        ValueError: If a tensor that is stored complete is not the expert's.
     """
     manifest = delta.manifest
     errors = {}
@@ -64,7 +64,7 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
         "expert_perplexity"; "texts" and "tokens".
 
     Raises:
-        ValueError: for texts without two tokens in any of them.
+        ValueError: If no text has two tokens.
     """
     from transformers import AutoTokenizer
 
@@ -96,7 +96,7 @@ def merge_folder(delta: ExpertDelta, base: Path, out: Path) -> None:
     """Write base plus delta as a plain checkpoint with the expert's tokenizer; ``out`` appears when it is whole.
 
     Raises:
-        BaseMismatchError: where the delta was made against another base.
+        BaseMismatchError: If the delta was made against another base.
     """
     with Source(base) as source:
         check_base(delta, source)

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from tersor.grids.llamagen import LlamaGenConfig
     from tersor.grids.schedule import ZipARSchedule
 
-#: Images of one run, and of one batch.
-_MOST_IMAGES, _BATCH = 10_000, 100
+#: Images of one run.
+_MAX_IMAGES = 10_000
+#: Images of one batch.
+_BATCH = 100
 #: Tokens of a grid; more would be a slip of the keyboard, and a picture of it of no use.
-_MOST_CELLS = 1_000_000
+_MAX_CELLS = 1_000_000
 
 images = typer.Typer(help="Autoregressive image models in fewer forward passes.", no_args_is_help=True)
 
@@ -100,8 +102,8 @@ def generate(
     """
     if method not in (None, "zipar", "raster", "nar"):
         raise ValueError(f"--method {method!r} must be 'zipar' or 'raster', or of a NAR model 'nar'")
-    if not 1 <= count <= _MOST_IMAGES:
-        raise ValueError(f"-n {count} must be from 1 to {_MOST_IMAGES:,}")
+    if not 1 <= count <= _MAX_IMAGES:
+        raise ValueError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
     if method in ("raster", "nar") and (window != "balanced" or adaptive or row_start != "conservative"):
         raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
     if temperature < 0 or top_k < 0:
@@ -111,12 +113,12 @@ def generate(
     if (nar := _nar_folder(model, method)) is not None:
         if window != "balanced" or adaptive or row_start != "conservative":
             raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
-        from tersor.grids.nar.cli import check_nar, generate_nar, told
+        from tersor.grids.nar.cli import check_nar, generate_nar, summary_line
 
-        law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
-        shape = check_nar(nar, prompt, labels, law, out)
+        drawing: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
+        shape = check_nar(nar, prompt, labels, drawing, out)
         conditions = [prompt] * count if prompt is not None else _classes(labels, count, max(1, shape.num_classes))
-        typer.echo(told(generate_nar(nar, shape, conditions, law, seed, out), as_json))
+        typer.echo(summary_line(generate_nar(nar, shape, conditions, drawing, seed, out), as_json))
         return
     if prompt is not None:
         raise ValueError("--prompt is for models that read text, such as tiny-nar-text")
@@ -269,6 +271,6 @@ def _parse_grid(text: str) -> tuple[int, int]:
     rows, _, columns = text.lower().partition("x")
     if not (rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns) > 0):
         raise ValueError(f"--grid {text!r} must be rows x columns in tokens, such as 90x90")
-    if int(rows) * int(columns) > _MOST_CELLS:
-        raise ValueError(f"--grid {text} has {int(rows) * int(columns):,} tokens; at most {_MOST_CELLS:,} are counted")
+    if int(rows) * int(columns) > _MAX_CELLS:
+        raise ValueError(f"--grid {text} has {int(rows) * int(columns):,} tokens; at most {_MAX_CELLS:,} are counted")
     return int(rows), int(columns)

@@ -54,11 +54,11 @@ class Panel:
     """One image of `compare_svg`.
 
     Args:
-        title: above it.
-        starts: the pass that decides each row's first token; every later one takes one pass more.
-        columns: of the grid.
-        png: the finished image.
-        from_right: a row is decided from its last token to its first.
+        title: Stands above it.
+        starts: The pass that decides each row's first token; every later one takes one pass more.
+        columns: Columns of the grid.
+        png: The finished image.
+        from_right: A row is decided from its last token to its first.
     """
 
     title: str
@@ -136,11 +136,11 @@ def as_png(images: Tensor, *, columns: int | None = None, scale: int = 1) -> byt
     """Images ``[n, 1 or 3, height, width]`` from 0 to 1 as one PNG.
 
     Args:
-        columns: images a row; as many as make the sheet about square if left out. Between them lies one grey pixel.
-        scale: pixels a side that each pixel becomes.
+        columns: Images in a row; as many as make the sheet about square if left out. Between them lies one grey pixel.
+        scale: Pixels a side that each pixel becomes.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: If there is another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"images must be [n, 1 or 3, height, width]; got {tuple(images.shape)}")
@@ -168,7 +168,7 @@ def write_gif(schedule: ZipARSchedule, path: Path) -> None:
     """A frame a pass, at ``path``; the old file stays until the new one is whole.
 
     Raises:
-        MissingExtraError: without pillow, naming the extra that brings it.
+        MissingExtraError: Without pillow, naming the extra that brings it.
     """
     images = require("PIL.Image", "images")
     first, *rest = _frames(schedule, images)

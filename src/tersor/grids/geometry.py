@@ -14,11 +14,12 @@ class RasterGrid:
     """An image of ``rows`` times ``columns`` tokens in raster order, one token a cell.
 
     Args:
-        rows, columns: of tokens, not of pixels.
-        end_of_row: whether a fixed token closes every row (Emu3, Lumina-mGPT).
+        rows: Rows of tokens, not of pixels.
+        columns: Columns of tokens.
+        end_of_row: Whether a fixed token closes every row (Emu3, Lumina-mGPT).
 
     Raises:
-        ValueError: for an axis that is no whole number of at least 1.
+        ValueError: If an axis is no whole number of at least 1.
     """
 
     rows: int
@@ -50,7 +51,10 @@ class RasterGrid:
         """The paper's C(r, c): the ``window`` cells of the row above, from the same column on, are decided.
 
         Args:
-            decided: how many tokens of each row are decided; a row is always decided from its left end.
+            row: Of the cell.
+            column: Of the cell.
+            window: Cells of the row above, from the same column on.
+            decided: How many tokens of each row are decided; a row is always decided from its left end.
         """
         return row == 0 or decided[row - 1] >= min(column + window, self.columns)
 
@@ -83,6 +87,14 @@ def fronts(sizes: Sequence[int]) -> list[list[tuple[int, ...]]]:
     for cell in product(*map(range, sizes)):
         found[sum(cell)].append(cell)
     return found
+
+
+def raster_place(cell: Sequence[int], sizes: Sequence[int]) -> int:
+    """How many cells of a grid without ends of rows come before ``cell`` in raster order."""
+    place = 0
+    for coordinate, size in zip(cell, sizes, strict=True):
+        place = place * size + coordinate
+    return place
 
 
 def front_count(sizes: Sequence[int]) -> int:

@@ -114,7 +114,7 @@ class Reference:
     """Real samples as a classifier sees them.
 
     Args:
-        joint: moments of the features with the one-hot class beside them, ``[FEATURES + CLASSES]`` channels.
+        joint: Moments of the features with the one-hot class beside them, ``[FEATURES + CLASSES]`` channels.
     """
 
     joint: Moments

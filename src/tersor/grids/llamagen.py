@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths
+from tersor.grids.cache import FrontCache
+from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
-from tersor.grids.rotary import Rotation, kept_rotation, turn
+from tersor.grids.rotary import Rotation, kept_rotation
+from tersor.grids.sampling import Sampler, additive, prefix_mask
+from tersor.grids.schedule import RasterSchedule
 
-#: Attention heads by width, for the published sizes: the weights alone do not tell.
-_PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 4096: 32}
 
-
-class LlamaGenConfig(PreTrainedConfig):
+class LlamaGenConfig(Widths, PreTrainedConfig):
     """Sizes of a `LlamaGen`; the defaults are LlamaGen-B for 24 by 24 tokens.
 
     Args:
         condition: ``"class"`` (one prefix token) or ``"text"`` (``condition_tokens`` features, padded on the left).
-        condition_tokens: prefix tokens: 1 for a class, 120 in the published text models.
-        caption_size: width of the text features.
-        grid_size: rows and columns in tokens.
-        default_guidance: of generation.
-        condition_dropout: share of training samples that see the null condition, which guidance needs.
+        condition_tokens: Prefix tokens: 1 for a class, 120 in the published text models.
+        caption_size: Width of the text features.
+        grid_size: Rows and columns in tokens.
+        default_guidance: Guidance of generation, unless a call says otherwise.
+        condition_dropout: Share of training samples that see the null condition, which guidance needs.
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: If sizes do not fit together.
     """
 
     model_type = "tersor_llamagen"
@@ -66,106 +69,6 @@ class LlamaGenConfig(PreTrainedConfig):
         self.grid_size = tuple(self.grid_size)
         super().__post_init__(**kwargs)
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def intermediate_size(self) -> int:
-        """The SwiGLU's width: two thirds of four times the hidden size, rounded up to a multiple of 256."""
-        return 256 * -(-int(8 * self.hidden_size / 3) // 256)
-
-
-def unscaled_norm(x: Tensor, eps: float) -> Tensor:
-    """RMS norm of ``[..., width]`` in float32, rounded to the type of ``x``."""
-    if x.dtype == torch.float32:  # nothing is to be rounded on the way
-        return F.rms_norm(x, x.shape[-1:], None, eps)
-    exact = x.float()
-    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).type_as(x)
-
-
-class Norm(nn.Module):
-    """RMS norm in float32, rounded before it is scaled."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return unscaled_norm(x, self.eps) * self.weight
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: LlamaGenConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.heads = config.num_attention_heads
-        self.key_heads = config.num_key_value_heads or self.heads
-        self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        batch, tokens, _ = x.shape
-        both = self.heads + self.key_heads
-        mixed = self.wqkv(x).view(batch, tokens, both + self.key_heads, self.head_dim)
-        # Tokens stay before heads: so the output of attention is merged again without a copy.
-        qk, v = turn(mixed[:, :, :both], rotation), mixed[:, :, both:].transpose(1, 2)
-        q, k = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        causal, grouped = mask is None and tokens > 1, self.heads != self.key_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-        return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
-class _Block(nn.Module):
-    def __init__(self, config: LlamaGenConfig, layer: int) -> None:
-        super().__init__()
-        self.attention = _Attention(config, layer)
-        self.feed_forward = _FeedForward(config)
-        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        return x + self.feed_forward(self.ffn_norm(x))
-
-
-class _ClassEmbedding(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        # The last row is the null class.
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.hidden_size)
-
-
-class _CaptionProjection(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.caption_size, config.hidden_size, bias=False)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class _CaptionEmbedding(nn.Module):
-    def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.cap_proj = _CaptionProjection(config)
-        self.uncond_embedding = nn.Parameter(torch.zeros(config.condition_tokens, config.caption_size))
-
 
 class LlamaGen(PreTrainedModel, GenerationMixin):
     """Llama blocks over image tokens in raster order, with rotary positions from row and column.
@@ -178,14 +81,14 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
     main_input_name = "class_labels"
     output_modalities = ("image",)
     _supports_sdpa = True
-    _no_split_modules = ["_Block"]  # noqa: RUF012
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__(config)
-        embedding = _ClassEmbedding if config.condition == "class" else _CaptionEmbedding
+        embedding = ClassEmbedding if config.condition == "class" else CaptionEmbedding
         self.cls_embedding: Any = embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(_Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, layer, causal=True) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -193,8 +96,8 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, _CaptionEmbedding):
-            nn.init.normal_(module.uncond_embedding, std=self.config.caption_size**-0.5)
+        if isinstance(module, CaptionEmbedding):
+            module.init_null()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.tok_embeddings
@@ -214,13 +117,14 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """The prefix: embeddings ``[rows, condition_tokens, width]`` and which of them are no padding (bool).
 
         Args:
-            class_labels: ``[batch]``. text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
+            class_labels: ``[batch]``.
+            text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
             text_mask: ``[batch, condition_tokens]``, 0 for padding; None is no padding.
-            guided: append the null condition for each sample, as further rows.
-            dropped: bool ``[batch]``, samples that get the null condition instead of their own.
+            guided: Append the null condition for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
 
         Raises:
-            ValueError: for the other kind of condition, labels that are no class, or features of another shape.
+            ValueError: If the condition is of the other kind, a label is no class, or features have another shape.
         """
         config = self.config
         if config.condition == "class":
@@ -280,10 +184,17 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """Logits ``[batch, tokens, vocabulary]``, and a loss with ``labels``.
 
         Args:
-            input_ids: image ids ``[batch, tokens]`` in raster order. With a condition, its prefix goes before them.
-            class_labels, text_features, text_mask: see `condition`; in training, some samples lose theirs.
-            labels: image ids ``[batch, cells]`` that the prefix and the tokens predict; -100 is left out.
-            inputs_embeds: instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
+            input_ids: Image ids ``[batch, tokens]`` in raster order. With a condition, its prefix goes before them.
+            class_labels: See `condition`; in training, some samples lose theirs.
+            text_features: See `condition`.
+            text_mask: See `condition`.
+            labels: Image ids ``[batch, cells]`` that the prefix and the tokens predict; -100 is left out.
+            inputs_embeds: Embeddings instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
+            attention_mask: See ``inputs_embeds``.
+            position_ids: Places in the sequence ``[batch, tokens]``.
+            past_key_values: Tokens of earlier passes; it is appended to.
+            use_cache: Not used; a cache is used if it is given.
+            logits_to_keep: How many of the last tokens have logits, 0 for all; or which tokens.
         """
         if inputs_embeds is None:
             inputs_embeds, attention_mask = self._embed(input_ids, class_labels, text_features, text_mask)
@@ -319,7 +230,10 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
             dropped = torch.rand(len(given), device=given.device) < self.config.condition_dropout
         prefix, valid = self.condition(labels, features, text_mask, dropped=dropped)
         embeddings = torch.cat([prefix, *image], dim=1)
-        return embeddings, None if bool(valid.all()) else _prefix_mask(valid, embeddings)
+        if bool(valid.all()):
+            return embeddings, None
+        seen = prefix_mask(F.pad(valid, (0, embeddings.shape[1] - valid.shape[1]), value=True))
+        return embeddings, additive(~seen, embeddings.dtype)
 
     @torch.no_grad()
     def generate(
@@ -335,8 +249,12 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """Images in raster order, one token a pass: ids ``[batch, rows * columns]``. See `zipar_generate` for fewer.
 
         Args:
-            inputs: short for ``class_labels``.
-            options: of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+            inputs: Short for ``class_labels``.
+            class_labels: See `condition`.
+            text_features: See `condition`.
+            text_mask: See `condition`.
+            generator: Where draws come from; None is the global state.
+            **options: Options of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
         """
         config, unknown = self._prepare_generation_config(None, **options)
         if unknown:
@@ -346,35 +264,50 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         self._prepare_special_tokens(config, True, device=self.device)
         processors = self._get_logits_processor(generation_config=config, input_ids_seq_length=0, device=self.device)
         labels = inputs if class_labels is None else class_labels
-        embeddings, valid = self.condition(labels, text_features, text_mask, guided=guidance != 1)
-        mask, cache = _prefix_mask(valid, embeddings), DynamicCache()
-        ids = torch.zeros(len(valid) // (1 if guidance == 1 else 2), 0, dtype=torch.long, device=self.device)
-        for _ in range(self.config.grid_size[0] * self.config.grid_size[1]):
-            logits = self(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
-            scores = logits.logits[:, -1].float()
-            if guidance != 1:
-                conditional, unconditional = scores.log_softmax(-1).chunk(2)
-                scores = unconditional + guidance * (conditional - unconditional)
-            scores = processors(ids, scores)
-            if config.do_sample:
-                drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-            else:
-                drawn = scores.argmax(-1, keepdim=True)
-            ids = torch.cat([ids, drawn], dim=1)
-            embeddings = self.tok_embeddings(drawn if guidance == 1 else drawn.repeat(2, 1))
-            valid = F.pad(valid, (0, 1), value=True)
-            mask = torch.where(valid, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
+        prefix, valid = self.condition(labels, text_features, text_mask, guided=guidance != 1)
+        sampler = Sampler(processors, bool(config.do_sample), generator)
+        sizes = tuple(self.config.grid_size)
+        reader = RasterReader(self, prefix, valid, sampler, guidance=guidance)
+        ids = torch.zeros(reader.samples, math.prod(sizes), dtype=torch.long, device=self.device)
+        decode(reader, ready_steps(RasterSchedule(sizes), self.device), ids)
         return ids
 
 
-def _prefix_mask(valid: Tensor, embeddings: Tensor) -> Tensor:
-    """Causal over ``embeddings`` ``[batch, tokens, width]``, without padding in the prefix; additive and 4-D."""
-    tokens = embeddings.shape[1]
-    valid = F.pad(valid, (0, tokens - valid.shape[1]), value=True)
-    square = torch.ones(tokens, tokens, dtype=torch.bool, device=valid.device)
-    visible = (square.tril() & valid[:, None]) | torch.eye(tokens, dtype=torch.bool, device=valid.device)
-    blank = torch.zeros(visible.shape, dtype=embeddings.dtype, device=valid.device)
-    return blank.masked_fill_(~visible, torch.finfo(embeddings.dtype).min)[:, None]
+class RasterReader(AppendingReader):
+    """A `LlamaGen` whose tokens each give the next cell.
+
+    Args:
+        model: The model.
+        prefix: See `AppendingReader`.
+        valid: See `AppendingReader`.
+        sampler: See `AppendingReader`.
+        guidance: See `AppendingReader`.
+    """
+
+    def __init__(self, model: LlamaGen, prefix: Tensor, valid: Tensor, sampler: Sampler, *, guidance: float) -> None:
+        cache = FrontCache(prefix.shape[1] + math.prod(model.config.grid_size), len(model.layers))
+        super().__init__(prefix, valid, model.tok_embeddings, cache, sampler, guidance=guidance)
+        self.model = model
+
+    def forward(self, ready: Ready, embeddings: Tensor, places: Tensor, seen: Tensor | None) -> Tensor:
+        """See `AppendingReader`."""
+        if seen is None:
+            mask = embeddings.new_zeros(1, 1, len(places), self.cache.used + len(places))
+        else:
+            mask = additive(~seen, embeddings.dtype)
+        out = LlamaGen.forward(
+            self.model,
+            inputs_embeds=embeddings,
+            position_ids=places[None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+            logits_to_keep=len(ready.step.cells),
+        )
+        return out.logits.float()
+
+    def choose(self, ready: Ready, logits: Tensor, ids: Tensor) -> Tensor:
+        """See `Reader`; guided as the library guides."""
+        return super().choose(ready, logits if self.branches == 1 else logits.log_softmax(-1), ids)
 
 
 def convert_llamagen(
@@ -383,12 +316,12 @@ def convert_llamagen(
     """A `LlamaGen` with the weights of an original ``.pt`` checkpoint; save it with ``save_pretrained``.
 
     Args:
-        path: the file. It is read without executing anything from it, and mapped rather than loaded.
-        grid_size: rows and columns that the model was trained for: its resolution over 16.
-        num_attention_heads: known for the published widths.
+        path: The file. It is read without executing anything from it, and mapped rather than loaded.
+        grid_size: Rows and columns that the model was trained for: its resolution over 16.
+        num_attention_heads: Needed for widths that were not published.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes.
+        ValueError: If the file holds no such weights; the message lists names or shapes.
     """
     read = read_weights(path, ("model", "module", "state_dict"))
     weights = {name: each for name, each in read.items() if name != "freqs_cis"}
@@ -409,7 +342,7 @@ def _config_of(weights: dict[str, Tensor], grid_size: tuple[int, int], heads: in
     if tokens is None or wqkv is None or not sized or not (text or (classes is not None and classes.ndim == 2)):
         raise ValueError(f"this is no LlamaGen checkpoint: it has {sorted(weights)[:8]} and so on")
     vocabulary, width = tokens.shape
-    heads = heads or _PUBLISHED_HEADS.get(width)
+    heads = heads or PUBLISHED_HEADS.get(width)
     if heads is None:
         raise ValueError(f"no published LlamaGen is {width} wide; give num_attention_heads")
     key_heads = (wqkv.shape[0] - width) * heads // (2 * width)

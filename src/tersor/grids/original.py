@@ -16,7 +16,7 @@ def read_weights(path: str | Path, keys: Sequence[str]) -> dict[str, Tensor]:
     ``keys``: where trainers put the weights; the first one that is there counts.
 
     Raises:
-        ValueError: for a file that holds no state dict.
+        ValueError: If the file holds no state dict.
     """
     loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for key in keys:
@@ -37,7 +37,7 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str | Path
     """Give ``weights`` to a model on the meta device, so that a wrong file costs no memory.
 
     Raises:
-        ValueError: if names or shapes differ; the message lists them.
+        ValueError: If names or shapes differ; the message lists them.
     """
     expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
     found = {name: tuple(each.shape) for name, each in weights.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tersor import zoo
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.judge import load_judge as load_classifier
-from tersor.grids.tokenizer import ImageTokenizer, load_tokenizer
+from tersor.grids.pixels import ImageTokenizer
+from tersor.grids.tokenizer import load_tokenizer
 
 #: Models whose images another model's classifier judges, since they have its tokens.
 _JUDGES = {"tiny-nar": "tiny-raster", "tiny-nar-text": "tiny-raster"}

@@ -1,17 +1,18 @@
 """Which tokens go into each forward pass, and which cells come out of it. Pure Python.
 
-`Frontier` builds the passes one at a time, so that a decoder can delay a row (the adaptive window);
-`ZipARSchedule` is the whole order of a fixed window, for tests, docs and the command line; `NARSchedule` that of NAR.
+Every decoder of grids runs the steps of a `Schedule`: `RasterSchedule` is one cell a pass, `ZipARSchedule` a fixed
+window, `NARSchedule` one front a pass. `Frontier` builds ZipAR's passes one at a time, so that a decoder can delay a
+row (the adaptive window).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
-from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts
+from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts, raster_place
 
 RowStart = Literal["eol", "conservative", "eager"]
 ROW_STARTS: tuple[str, ...] = get_args(RowStart)
@@ -20,14 +21,84 @@ PRESETS = {"quality": (2, 3), "balanced": (1, 2), "fast": (1, 4)}
 
 
 @dataclass(frozen=True)
+class Step:
+    """One forward pass in numbers, as decoders read it.
+
+    A place counts the tokens of an image, ends of rows included, from the first one after the prefix.
+
+    Args:
+        cells: What comes out, by coordinates.
+        targets: The places of these cells.
+        fed: Places of the tokens that go in. The first pass feeds the prefix instead, and has none.
+        sources: For each of them the place of the decided token that is fed: its own, or that of a token that stands
+            in for it.
+        keep: Which of the fed tokens, counted from 0, the logits are read from.
+    """
+
+    cells: tuple[tuple[int, ...], ...]
+    targets: tuple[int, ...]
+    fed: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+    keep: tuple[int, ...] = ()
+
+
+class Schedule(Protocol):
+    """An order of decoding; a new one is one more class with this method.
+
+    A step may decide any set of cells, learned, random or fixed, and feed any tokens that were decided before, also
+    again. Two rules are all: each cell comes out once, and steps come in the order in which they are run. What a
+    token sees, and how its logits become those of a cell, is up to the reader that the decoder runs
+    (`tersor.grids.decoding`): a raster model's token gives the cell after it, NAR's heads give all neighbours.
+    """
+
+    def steps(self) -> Iterator[Step]:
+        """The forward passes; the first one is the prefix's."""
+
+
+def group_steps(groups: Iterable[Sequence[tuple[int, ...]]], sizes: Sequence[int]) -> Iterator[Step]:
+    """Steps that each decide one group of cells, and feed the group before.
+
+    Args:
+        groups: Coordinates of the cells that come out, pass by pass.
+        sizes: Axes of the grid, which has no ends of rows.
+    """
+    before: tuple[int, ...] = ()
+    for group in groups:
+        targets = tuple(raster_place(cell, sizes) for cell in group)
+        yield Step(tuple(group), targets, before, before, tuple(range(len(before))))
+        before = targets
+
+
+@dataclass(frozen=True)
+class RasterSchedule:
+    """One cell a pass, in raster order.
+
+    Args:
+        sizes: Axes of the grid, such as ``(rows, columns)``.
+
+    Raises:
+        ValueError: If an axis is no whole number of at least 1.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_sizes(self.sizes)
+
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return group_steps(((cell,) for cell in product(*map(range, self.sizes))), self.sizes)
+
+
+@dataclass(frozen=True)
 class Feed:
     """One token of a forward pass.
 
     Args:
-        offset: its position, counted from the first token after the prefix.
-        source: the decided cell whose token is fed, or None for the end-of-row token. It lies elsewhere than at
+        offset: Its position, counted from the first token after the prefix.
+        source: The decided cell whose token is fed, or None for the end-of-row token. It lies elsewhere than at
             ``offset`` for a proxy, which stands in for a row's last token before that is decided.
-        yields: the cell that the token's logits give, or None if only its keys and values are wanted.
+        yields: The cell that the token's logits give, or None if only its keys and values are wanted.
     """
 
     offset: int
@@ -40,10 +111,10 @@ class Pass:
     """One forward pass.
 
     Args:
-        feeds: tokens in increasing position. The first pass feeds the prefix, and has none.
-        yields: cells that come out, by row.
-        trial: the one of them that is drawn but not decided yet: a row start of the adaptive window.
-        replaced: offsets that an earlier pass fed too; what it left in the cache becomes invalid with this pass.
+        feeds: Tokens in increasing position. The first pass feeds the prefix, and has none.
+        yields: Cells that come out, by row.
+        trial: The one of them that is drawn but not decided yet: a row start of the adaptive window.
+        replaced: Offsets that an earlier pass fed too; what it left in the cache becomes invalid with this pass.
     """
 
     feeds: tuple[Feed, ...]
@@ -51,20 +122,30 @@ class Pass:
     trial: Cell | None = None
     replaced: tuple[int, ...] = ()
 
+    def step(self, grid: RasterGrid) -> Step:
+        """The same in places of ``grid``; ends of rows lie at theirs from the start."""
+        return Step(
+            self.yields,
+            tuple(grid.offset(*cell) for cell in self.yields),
+            tuple(feed.offset for feed in self.feeds),
+            tuple(feed.offset if feed.source is None else grid.offset(*feed.source) for feed in self.feeds),
+            tuple(index for index, feed in enumerate(self.feeds) if feed.yields is not None),
+        )
+
 
 class Frontier:
     """Decides, pass by pass, what to feed; the state is how many tokens of each row are decided.
 
     Args:
-        grid: the image.
-        window: s, in cells; from 1 to the number of columns, which is raster decoding.
+        grid: The image.
+        window: The paper's s, in cells; from 1 to the number of columns, which is raster decoding.
         row_start: ``"eol"`` feeds the end-of-row token. Without one, a row's first token needs the last token of the
             row above, and a proxy stands in for it: ``"conservative"`` has row 1 wait for the whole of row 0 (the
             authors' LlamaGen code), ``"eager"`` lets it start like the others.
-        adaptive: a row's first token is a trial until the decoder accepts it.
+        adaptive: A row's first token is a trial until the decoder accepts it.
 
     Raises:
-        ValueError: for a window or a row start that the grid does not have.
+        ValueError: If the grid does not have the window or the row start.
     """
 
     def __init__(self, grid: RasterGrid, window: int, row_start: RowStart, *, adaptive: bool = False) -> None:
@@ -85,7 +166,7 @@ class Frontier:
         """Take the last pass's cells as decided and build the next pass; None when the image is complete.
 
         Args:
-            accepted: whether the last pass's trial is decided; without one it means nothing.
+            accepted: Whether the last pass's trial is decided; without one it means nothing.
         """
         if self._last is None:
             self._last = Pass(feeds=(), yields=((0, 0),))
@@ -157,7 +238,7 @@ class ZipARSchedule:
         [3, 4, 5, 6]
 
     Raises:
-        ValueError: as for `Frontier`.
+        ValueError: As `Frontier`.
     """
 
     grid: RasterGrid
@@ -178,6 +259,10 @@ class ZipARSchedule:
         while (step := frontier.advance()) is not None:
             yield step
 
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return (each.step(self.grid) for each in self)
+
     def production(self) -> list[list[int]]:
         """The pass in which each cell is decided, by row; the prefix's pass is 1."""
         table = [[0] * self.grid.columns for _ in range(self.grid.rows)]
@@ -192,8 +277,8 @@ class FrontPass:
     """One forward pass of NAR.
 
     Args:
-        feeds: the cells whose tokens go in; the first pass feeds the prefix, and has none.
-        yields: the cells that come out, one front of the grid.
+        feeds: The cells whose tokens go in; the first pass feeds the prefix, and has none.
+        yields: The cells that come out, one front of the grid.
     """
 
     feeds: tuple[tuple[int, ...], ...]
@@ -215,7 +300,7 @@ class NARSchedule:
         [1, 2, 3, 2, 3, 4]
 
     Raises:
-        ValueError: for an axis that is no whole number of at least 1.
+        ValueError: If an axis is no whole number of at least 1.
     """
 
     sizes: tuple[int, ...]
@@ -233,6 +318,10 @@ class NARSchedule:
         for front in fronts(self.sizes):
             yield FrontPass(before, tuple(front))
             before = tuple(front)
+
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`."""
+        return group_steps(fronts(self.sizes), self.sizes)
 
     def production(self) -> list[int]:
         """The pass in which each cell is decided, in raster order; the prefix's pass is 1."""
@@ -260,7 +349,7 @@ def resolve_window(window_size: int | str, columns: int) -> int:
     """The window in cells: a number above the columns is clamped, a preset is a share of them, rounded up.
 
     Raises:
-        ValueError: for a number below 1 and for an unknown preset.
+        ValueError: If a number is below 1, or a preset is unknown.
     """
     if isinstance(window_size, str):
         if window_size not in PRESETS:

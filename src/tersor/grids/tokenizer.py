@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,38 +13,26 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tersor._lazy import require
+from tersor.grids.pixels import ImageTokenizer, check_ids, check_images, divided, to_unit
+from tersor.grids.vq import VQTokenizer
+
+__all__ = ["DiffusersTokenizer", "ImageTokenizer", "PatchTokenizer", "PatchTokenizerConfig", "load_tokenizer"]
 
 # Distances to the codebook are computed for this many patches at once.
 _BLOCK = 65_536
-
-
-class ImageTokenizer(Protocol):
-    """What turns images into tokens. Pixels are floats from 0 to 1, ``[batch, channels, height, width]``."""
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of ids."""
-
-    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of ids for height and width in pixels; `ValueError` if they do not divide."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids ``[batch, rows, columns]``."""
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Images of ids ``[batch, rows, columns]``."""
 
 
 class PatchTokenizerConfig(PreTrainedConfig):
     """Sizes of a `PatchTokenizer`.
 
     Args:
-        patch_size: side of a patch in pixels. channels: of the image.
-        codebook_size: number of patches that it knows.
-        image_size: height and width that it was fitted on.
+        patch_size: Side of a patch in pixels.
+        channels: Channels of the image.
+        codebook_size: Number of patches that it knows.
+        image_size: Height and width that it was fitted on.
 
     Raises:
-        ValueError: for a size below 1.
+        ValueError: If a size is below 1.
     """
 
     model_type = "tersor_patch_tokenizer"
@@ -85,16 +73,21 @@ class PatchTokenizer(PreTrainedModel):
         seed: int,
         rounds: int = 40,
         most_patches: int = 400_000,
-        say: Callable[[int, float], None] = lambda number, error: None,
+        on_progress: Callable[[int, float], None] = lambda number, error: None,
     ) -> PatchTokenizer:
         """k-means on the patches of ``images``, ``[batch, channels, height, width]``, by Lloyd's algorithm.
 
         Args:
-            seed: of the patches that are looked at and of the first codebook.
-            say: told the number of each round and its mean squared error a pixel.
+            images: What to fit on.
+            patch_size: Side of a patch in pixels.
+            codebook_size: Number of entries.
+            seed: Seeds which patches are looked at, and the first codebook.
+            rounds: Of the algorithm.
+            most_patches: How many patches are looked at, at most.
+            on_progress: Called with the number of each round and its mean squared error a pixel.
 
         Raises:
-            ValueError: for images that patches do not divide, or with fewer distinct patches than entries.
+            ValueError: If patches do not divide the images, or there are fewer distinct patches than entries.
         """
         config = PatchTokenizerConfig(
             patch_size=patch_size, channels=images.shape[1], codebook_size=codebook_size, image_size=images.shape[2:]
@@ -115,7 +108,7 @@ class PatchTokenizer(PreTrainedModel):
             sums = torch.zeros_like(model.codebook).index_add_(0, ids, patches)
             used = counts > 0
             model.codebook[used] = sums[used] / counts[used, None]
-            say(number, error)
+            on_progress(number, error)
         return model
 
     @property
@@ -123,16 +116,16 @@ class PatchTokenizer(PreTrainedModel):
         return self.config.codebook_size
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, self.config.patch_size)
+        return divided(image_size, self.config.patch_size)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Ids ``[batch, rows, columns]`` of images ``[batch, channels, height, width]``.
 
         Raises:
-            ValueError: for another number of channels, or a size that patches do not divide.
+            ValueError: If there is another number of channels, or patches do not divide the size.
         """
-        _check_images(images, self.config.channels)
+        check_images(images, self.config.channels)
         rows, columns = self.grid_size((images.shape[2], images.shape[3]))
         ids, _ = self._nearest(self._patches(images).flatten(0, 1))
         return ids.view(len(images), rows, columns)
@@ -140,7 +133,7 @@ class PatchTokenizer(PreTrainedModel):
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Images ``[batch, channels, height, width]`` of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
-        _check_ids(ids, self.codebook_size)
+        check_ids(ids, self.codebook_size)
         side = self.config.patch_size
         height, width = ids.shape[1] * side, ids.shape[2] * side
         return F.fold(self.codebook[ids].flatten(1, 2).transpose(1, 2), (height, width), side, stride=side)
@@ -166,7 +159,7 @@ class DiffusersTokenizer:
     """diffusers' `VQModel` as a tokenizer.
 
     Args:
-        model: a `VQModel`, or what has its ``encode``, ``decode``, ``quantize`` and ``config``.
+        model: A `VQModel`, or what has its ``encode``, ``decode``, ``quantize`` and ``config``.
 
     Example:
         ``DiffusersTokenizer.from_pretrained("folder")``
@@ -186,12 +179,12 @@ class DiffusersTokenizer:
         return int(self.model.config.num_vq_embeddings)
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, 2 ** (len(self.model.config.block_out_channels) - 1))
+        return divided(image_size, 2 ** (len(self.model.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Ids ``[batch, rows, columns]``; `ValueError` for other channels or a size that does not divide."""
-        _check_images(images, self.model.config.in_channels)
+        check_images(images, self.model.config.in_channels)
         rows, columns = self.grid_size((images.shape[2], images.shape[3]))
         latents = self.model.encode(2 * images - 1).latents
         ids = self.model.quantize(latents)[2][2]
@@ -200,10 +193,10 @@ class DiffusersTokenizer:
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Images in [0, 1] of ids ``[batch, rows, columns]``; `ValueError` for bad ids."""
-        _check_ids(ids, self.codebook_size)
+        check_ids(ids, self.codebook_size)
         width = self.model.quantize.embedding.weight.shape[1]
         codes = self.model.quantize.get_codebook_entry(ids.flatten(), (*ids.shape, width))
-        return _to_unit(self._decode_codes(codes, ids))
+        return to_unit(self._decode_codes(codes, ids))
 
     def _decode_codes(self, codes: Tensor, ids: Tensor) -> Tensor:
         # A model that looks codes up by itself wants the ids.
@@ -216,10 +209,8 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
     """The image tokenizer that is saved in ``folder``: a `PatchTokenizer`, a `VQTokenizer` or a diffusers `VQModel`.
 
     Raises:
-        ValueError: for a folder without one.
+        ValueError: If there is none.
     """
-    from tersor.grids.vq import VQTokenizer
-
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no image tokenizer: there is no config.json")
@@ -233,30 +224,3 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
         f"{folder} holds no image tokenizer that is known here: PatchTokenizer, VQTokenizer, or diffusers' VQModel; "
         f"its config.json says {config.get('model_type') or config.get('_class_name')!r}"
     )
-
-
-def _divided(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    if any(side < factor or side % factor for side in image_size):
-        raise ValueError(f"image size {tuple(image_size)} must be a multiple of {factor} pixels on each side")
-    return image_size[0] // factor, image_size[1] // factor
-
-
-def _check_images(images: Tensor, channels: int) -> None:
-    if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-        raise ValueError(
-            f"images must be floats from 0 to 1, [batch, {channels}, height, width]; got {images.dtype} "
-            f"{tuple(images.shape)}"
-        )
-
-
-def _check_ids(ids: Tensor, codebook_size: int) -> None:
-    if ids.ndim != 3 or ids.is_floating_point() or not bool(((ids >= 0) & (ids < codebook_size)).all()):
-        raise ValueError(
-            f"ids must be whole numbers from 0 to {codebook_size - 1}, [batch, rows, columns]; got {ids.dtype} "
-            f"{tuple(ids.shape)}"
-        )
-
-
-def _to_unit(pixels: Tensor) -> Tensor:
-    """From [-1, 1], which the networks speak, to [0, 1]."""
-    return ((pixels + 1) / 2).clamp(0, 1)

@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tersor.grids.original import load_strictly, read_weights
-from tersor.grids.tokenizer import _check_ids, _check_images, _divided, _to_unit
+from tersor.grids.pixels import check_ids, check_images, divided, to_unit
 
 
 class VQTokenizerConfig(PreTrainedConfig):
     """Sizes of a `VQTokenizer`; the defaults are VQ-16, which halves the sides four times.
 
     Args:
-        channel_multipliers: of ``base_channels`` by level; between two levels the sides are halved.
-        residual_blocks: a level of the encoder; the decoder has one more.
-        latent_channels: where encoder and decoder meet, before the projection to ``code_width``.
-        codebook_size, code_width: number and width of the codes, which are compared as unit vectors.
-        norm_groups: of the group norms; it divides all channels.
+        channel_multipliers: Channels of each level over ``base_channels``; between two levels the sides are halved.
+        residual_blocks: Blocks of each level of the encoder; the decoder has one more.
+        latent_channels: Channels where encoder and decoder meet, before the projection to ``code_width``.
+        codebook_size: Number of codes, which are compared as unit vectors.
+        code_width: Width of the codes.
+        norm_groups: Groups of the group norms; it divides all channels.
 
     Raises:
-        ValueError: for channels that the group norms do not divide.
+        ValueError: If the group norms do not divide the channels.
     """
 
     model_type = "tersor_vq_tokenizer"
@@ -196,16 +197,16 @@ class VQTokenizer(PreTrainedModel):
         return self.config.codebook_size
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return _divided(image_size, 2 ** (len(self.config.channel_multipliers) - 1))
+        return divided(image_size, 2 ** (len(self.config.channel_multipliers) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Ids ``[batch, rows, columns]`` of images ``[batch, 3, height, width]`` from 0 to 1.
 
         Raises:
-            ValueError: for another shape, or a size that the grid does not divide.
+            ValueError: If there is another shape, or the grid does not divide the size.
         """
-        _check_images(images, 3)
+        check_images(images, 3)
         self.grid_size((images.shape[2], images.shape[3]))
         latents = self.quant_conv(self.encoder(2 * images.to(self.dtype) - 1))
         # Codes are unit vectors, so the nearest one is that of the largest product.
@@ -219,20 +220,21 @@ class VQTokenizer(PreTrainedModel):
             ids: ``[batch, rows, columns]``.
 
         Raises:
-            ValueError: for ids that are out of range or of another shape.
+            ValueError: If ids are out of range or of another shape.
         """
-        _check_ids(ids, self.codebook_size)
-        return _to_unit(self.decoder(self.post_quant_conv(self.quantize.codes[ids].movedim(-1, 1))))
+        check_ids(ids, self.codebook_size)
+        return to_unit(self.decoder(self.post_quant_conv(self.quantize.codes[ids].movedim(-1, 1))))
 
 
 def convert_vq(path: str | Path, *, norm_groups: int = 32) -> VQTokenizer:
     """A `VQTokenizer` with the weights of an original ``.pt`` file, such as ``vq_ds16_c2i.pt``.
 
     Args:
-        path: the file. It is read without executing anything from it, and mapped rather than loaded.
+        path: The file. It is read without executing anything from it, and mapped rather than loaded.
+        norm_groups: See `VQTokenizerConfig`.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes.
+        ValueError: If the file holds no such weights; the message lists names or shapes.
     """
     read = read_weights(path, ("model", "state_dict"))
     # How often codes were used in training.

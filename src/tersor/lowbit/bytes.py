@@ -14,8 +14,8 @@ def parameter_count(scheme: Scheme, *, batch: int, tokens: int, width: int, grou
     """Numbers that a quantizer stores beside its codes, with parameters shared by the batch (paper, Table 1).
 
     Args:
-        width: key/value heads times head dimension (``hd`` of the paper).
-        group_size: channels in a group, for ``"groupwise"``.
+        width: Key/value heads times head dimension (``hd`` of the paper).
+        group_size: Channels in a group, for ``"groupwise"``.
     """
     counts = {
         # Minimum and step of every group, of keys and of values.

@@ -10,59 +10,22 @@ use the same numbers; all arithmetic is float32 (float64 for float64 input).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from tersor.lowbit.codes import AffineCodes, compute_dtype, storage_dtype
 from tersor.lowbit.kernels import get_kernel
-from tersor.lowbit.packing import check_bits, unpack_half_split
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision that minima, steps and roundings are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@dataclass
-class AffineCodes:
-    """Packed codes with the parameters that read them.
-
-    ``codes``: uint8, packed along the last axis. ``minimum``, ``step``: storage precision, broadcastable
-    against the unpacked codes. ``dim``: channels before packing.
-    """
-
-    codes: Tensor
-    minimum: Tensor
-    step: Tensor
-    bits: int
-    dim: int
-
-    def unpack(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Codes of tokens ``start:stop`` as uint8 ``[..., tokens, dim]``."""
-        return unpack_half_split(self.codes[..., start:stop, :], self.bits, self.dim)
-
-    def decode(self) -> Tensor:
-        """``u * step + minimum`` in the compute precision of the parameters."""
-        dtype = compute_dtype(self.minimum.dtype)
-        return self.unpack().to(dtype) * self.step.to(dtype) + self.minimum.to(dtype)
-
-
-def storage_dtype(wanted: torch.dtype, largest: Tensor) -> torch.dtype:
-    """``wanted``, or bfloat16 where a float16 could not hold ``largest``: a range must never overflow."""
-    if wanted == torch.float16 and bool(largest > torch.finfo(torch.float16).max):
-        return torch.bfloat16
-    return wanted
+from tersor.lowbit.packing import check_bits
 
 
 def affine_parameters(
     x: Tensor, bits: int, dims: tuple[int, ...], *, valid: Tensor | None, param_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Minimum and step over ``dims``, in storage precision (spec of the uniform affine quantizer).
+    """Minimum and step over ``dims``, in storage precision.
 
     Args:
-        x: the numbers, in compute precision.
-        valid: boolean, broadcastable to ``x``; ``False`` entries do not count. A set without any valid
+        x: The numbers, in compute precision.
+        valid: Bool, broadcastable to ``x``; ``False`` entries do not count. A set without any valid
             entry gets minimum 0 and step 0.
 
     The minimum is rounded to storage precision first, and the step is taken from the rounded minimum, so
@@ -101,7 +64,7 @@ def encode_keys_channelwise(
 
     Args:
         keys: ``[batch, kv_heads, tokens, head_dim]``.
-        valid: bool ``[batch, 1 or kv_heads, tokens]``; invalid tokens do not shape the parameters.
+        valid: Bool ``[batch, 1 or kv_heads, tokens]``; invalid tokens do not shape the parameters.
 
     Returns:
         codes with ``minimum`` and ``step`` of shape ``[batch, kv_heads, 1, head_dim]``.
@@ -148,9 +111,9 @@ def encode_values_channel_separable(
 
     Args:
         values: ``[batch, kv_heads, tokens, head_dim]``.
-        scale: from `channel_scale`, over *all* tokens of the segment; zero channels are left as zeros.
-        per_head: one parameter pair per token and head instead of one per token.
-        valid: bool ``[batch, 1 or kv_heads, tokens]``; only needed so that unused slots stay finite.
+        scale: From `channel_scale`, over *all* tokens of the segment; zero channels are left as zeros.
+        per_head: Whether to have one parameter pair per token and head instead of one per token.
+        valid: Bool ``[batch, 1 or kv_heads, tokens]``; only needed so that unused slots stay finite.
 
     Returns:
         codes with ``minimum`` and ``step`` of shape ``[batch, 1 or kv_heads, tokens, 1]``; read back by

@@ -46,8 +46,8 @@ def pack_half_split(codes: Tensor, bits: int) -> Tensor:
     A ``dim`` that does not fill its last bytes is padded with zero codes.
 
     Raises:
-        ValueError: for a bit width without a packed layout.
-        TypeError: for codes that are not uint8.
+        ValueError: If the bit width has no packed layout.
+        TypeError: If codes are not uint8.
     """
     check_bits(bits)
     if codes.dtype != torch.uint8:
@@ -72,7 +72,7 @@ def unpack_half_split(packed: Tensor, bits: int, dim: int) -> Tensor:
     """Invert `pack_half_split`: ``[..., packed_width]`` uint8 to codes ``[..., dim]`` uint8.
 
     Raises:
-        ValueError: for a bit width without a packed layout, or a width that does not belong to ``dim``.
+        ValueError: If the bit width has no packed layout, or the width does not belong to ``dim``.
     """
     check_bits(bits)
     if packed.shape[-1] != packed_width(dim, bits):

@@ -61,7 +61,6 @@ def quantize(
     given = read_folder(calibration, preprocessing, count=images, seed=seed)
     labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))
     from tersor.bench.report import write_report
-    from tersor.bench.runs import command_line
     from tersor.ptq import calibration as calibrating
     from tersor.ptq.onnx_export import export_float, export_quantized
     from tersor.ptq.report import (
@@ -70,18 +69,18 @@ def quantize(
         PLAIN,
         batches,
         compare_files,
-        report_records,
+        file_records,
         report_section,
     )
 
     kept = out.with_name(out.name + ".stages")
     with spinner() as status, tempfile.TemporaryDirectory() as folder:
 
-        def say(text: str) -> None:
+        def on_progress(text: str) -> None:
             status.update(text)
             typer.echo(text, err=True)
 
-        found = calibrating.quantize(network, given, config, folder=kept, say=say)
+        found = calibrating.quantize(network, given, config, folder=kept, on_progress=on_progress)
         status.update("writing the file, and two to compare with")
         files = {
             FLOAT: export_float(found.merged, given, Path(folder) / "float.onnx"),
@@ -91,7 +90,7 @@ def quantize(
         files[PLAIN] = export_quantized(plain.model, given, Path(folder) / "plain.onnx")
         status.update("comparing")
         compared = compare_files(files, given if labelled is None else batches(labelled, preprocessing))
-    records = report_records(model, bits, compared, seed, command_line())
+    records = file_records(model, bits, compared, seed)
     source = "the calibration" if evaluation is None else "the evaluation folder"
     page = out.with_suffix(".html")
     write_report(page, records, [report_section(config, found.blocks, compared, source)])

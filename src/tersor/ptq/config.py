@@ -16,29 +16,32 @@ class RepAPQConfig:
     """How a model is quantized; the defaults are RepAPQ with 8 bits.
 
     Args:
-        weight_bits, activation_bits: 2 to 8, or 16, which rounds next to nothing.
-        first_last_bits: of the first and the last layer, if those are fewer than it: the literature's convention.
-        weight_init: where a weight's grid ends at first: by what reaches the ``"output"``, by the largest entry
+        weight_bits: 2 to 8, or 16, which rounds next to nothing.
+        activation_bits: The same of a layer's input.
+        first_last_bits: Least bits of the first and the last layer, as is usual in the literature.
+        weight_init: Where a weight's grid ends at first: by what reaches the ``"output"``, by the largest entry
             (``"minmax"``), by 99 % of them (``"percentile"``), or by the error of the weights themselves (``"mse"``,
             ``"mae"``).
-        activation_init: by the error of the values, or by their whole range, or 99.9 % of it.
-        init_images: that the first scales are found on.
-        iterations: of each block; 0 leaves the first scales.
+        activation_init: How an input's grid is found: by the error of the values (``"mse"``), by their whole range
+            (``"minmax"``), or 99.9 % of it (``"percentile"``).
+        init_images: Images that the first scales are found on.
+        iterations: Training steps of each block; 0 leaves the first scales.
         loss: ``"mae"`` (the paper) or ``"mse"``, of a block's output.
-        affine: train an affine a channel, which is folded away at the end.
-        across_block: add the loss at the end of the stage, the blocks between in floating point.
-        stage_weight: its factor.
-        train_weights: or only scales and affine.
-        rounding: to the ``"nearest"`` integer, or ``"learned"``, up or down (AdaRound, arXiv 2004.10568), which leaves
+        affine: Whether to train an affine a channel, which is folded away at the end.
+        across_block: Whether to add the loss at the end of the stage, with the blocks between in floating point.
+        stage_weight: Factor of that loss.
+        train_weights: Whether to train weights, or only scales and affine.
+        rounding: To the ``"nearest"`` integer, or ``"learned"``, up or down (AdaRound, arXiv 2004.10568), which leaves
             weights and their scales as they are.
-        drop: share of a layer's inputs that an iteration leaves unrounded (QDrop, arXiv 2203.05740).
-        batch_size: images of an iteration.
-        weight_rate, affine_rate: learning rates; None is 1e-4 for weights of 6 bits and more, else 1e-3.
-        scale_rate: as a share of the scale.
-        seed: of the order of images.
+        drop: Share of a layer's inputs that an iteration leaves unrounded (QDrop, arXiv 2203.05740).
+        batch_size: Images of an iteration.
+        weight_rate: Learning rate of weights; None is 1e-4 for 6 bits and more, else 1e-3.
+        affine_rate: Learning rate of the affine.
+        scale_rate: Learning rate of scales, as a share of the scale.
+        seed: Seed of the order of images.
 
     Raises:
-        ValueError: for a setting outside its range.
+        ValueError: If a setting is out of range.
     """
 
     weight_bits: int = 8

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tersor import zoo
 from tersor.bench.measure import Estimate, wilson_interval
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DemoResult
-from tersor.kv.demos.shared import make_record, scaled
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.ptq.bench.accuracy import METHODS, OURS, Method, Run, logits_of, quantized_run
 from tersor.ptq.bench.data import Labelled, photo_crops
 from tersor.ptq.bench.speed import FLOAT, INTEGER, measure
@@ -19,14 +16,14 @@ from tersor.ptq.config import RepAPQConfig
 MODEL, SYSTEM, SHAPE = "tiny-repvgg", "ptq", "repvgg_a0"
 PEER = "ONNX Runtime"
 #: Photographs to calibrate with, the others are held out; squares of them for the first scales.
-PHOTOS, FIRST, ITERATIONS, ROUNDS, SEED = 8, 64, 50, 9, 2024
+PHOTOS, FIRST, ITERATIONS, ROUNDS = 8, 64, 50, 9
 SHOWN = {"w8a8": (OURS, "min-max", PEER), "w4a4": (OURS, "min-max")}
 #: Agreement that 8 bits must reach, and how many times the processor time floating point must take.
 LEAST_AGREEMENT, LEAST_SPEED_UP = 0.95, 2.5
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Quantize and time; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Quantize and time; ``on_progress`` is told what is being done."""
     net, photos = zoo.load_network(MODEL), zoo.photos()
     images = net.normalize(photo_crops(photos[:PHOTOS]))
     pixels = photo_crops(photos[PHOTOS:])
@@ -37,23 +34,20 @@ def run(say: Callable[[str], None]) -> DemoResult:
     found: dict[tuple[str, str], Run] = {}
     for bits, names in SHOWN.items():
         for name in names:
-            say(f"{name}, {bits}: {len(images)} images to calibrate with")
+            on_progress(f"{name}, {bits}: {len(images)} images to calibrate with")
             method: Method = methods[name]
-            config = RepAPQConfig.of(bits, iterations=ITERATIONS, init_images=FIRST, seed=SEED)
+            config = RepAPQConfig.of(bits, iterations=ITERATIONS, init_images=FIRST, seed=DEMO_SEED)
             found[bits, name] = quantized_run(method, net, images, config, data, exact)
-    say(f"{SHAPE} at 224 x 224: integers and floating point in turns")
+    on_progress(f"{SHAPE} at 224 x 224: integers and floating point in turns")
     (timing,) = measure(SHAPE, [1], rounds=ROUNDS)
     speed_up = timing.times.ratio(FLOAT, INTEGER)
+    record, item = demo_records(SYSTEM, SHAPE), f"{SHAPE}, 8 bits"
+    verdict = "holds" if speed_up.value >= LEAST_SPEED_UP else "partly" if speed_up.value > 1 else "fails"
+    size = timing.integer.nbytes / timing.exact.nbytes
     records = [_quality_record(bits, found) for bits in SHOWN] + [
-        make_record(
-            SYSTEM, SHAPE, item=f"{SHAPE}, 8 bits", quantity="speed-up over floating point, one thread",
-            unit="x", shapes="random", estimate=speed_up, baseline=1.0, n=ROUNDS,
-            verdict="holds" if speed_up.value >= LEAST_SPEED_UP else "partly" if speed_up.value > 1 else "fails",
-        ),
-        make_record(
-            SYSTEM, SHAPE, item=f"{SHAPE}, 8 bits", quantity="file size", unit="share", shapes="random",
-            estimate=timing.integer.nbytes / timing.exact.nbytes, baseline=1.0, n=1,
-        ),
+        record(item, "speed-up over floating point, one thread", "x", speed_up, ROUNDS, baseline=1.0, verdict=verdict,
+               shapes="random"),
+        record(item, "file size", "share", size, 1, baseline=1.0, shapes="random"),
     ]  # fmt: skip
     return DemoResult(records, _section(found, len(pixels)))
 
@@ -69,18 +63,17 @@ def _quality_record(bits: str, found: dict[tuple[str, str], Run]) -> Record:
     if bits == "w8a8":
         ahead = share.value > other.value
         verdict = "holds" if ahead and share.value >= LEAST_AGREEMENT else "partly" if ahead else "fails"
-    return make_record(
-        SYSTEM, MODEL, item=f"squares of photographs, {bits}", quantity="classified as in floating point", unit="share",
-        claim="about 1 point over earlier methods at 8 bits" if bits == "w8a8" else None,
-        claim_source="arXiv 2402.16121, abstract" if bits == "w8a8" else None, estimate=share, baseline=1.0,
-        peer=other.value, peer_name=peer, n=len(ours.same), verdict=verdict,
+    claim = {"claim": "about 1 point over earlier methods at 8 bits", "claim_source": "arXiv 2402.16121, abstract"}
+    return demo_records(SYSTEM, MODEL)(
+        f"squares of photographs, {bits}", "classified as in floating point", "share", share, len(ours.same),
+        baseline=1.0, peer=other.value, peer_name=peer, verdict=verdict, **(claim if bits == "w8a8" else {}),
     )  # fmt: skip
 
 
 def _section(found: dict[tuple[str, str], Run], count: int) -> Section:
     points = []
     for (bits, name), each in found.items():
-        share = scaled(_share(each), 100)
+        share = _share(each) * 100
         points.append(Point(f"{name}, {bits}", float(bits[1]), share.value, share.low, share.high, name))
     plot = plot_quality_vs_bytes(
         points, x_label="bits of a weight", y_label="classified as in floating point, %", baseline=100.0,

@@ -25,10 +25,11 @@ class Preprocessing:
     """What turns a picture into a network's input: resize, centre crop, normalize.
 
     Args:
-        size: pixels on a side of the crop.
-        share: the crop's part of the resized picture's shorter side.
+        size: Pixels on a side of the crop.
+        share: The crop's part of the resized picture's shorter side.
         interpolation: "bicubic", "bilinear" or "nearest".
-        mean, deviation: of red, green and blue from 0 to 1.
+        mean: Of red, green and blue from 0 to 1; subtracted.
+        deviation: What the difference is divided by.
     """
 
     size: int
@@ -41,7 +42,7 @@ class Preprocessing:
         """Float32 ``[3, size, size]`` of a PIL image.
 
         Raises:
-            ValueError: for a picture that is smaller than the crop; enlarged ones have no fine detail to calibrate on.
+            ValueError: If the picture is smaller than the crop; enlarged ones have no fine detail to calibrate on.
         """
         image: Any = require("PIL.Image", "ptq")
         width, height = picture.size
@@ -66,7 +67,7 @@ def find_images(folder: Path) -> list[Path]:
     """Pictures in ``folder`` and below, by name.
 
     Raises:
-        ValueError: if it is no folder, or holds none.
+        ValueError: If it is not a folder, or holds none.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
@@ -80,7 +81,7 @@ def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor
     """Images ``[n, 3, size, size]`` of the files that can be read, and which of the files those are.
 
     Raises:
-        ValueError: if more than a tenth cannot be read, or one is too small.
+        ValueError: If more than a tenth cannot be read, or one is too small.
     """
     image: Any = require("PIL.Image", "ptq")
     read, kept, bad = [], [], []
@@ -110,7 +111,7 @@ def find_classes(folder: Path, classes: int) -> list[tuple[Path, int]]:
     """Pictures of a folder that has one folder for each of ``classes`` classes, and their classes by order of name.
 
     Raises:
-        ValueError: if there are more or fewer folders.
+        ValueError: If there are more or fewer folders.
     """
     files = find_images(folder)
     names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
@@ -123,7 +124,7 @@ def load_timm(name: str, weights: Path) -> tuple[nn.Module, Preprocessing]:
     """A network of timm in training form, eval mode, with the weights of a file, and its preprocessing.
 
     Raises:
-        ValueError: for an unknown name, and for weights of another network or of a merged one.
+        ValueError: If the name is unknown, or the weights are of another network or of a merged one.
     """
     timm: Any = require("timm", "ptq")
     data: Any = require("timm.data", "ptq")

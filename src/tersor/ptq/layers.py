@@ -39,9 +39,12 @@ class QuantLayer(nn.Module):
     its steps are in the output, so that a row which was cut off can be made louder. `freeze` folds it away for nothing.
 
     Args:
-        layer: whose weight and bias it starts from; the bias is ``beta`` from now on.
-        weight_bits, activation_bits: 2 to 8, or 16.
-        w_scale: ``[out]``. a_scale, a_zero: scalars.
+        layer: Its weight and bias are where training starts; the bias is ``beta`` from now on.
+        weight_bits: 2 to 8, or 16.
+        activation_bits: 2 to 8, or 16.
+        w_scale: Scales of the weight's rows, ``[out]``.
+        a_scale: Scale of the input, a scalar.
+        a_zero: Zero point of the input, a scalar.
     """
 
     def __init__(
@@ -114,8 +117,11 @@ class IntegerLayer(nn.Module):
     """What an integer kernel computes: integer products summed exactly, one multiplication by the scales at the end.
 
     Args:
-        weight: int8 ``[out, ...]``. bias: int32 ``[out]``. w_scale: ``[out]``, a_scale: scalar, both float32.
-        a_zero: int32 scalar.
+        weight: int8 ``[out, ...]``.
+        bias: int32 ``[out]``.
+        w_scale: float32 ``[out]``.
+        a_scale: float32 scalar.
+        a_zero: Zero point of the input, int32 scalar.
     """
 
     def __init__(
@@ -173,7 +179,8 @@ class RoundedInput(nn.Module):
     Without it the last convolution would have no grid to write to, and an integer kernel could not take it.
 
     Args:
-        scale, zero: scalars, as `search_activation` finds them.
+        scale: A scalar, as `search_activation` finds it.
+        zero: The same.
     """
 
     def __init__(self, block: nn.Module, scale: Tensor, zero: Tensor, bits: int) -> None:

@@ -26,14 +26,18 @@ class RepNetConfig:
     Args:
         kind: "repvgg": 3 x 3, 1 x 1 and identity side by side (arXiv 2101.03697). "mobileone": the same depthwise with
             two 3 x 3, then two 1 x 1 and the identity (arXiv 2206.04040).
-        stem, stem_stride: channels and stride of the first block.
-        widths, depths, strides: of each stage; the stride is its first block's.
-        classes: what it tells apart, by name.
-        image_size: pixels on a side, three channels.
-        mean, deviation: pixels from 0 to 1 are shifted and divided by them.
+        stem: Channels of the first block.
+        stem_stride: Stride of the first block.
+        widths: Channels of each stage.
+        depths: Blocks of each stage.
+        strides: Stride of each stage's first block.
+        classes: Names of what it tells apart.
+        image_size: Pixels on a side of an image with three channels.
+        mean: Subtracted from pixels from 0 to 1.
+        deviation: What the difference is divided by.
 
     Raises:
-        ValueError: for an unknown kind, or lists of different lengths.
+        ValueError: If the kind is unknown, or lists differ in length.
     """
 
     kind: str = "repvgg"
@@ -60,7 +64,7 @@ class BranchedConv(nn.Module):
     """Convolutions of several sizes side by side, and the identity where the shape stays; a norm after each.
 
     Args:
-        kernels: sizes, one branch each.
+        kernels: Kernel sizes, one branch each.
     """
 
     def __init__(self, inner: int, outer: int, *, kernels: tuple[int, ...], stride: int = 1, groups: int = 1) -> None:

@@ -34,9 +34,9 @@ class OnnxFile:
     """What an exported file holds.
 
     Args:
-        nbytes: its size.
-        nodes: operators by count, as ONNX Runtime runs them on a CPU.
-        simulation: whether some layer has fewer than 8 bits: the figures are those of the bits, the speed is not.
+        nbytes: Size of the file.
+        nodes: Operators and how many of each, as ONNX Runtime runs them on a CPU.
+        simulation: Whether some layer has fewer than 8 bits: the figures are those of the bits, the speed is not.
     """
 
     path: Path
@@ -61,12 +61,12 @@ def export_quantized(model: nn.Module, example: Tensor, path: str | os.PathLike[
     floating point.
 
     Args:
-        example: images ``[n, channels, height, width]``; the batch is free in the file.
-        path: of the file, which appears when it is whole.
+        example: Images ``[n, channels, height, width]``; the batch is free in the file.
+        path: Where the file goes; it appears when it is whole.
 
     Raises:
-        ValueError: for a model without integer layers, or a layer of more than 8 bits.
-        RuntimeError: if torch cannot export the model's own operations.
+        ValueError: If the model has no integer layers, or one of more than 8 bits.
+        RuntimeError: If torch cannot export the model's own operations.
     """
     layers = [each for each in model.modules() if isinstance(each, IntegerLayer)]
     if not layers:
@@ -224,7 +224,7 @@ def session(
 
     Args:
         optimize: False runs the nodes of the file as they are.
-        optimized: write what is run to this file.
+        optimized: File to write what is run to.
     """
     runtime: Any = require("onnxruntime", "ptq")
     options = runtime.SessionOptions()

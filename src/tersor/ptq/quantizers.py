@@ -120,8 +120,9 @@ def search_weight_by_output(
     zero.
 
     Args:
-        compute: the layer without bias as a function of its weight, on calibration inputs: ``[batch, out, ...]``.
-        ratios: tried ranges, from the whole one to a thousandth in equal factors; rows that end there go on to 1e-5.
+        compute: The layer without bias as a function of its weight, on calibration inputs: ``[batch, out, ...]``.
+        ratios: Ranges that are tried, from the whole one to a thousandth in equal factors; rows that end there go on
+            to 1e-5.
     """
     limit, largest = weight_limit(bits), weight.flatten(1).abs().amax(1).clamp_min(LEAST_WEIGHT)
     exact = compute(weight)

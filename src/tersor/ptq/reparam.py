@@ -46,7 +46,7 @@ def merge_branches(branches: Iterable[Branch]) -> nn.Conv2d:
     identity is a kernel with a one in its centre.
 
     Raises:
-        ValueError: for branches without a convolution, or that cannot be added.
+        ValueError: If branches have no convolution, or cannot be added.
     """
     branches = list(branches)
     convs = [branch.conv for branch in branches if branch.conv is not None]
@@ -125,7 +125,7 @@ def merge(model: nn.Module, example: Tensor) -> nn.Module:
             in double precision.
 
     Raises:
-        ValueError: if there is nothing to merge, if ``example`` does not fit or gives NaN, or if outputs differ.
+        ValueError: If there is nothing to merge, if ``example`` does not fit or gives NaN, or if outputs differ.
     """
     parameter = next(model.parameters())
     exact = copy.deepcopy(model).eval().double()

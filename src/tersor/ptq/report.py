@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tersor.bench.measure import as_fields, machine, versions, wilson_interval
+from tersor.bench.measure import wilson_interval
 from tersor.bench.plots import Line, Point, plot_lines, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.ptq.calibration import BlockReport
+from tersor.bench.runs import record_maker
+from tersor.ptq.blocks import BlockReport
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.images import Preprocessing, read_images
 from tersor.ptq.onnx_export import OnnxFile, run, session
@@ -63,32 +64,18 @@ def compare_files(files: dict[str, OnnxFile], given: Iterator[tuple[Tensor, Tens
     return found
 
 
-def report_records(model: str, bits: str, found: Comparison, seed: int, command: str) -> list[Record]:
+def file_records(model: str, bits: str, found: Comparison, seed: int) -> list[Record]:
     """Accuracy where classes are known, agreement with floating point, and the file's share of its size."""
     exact, ours, plain = (found.tallies[name] for name in (FLOAT, OURS, PLAIN))
-    shared: dict[str, Any] = {
-        "system": "quantize", "model": model, "shapes": "trained", "versions": versions(), "machine": machine(),
-        "command": command, "verdict": None, "seed": seed, "claim": None, "claim_source": None, "peer_name": PLAIN,
-    }  # fmt: skip
-    records = []
-    if found.labelled:
-        records.append(
-            Record(
-                item=f"{model}, {bits}", quantity="accuracy", unit="share", baseline=exact.right / exact.n, n=ours.n,
-                peer=plain.right / plain.n, **as_fields(wilson_interval(ours.right, ours.n)), **shared,
-            )
-        )  # fmt: skip
-    records += [
-        Record(
-            item=f"{model}, {bits}", quantity="agreement with floating point", unit="share", baseline=1.0, n=ours.n,
-            peer=plain.same / plain.n, **as_fields(wilson_interval(ours.same, ours.n)), **shared,
-        ),
-        Record(
-            item=f"{model}, {bits}", quantity="file size", unit="share", baseline=1.0, n=1,
-            peer=plain.file.nbytes / exact.file.nbytes, **as_fields(ours.file.nbytes / exact.file.nbytes), **shared,
-        ),
-    ]  # fmt: skip
-    return records
+    record = partial(record_maker("quantize", model=model, seed=seed, peer_name=PLAIN), f"{model}, {bits}")
+    right, same = wilson_interval(ours.right, ours.n), wilson_interval(ours.same, ours.n)
+    accuracy = record("accuracy", "share", right, ours.n, baseline=exact.right / exact.n, peer=plain.right / plain.n)
+    size, usual = ours.file.nbytes / exact.file.nbytes, plain.file.nbytes / exact.file.nbytes
+    return [
+        *([accuracy] if found.labelled else []),
+        record("agreement with floating point", "share", same, ours.n, baseline=1.0, peer=plain.same / plain.n),
+        record("file size", "share", size, 1, baseline=1.0, peer=usual),
+    ]
 
 
 def report_section(config: RepAPQConfig, blocks: Sequence[BlockReport], found: Comparison, source: str) -> Section:

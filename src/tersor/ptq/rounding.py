@@ -50,7 +50,7 @@ def undecided(layers: Iterable[QuantLayer], progress: float) -> Tensor:
     """The regularizer of equation 24: what is between two integers costs, the more so towards the end.
 
     Args:
-        progress: share of the iterations that are done.
+        progress: Share of the iterations that are done.
     """
     total = torch.zeros(())
     if progress < _FREE:

@@ -23,7 +23,7 @@ def find_stages(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str
     The stem, each element of ``stages``, and what comes after are a stage each; the blocks of a stage are its children.
 
     Raises:
-        ValueError: if the blocks, one after the other, do not give what the model gives.
+        ValueError: If the blocks, one after the other, do not give what the model gives.
     """
     found = [Stage(blocks[0], tuple(blocks)) for blocks in stages] if stages is not None else _by_name(model)
     with torch.no_grad():

@@ -13,13 +13,14 @@ from tersor import _atomic
 MARK = "run.json"
 
 
-def claim(folder: Path, facts: dict[str, Any], *, write: bool = True) -> None:
+def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: bool = True) -> None:
     """Say what the run in ``folder`` is about, so that only the same run goes on there.
 
     Args:
         folder: Made if it is not there.
         facts: Settings and inputs of the run, as JSON takes them.
         write: Whether to write them; of several processes one does.
+        empty: Whether a folder that belongs to no run must hold nothing else.
 
     Raises:
         ValueError: If the folder belongs to a run with other facts, or holds files and belongs to none.
@@ -31,7 +32,7 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True) -> None:
                 f"{folder} belongs to another run; repeat its settings and inputs to go on, give another folder, or "
                 "remove it"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif empty and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
     elif write:
         _atomic.write_text(mark, text)

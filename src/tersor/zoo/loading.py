@@ -21,7 +21,7 @@ def resolve(name: str) -> str:
     """A zoo name becomes its folder; a folder or a hub name stays, once it has been looked at.
 
     Raises:
-        ValueError: one line that says what is wrong with the checkpoint and what to do.
+        ValueError: If it cannot be used; one line says what is wrong and what to do.
     """
     if name in zoo.names():
         return str(zoo.path(name))
@@ -117,7 +117,7 @@ def target_device(name: str) -> Any:
     """The torch device that ``--device`` names; "auto" is a GPU where there is one.
 
     Raises:
-        ValueError: one line, for a device that torch does not know or that is not there.
+        ValueError: If torch does not know the device, or it is not there.
     """
     import torch
 
@@ -136,7 +136,7 @@ def load(location: str, device: str) -> tuple[Any, Any]:
     """Model (eval mode) and tokenizer of a resolved checkpoint; ``device`` may be "auto".
 
     Raises:
-        ValueError: one line that says why it cannot be loaded.
+        ValueError: If it cannot be loaded; one line says why.
     """
     import torch
     import transformers
@@ -159,7 +159,7 @@ def load_processor(location: str) -> Any:
     """The processor of a checkpoint; Qwen2.5-VL's also without torchvision, which only its videos need.
 
     Raises:
-        ValueError: one line that says why it cannot be loaded.
+        ValueError: If it cannot be loaded; one line says why.
     """
     from transformers import AutoConfig, AutoProcessor
 

@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 
-class PictureProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
+class PictureProcessor(Qwen2_5_VLProcessor):
     """`Qwen2_5_VLProcessor` without its video part, which transformers builds on torchvision only.
 
     Works with the PIL image processor, so that reading a picture needs no extra package.
@@ -18,5 +18,5 @@ class PictureProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        # Past the parent, whose parts include the video processor.
+        # Skips the parent's `__init__`, which wants a video processor.
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

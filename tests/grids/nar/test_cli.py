@@ -12,12 +12,7 @@ from nar_models import model
 from typer.testing import CliRunner
 
 from tersor.grids.cli import images
-from tersor.grids.drawing import as_png
-from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.cli import as_gif
-from tersor.grids.nar.heads import NARForImageGeneration
-from tersor.grids.nar.tokens import Tokens
-from tersor.grids.nar.train_cli import train
 from tersor.grids.tokenizer import PatchTokenizer
 
 
@@ -29,99 +24,6 @@ def tokenizer(channels: int, folder: Path, vocabulary: int = 20) -> Path:
     pixels = torch.rand(40, channels, 6, 8, generator=torch.Generator().manual_seed(0))
     PatchTokenizer.fit(pixels, patch_size=2, codebook_size=vocabulary, seed=0, rounds=1).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    pixels = torch.rand(12, 1, 6, 8, generator=torch.Generator().manual_seed(0))
-    for index, image in enumerate(pixels):
-        file = tmp_path / "pictures" / f"{index % 3}" / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(as_png(image[None]))
-    return tmp_path / "pictures"
-
-
-def test_from_pictures_to_a_model_that_draws(pictures, tmp_path) -> None:
-    vq, file, out = tokenizer(1, tmp_path / "vq"), tmp_path / "tokens.safetensors", tmp_path / "out"
-    facts = json.loads(
-        run(train, "tokens", "--images", str(pictures), "--tokenizer", str(vq), "--out", str(file), "--json").stdout
-    )
-    assert facts["grid"] == [3, 4] and facts["samples"] == 12 and facts["conditions"] == ["class_labels"]
-    options = ["--tokens", str(file), "--out", str(out), "--steps", "4", "--batch-size", "4", "--size", "32x1x2"]
-    drawing = ["--sample-every", "2", "--tokenizer", str(vq), "--held-out", "3", "--schedule", "cosine"]
-    found = json.loads(run(train, "nar", *options, *drawing, "--json").stdout)
-    assert found["eval_loss"] > 0 and found["curve"][-1]["step"] == 4
-    assert sorted(each.name for each in (out / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
-    made = NARForImageGeneration.from_pretrained(out / "model")
-    assert made.config.num_classes == 3 and made.config.grid_size == (3, 4)
-    tokenizer(1, out / "model" / "tokenizer")
-    sheet = tmp_path / "sheet.png"
-    text = run(images, "generate", "--model", str(out / "model"), "-n", "5", "--out", str(sheet)).output
-    assert "5 samples" in text and "6 forward passes each instead of 12" in text
-    assert sheet.read_bytes().startswith(b"\x89PNG")
-
-
-def test_training_starts_from_a_model(tmp_path) -> None:
-    ids = torch.randint(0, 20, (8, 3, 4), generator=torch.Generator().manual_seed(0))
-    file = tmp_path / "tokens.safetensors"
-    Tokens(ids, 20, {"class_labels": torch.arange(8) % 5}).save(file)
-    raster = LlamaGen(
-        LlamaGenConfig(vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_classes=5,
-                       grid_size=(3, 4))
-    )  # fmt: skip
-    raster.save_pretrained(tmp_path / "raster")
-    model((3, 4)).save_pretrained(tmp_path / "nar")
-    for name in ("raster", "nar"):
-        options = ["--tokens", str(file), "--out", str(tmp_path / f"from-{name}"), "--steps", "1", "--batch-size", "8"]
-        rate = ["--learning-rate", "1e-9", "--dropout", "0"]
-        run(train, "nar", *options, *rate, "--start-from", str(tmp_path / name), "--json")
-    made = NARForImageGeneration.from_pretrained(tmp_path / "from-raster" / "model")
-    torch.testing.assert_close(made.outputs[1].weight, raster.output.weight, atol=1e-6, rtol=0)
-    made = NARForImageGeneration.from_pretrained(tmp_path / "from-nar" / "model")
-    torch.testing.assert_close(made.outputs[0].weight, model((3, 4)).outputs[0].weight, atol=1e-6, rtol=0)
-    assert made.config.token_dropout == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "0"], "steps=0"),
-        (["--schedule", "linear"], "must be one of"),
-        (["--size", "huge"], "must be one of"),
-        (["--size", "32x0x2"], "must be one of"),
-        (["--size", "34x1x2"], "multiple of"),
-        (["--held-out", "8"], "both parts"),
-        (["--held-out", "-1"], "negative"),
-        (["--sample-every", "2"], "give the --tokenizer"),
-        (["--sample-every", "2", "--tokenizer", "tiny-raster"], "128 ids, the tokens 20"),
-        (["--start-from", "/no/such/folder"], "must hold a NAR model"),
-        (["--tokens", "/no/such/file"], "no such file"),
-        (["--dropout", "1"], "token_dropout"),
-    ],
-)
-def test_bad_training(tmp_path, arguments, message) -> None:
-    file = tmp_path / "tokens.safetensors"
-    Tokens(torch.zeros(8, 3, 4, dtype=torch.long), 20, {"class_labels": torch.arange(8)}).save(file)
-    options = {"--tokens": str(file), "--out": str(tmp_path / "out"), "--steps": "2", "--size": "32x1x2"}
-    options |= dict(zip(arguments[::2], arguments[1::2], strict=True))
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run(train, "nar", *(each for pair in options.items() for each in pair))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--images", "/no/such/folder"], "give a folder"),
-        (["--out", "tokens.npz"], "must end in .safetensors"),
-        (["--depth", "-1"], "number of frames"),
-        (["--tokenizer", "/no/such/folder"], "no image tokenizer"),
-    ],
-)
-def test_bad_extraction(pictures, arguments, message) -> None:
-    options = {"--images": str(pictures), **dict(zip(arguments[::2], arguments[1::2], strict=True))}
-    with pytest.raises(ValueError, match=message):
-        run(train, "tokens", *(each for pair in options.items() for each in pair))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from nar_models import TEXT, condition, model
 
 from tersor.grids.geometry import front_count, fronts
 from tersor.grids.nar import heads as nar
-from tersor.grids.nar.decoding import raster_fronts
 from tersor.grids.schedule import NARSchedule
 
 CASES = [
@@ -90,7 +89,7 @@ def test_the_schedule_and_the_decoder_have_the_same_fronts(sizes) -> None:
     steps = list(schedule)
     assert len(steps) == schedule.passes
     assert [[places[cell] for cell in step.yields] for step in steps] == [
-        each.tolist() for each in raster_fronts(sizes)
+        cells.tolist() for cells, _ in nar.front_plans(sizes)
     ]
     assert [step.feeds for step in steps] == [(), *(step.yields for step in steps[:-1])]
     pass_of = schedule.production()

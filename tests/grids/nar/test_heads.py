@@ -13,9 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import heads as nar_module
-from tersor.grids.nar.heads import NARConfig, NARForImageGeneration, mixing_plan, visibility
-from tersor.grids.nar.model import fit_text, sincos
-from tersor.grids.rotary import rotary_table, rotary_widths, turn
+from tersor.grids.nar.heads import NARForImageGeneration, mixing_plan, visibility
 
 VARIANTS = {
     "image": ((3, 4), {}),
@@ -27,6 +25,8 @@ VARIANTS = {
     "grouped": ((3, 3), {"num_key_value_heads": 1}),
     "one head": ((3, 3), {"head_layers": (0,)}),
 }
+
+
 GRIDS = [*product(range(1, 6), repeat=2), *product(range(1, 4), repeat=3)]
 
 
@@ -163,24 +163,6 @@ def test_transposing_the_grid_and_swapping_the_heads_transposes_the_law() -> Non
     torch.testing.assert_close(logits_of(other, ids.mT.contiguous()).view(2, 4, 3, 20), straight.transpose(1, 2))
 
 
-PUBLISHED = {
-    "B": 130.6e6, "L": 372.5e6, "XL": 816.0e6, "XXL": 1464e6, "M": 295e6, "video-L": 368.7e6, "video-LP": 693.6e6
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_parameter_counts(name) -> None:
-    with torch.device("meta"):
-        of = NARForImageGeneration(NARConfig.preset(name))
-    assert sum(each.numel() for each in of.parameters()) == pytest.approx(PUBLISHED[name], rel=0.005)
-
-
-def test_the_text_model_has_its_published_size_too() -> None:
-    with torch.device("meta"):
-        of = NARForImageGeneration(NARConfig.preset("XL", condition="text", condition_tokens=120))
-    assert sum(each.numel() for each in of.parameters()) == pytest.approx(819e6, rel=0.005)
-
-
 def test_the_loss_is_the_cross_entropy_of_the_mixed_logits_and_of_each_head(variant, monkeypatch) -> None:
     ids = random_ids(variant)
     labels = ids.clone()
@@ -290,70 +272,6 @@ def test_saved_models_come_back(variant, tmp_path) -> None:
     assert torch.equal(logits_of(variant, ids), logits_of(again, ids))
 
 
-def test_rotary_widths_are_even_and_as_equal_as_can_be() -> None:
-    assert rotary_widths(64, 2) == [32, 32]
-    assert rotary_widths(64, 3) == [20, 22, 22]
-    assert rotary_widths(80, 3) == [26, 26, 28]
-
-
-def test_two_axes_turn_like_llamagen_and_three_turn_each() -> None:
-    of, raster = (
-        model((3, 4), **TEXT),
-        LlamaGen(
-            LlamaGenConfig(
-                hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=4, grid_size=(3, 4), **TEXT
-            )
-        ),
-    )
-    places = torch.arange(7 + 12)
-    ours, theirs = of.model.rotation((3, 4)), raster.rotation(places[None])
-    assert all(torch.equal(one, other[0]) for one, other in zip(ours, theirs, strict=True))
-    x = torch.randn(2, len(places), 4, 16, generator=torch.Generator().manual_seed(0))
-    # As complex numbers; the prefix's factors are zero.
-    factors = torch.view_as_complex(rotary_table(places, (3, 4), 16, 7, 10000.0)[0])[:, None]
-    turned = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * factors).flatten(-2)
-    torch.testing.assert_close(turn(x, ours), turned)
-    table = rotary_table(torch.arange(1 + 24), (2, 3, 4), 16, 1, 10000.0)[0]
-    # Head of 16: 2, 3 and 3 pairs. The cell (1, 2, 3) is place 1 + 12 + 8 + 3.
-    angle = torch.tensor(
-        [1.0, 1e-2, *(2 * 10000.0 ** -(torch.arange(3) / 3)), *(3 * 10000.0 ** -(torch.arange(3) / 3))]
-    )
-    torch.testing.assert_close(table[24], torch.stack([angle.cos(), angle.sin()], -1))
-    assert (table[0] == 0).all()
-
-
-def test_fixed_positions_are_sines_then_cosines() -> None:
-    found = sincos(torch.tensor([0, 3]), 4)
-    torch.testing.assert_close(found[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    torch.testing.assert_close(found[1], torch.tensor([math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]))
-
-
-def test_texts_are_padded_on_the_left_or_cut_at_the_end() -> None:
-    of = config(**TEXT)
-    features = torch.arange(9.0)[None, :, None].expand(2, 9, 10)
-    mask = torch.ones(2, 9)
-    mask[1, :5] = 0
-    with pytest.warns(UserWarning, match="9 tokens is cut to 7"):
-        fitted, valid = fit_text(features, mask, of)
-    assert fitted[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] and valid[0].all()
-    assert fitted[1, 3:, 0].tolist() == [5, 6, 7, 8] and valid[1].tolist() == [False] * 3 + [True] * 4
-    fitted, valid = fit_text(features[:, :4], None, of)
-    assert fitted.shape == (2, 7, 10) and valid[0].tolist() == [False] * 3 + [True] * 4
-
-
-def test_an_empty_text_is_the_null_condition_and_padding_changes_nothing() -> None:
-    of = model((2, 2), **TEXT)
-    given = condition(of, padded=True)
-    ids = random_ids(of)
-    given["text_features"][0, :4] = 0
-    first = of(ids, **given).logits
-    given["text_features"][0, :4] = 9
-    torch.testing.assert_close(of(ids, **given).logits, first)
-    empty = {"text_features": given["text_features"], "text_mask": torch.zeros(2, 7)}
-    null = of.model.cls_embedding.uncond_embedding.detach().expand(2, -1, -1)
-    torch.testing.assert_close(of(ids, **empty).logits, of(ids, text_features=null).logits)
-
-
 def test_a_raster_model_is_a_start() -> None:
     torch.manual_seed(0)
     shape = {"vocab_size": 20, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_classes": 5}
@@ -366,37 +284,6 @@ def test_a_raster_model_is_a_start() -> None:
     assert (
         ours["outputs.1.weight"].data_ptr() != ours["outputs.0.weight"].data_ptr() != theirs["output.weight"].data_ptr()
     )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"grid_size": (3,)}, "must be \\(rows, columns\\)"),
-        ({"grid_size": (0, 3)}, "at least 1 token"),
-        ({"grid_size": (1, 2, 3, 4)}, "must be \\(rows, columns\\)"),
-        ({"condition": "image"}, "condition='image' must be one of"),
-        ({"position_type": "alibi"}, "position_type='alibi' must be one of"),
-        ({"mixing": "gate"}, "mixing='gate' must be one of"),
-        ({"mixing": "later"}, "is for videos"),
-        ({"flipped_axes": (2,)}, r"flipped_axes=\(2,\) must be among \(0, 1\)"),
-        ({"condition_tokens": 3}, "must be 1"),
-        ({"head_layers": (0, 1, 1)}, "must have 2 numbers"),
-        ({"head_layers": (0, -1)}, "must have 2 numbers"),
-        ({"hidden_size": 34}, "multiple of 4 times"),
-        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
-        ({"hidden_size": 8, "grid_size": (2, 2, 2)}, "too small to turn by 3 axes"),
-        ({"token_dropout": 1.0}, "token_dropout=1.0"),
-        ({"aux_head_loss_weight": -1.0}, "must not be negative"),
-    ],
-)
-def test_bad_sizes(changes, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        config(**changes)
-
-
-def test_unknown_presets_are_refused() -> None:
-    with pytest.raises(ValueError, match="no NAR-S; the published sizes are"):
-        NARConfig.preset("S")
 
 
 @pytest.mark.parametrize(
@@ -419,20 +306,3 @@ def test_bad_inputs(given, message) -> None:
     good = {"input_ids": random_ids(of), "class_labels": torch.tensor([1, 2])}
     with pytest.raises(ValueError, match=message):
         of(**{**good, **given})
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"text_features": torch.zeros(1, 7, 9)}, r"\[batch, tokens, 10\]"),
-        ({"text_features": torch.zeros(1, 7, 10), "text_mask": torch.ones(1, 6)}, "like text_features"),
-        (
-            {"text_features": torch.zeros(1, 7, 10), "text_mask": torch.tensor([[1, 1, 0, 0, 0, 0, 0]])},
-            "pad on the left",
-        ),
-        ({"class_labels": torch.tensor([1])}, "give text_features"),
-    ],
-)
-def test_bad_texts(given, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        model((2, 2), **TEXT).generate(**given)

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    ChameleonForConditionalGeneration,
     DynamicCache,
-    FalconConfig,
-    FalconForCausalLM,
-    GlmImageForConditionalGeneration,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     StaticCache,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import tersor
-from tersor.grids.zipar.adapters import RasterAdapter, find_adapter, register_adapter
-from tersor.grids.zipar.generation import ZipARConfig, adapters, zipar_generate
+from tersor.grids.zipar.adapters import find_adapter
+from tersor.grids.zipar.generation import zipar_generate
 
 
 @pytest.fixture
@@ -254,58 +240,3 @@ def test_max_time_stops_at_a_pass(cases) -> None:
     case = cases("llama")
     with pytest.raises(TimeoutError, match="max_time"):
         case.zipar(case.inputs(1, False), window_size=2, max_time=1e-9)
-
-
-def test_other_models_are_refused_with_the_reason() -> None:
-    with pytest.raises(TypeError, match="register_adapter"):
-        find_adapter(T5ForConditionalGeneration(T5Config(num_layers=1, d_model=8, d_kv=4, d_ff=8, vocab_size=9)))
-    with pytest.raises(TypeError, match="register_adapter"):
-        find_adapter(object())
-    for refused, reason in (
-        (GlmImageForConditionalGeneration, "three axes"),
-        (ChameleonForConditionalGeneration, "minus infinity"),
-    ):
-        with pytest.raises(TypeError, match=reason):
-            find_adapter(refused.__new__(refused))
-    for counts, config in (
-        (BloomForCausalLM, BloomConfig(hidden_size=8, n_layer=1, n_head=1)),
-        (FalconForCausalLM, FalconConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, alibi=True)),
-        (MambaForCausalLM, MambaConfig(hidden_size=8, num_hidden_layers=1)),
-    ):
-        with torch.device("meta"), pytest.raises(TypeError, match=f"{counts.__name__} is not supported"):
-            find_adapter(counts(config))
-    remote = type("NewForCausalLM", (), {"__module__": "transformers_modules.new"})()
-    with pytest.raises(TypeError, match="remote code"):
-        find_adapter(remote)
-
-
-def test_a_registered_adapter_is_used_for_its_class_and_derived_ones(monkeypatch) -> None:
-    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=40)).eval()
-    with pytest.raises(TypeError, match="GPT2LMHeadModel is not supported"):
-        zipar_generate(model, torch.ones(1, 2, dtype=torch.long), grid_size=(3, 4))
-    register_adapter(GPT2LMHeadModel, RasterAdapter)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    ids = torch.tensor([[3, 4]])
-    expected = model.generate(ids, max_new_tokens=12, do_sample=False)
-    assert torch.equal(zipar_generate(model, ids, grid_size=(3, 4), window_size=4, do_sample=False), expected)
-    derived = type("Derived", (GPT2LMHeadModel,), {})
-    assert find_adapter(derived.__new__(derived)) is RasterAdapter
-    with pytest.raises(TypeError, match="subclass of RasterAdapter"):
-        register_adapter(GPT2LMHeadModel, object)
-
-
-def test_settings_survive_json() -> None:
-    for config in (ZipARConfig(), ZipARConfig(window_size=7, adaptive=True, row_start="eager")):
-        assert ZipARConfig.from_json(config.to_json()) == config
-    assert json.loads(ZipARConfig().to_json()) == {
-        "adaptive": False,
-        "row_start": "auto",
-        "window_size": "balanced",
-    }
-    with pytest.raises(ValueError, match=r"no settings \['windows'\]"):
-        ZipARConfig.from_json('{"windows": 3}')
-    with pytest.raises(AttributeError):
-        ZipARConfig().window_size = 3

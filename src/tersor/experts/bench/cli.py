@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tersor._console import spinner
-from tersor.bench.runs import command_line, report_records
+from tersor.bench.runs import AsJson, OnProgress, Out, record_maker, report_records, show
 
 if TYPE_CHECKING:
-    from tersor.bench.measure import Estimate
     from tersor.bench.records import Record
 
 #: What can be measured: time on random weights of real shapes, and quality on tiny-experts.
 PARTS = ("decode", "switch", "mixed", "registered", "load", "quality", "router")
 COUNTS = (1, 2, 4, 8, 16)
-SEED = 1
+SYSTEM, SEED = "meswitch", 1
 #: Prompts of `quality`, requests of `router`, and the seed that draws them: no training and no choice of a setting did.
 PROMPTS, REQUESTS, HELD_OUT_SEED = 1024, 800, 2211
 HARDEST = "add"
@@ -33,8 +31,8 @@ def bench_experts(
     bits: Annotated[int, typer.Option(help="Bits of the timed deltas: 1, 2, 3, 4 or 8.")] = 2,
     repeats: Annotated[int, typer.Option(help="Rounds of each timing.")] = 15,
     threads: Annotated[int, typer.Option(help="Threads of the timed model.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write records here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line instead of the table.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure experts: time per token, switches, mixed batches, loading; quality by bits and channels; the router."""
     parts = what or list(PARTS)
@@ -63,7 +61,7 @@ def bench_experts(
     report_records(records, out, as_json, lambda: _print(records))
 
 
-def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callable[[str], None]) -> list[Record]:
+def _speed(parts: list[str], shape: str, config: Any, repeats: int, on_progress: OnProgress) -> list[Record]:
     from transformers.utils import logging
 
     from tersor.bench.measure import bootstrap_interval
@@ -73,12 +71,13 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callabl
     logging.disable_progress_bar()
     found: list[Record] = []
     label = f"random, {shape}, bfloat16, {config.bits}-bit deltas, {config.num_salient} salient channels"
+    record = record_maker(SYSTEM, seed=SEED, shapes=label, model=f"Llama {shape}")
 
-    def add(item: str, quantity: str, unit: str, value: Estimate | float, n: int, **more: Any) -> None:
-        found.append(_record(item, quantity, unit, value, n, shapes=label, model=f"Llama {shape}", **more))
+    def add(*measured: Any, **fields: Any) -> None:
+        found.append(record(*measured, **fields))
 
     if set(parts) & {"decode", "switch", "mixed", "registered"}:
-        say(f"a random model of shape {shape}")
+        on_progress(f"a random model of shape {shape}")
         model = bench.random_model(shape, seed=SEED)
         host = ExpertHost(model)
         size = sum(each.nbytes for each in model.parameters())
@@ -87,31 +86,31 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callabl
             host.load_expert(name, bench.random_expert(model, config, seed=number), pin=True)
         share = sum(host.memory_report().experts[names[0]].values()) / size
     if "decode" in parts:
-        say(f"decoding, {repeats} rounds")
+        on_progress(f"decoding, {repeats} rounds")
         times = bench.time_decoding(host, names[0], tokens=2, repeats=repeats)
         add("decoding one row", "time per token over the base's", "x", times.ratio(bench.EXPERT, bench.BASE), repeats,
             baseline=1.0, peer=1 + share, peer_name="if time were bytes")  # fmt: skip
         for who in (bench.BASE, bench.EXPERT):
             seconds = times.seconds(who)
-            add(f"decoding one row: {who}", "time per token", "ms", _scaled(seconds, 500), repeats)
+            add(f"decoding one row: {who}", "time per token", "ms", seconds * 500, repeats)
     if "switch" in parts:
-        say("switching")
+        on_progress("switching")
         switches = bench.time_switches(host, names, repeats=1000)
         add("switching among resident experts", "time of a switch", "ms",
-            _scaled(switches.seconds(bench.EXPERT), 1000), len(switches.samples[bench.EXPERT]))  # fmt: skip
+            switches.seconds(bench.EXPERT) * 1000, len(switches.samples[bench.EXPERT]))  # fmt: skip
     if "mixed" in parts:
-        say(f"a batch of 8 rows over 4 experts, {repeats} rounds")
+        on_progress(f"a batch of 8 rows over 4 experts, {repeats} rounds")
         times = bench.time_mixing(host, names, rows=8, repeats=repeats)
         ratio = times.ratio(bench.SEQUENTIAL, bench.MIXED)
         add("8 rows of 4 experts", "time of four passes over that of one batch", "x", ratio, repeats, baseline=1.0)
         for who in (bench.MIXED, bench.SEQUENTIAL):
             add(f"8 rows of 4 experts: {who}", "time per token of all rows", "ms",
-                _scaled(times.seconds(who), 1000), repeats)  # fmt: skip
+                times.seconds(who) * 1000, repeats)  # fmt: skip
     if "registered" in parts:
         host.close()
         host = ExpertHost(model)
         deltas = (bench.random_expert(model, config, seed=number) for number in range(max(COUNTS)))
-        say(f"decoding while up to {max(COUNTS)} experts are registered")
+        on_progress(f"decoding while up to {max(COUNTS)} experts are registered")
         by_count = bench.time_registered(host, deltas, COUNTS, tokens=2, repeats=max(3, repeats // 2))
         first = None
         for count, each in by_count.items():
@@ -119,7 +118,7 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callabl
             first = first or rate.value
             add(f"{count} experts registered", "tokens per second", "tokens/s", rate, len(each), baseline=first)
     if "load" in parts:
-        say("loading from disk")
+        on_progress("loading from disk")
         with tempfile.TemporaryDirectory() as folder:
             times, sizes = bench.time_loading(
                 Path(folder), "100m" if shape == "1b" else shape, config, seed=SEED, repeats=max(3, repeats // 3)
@@ -131,11 +130,11 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, say: Callabl
             add(f"from cold files {what}", "time of a whole model over that of a delta", "x", ratio, n, baseline=1.0,
                 peer=bytes_ratio, peer_name="if time were bytes")  # fmt: skip
             for who in (bench.DELTA, bench.WHOLE):
-                add(f"from cold files {what}: {who}", "time", "ms", _scaled(times.seconds(who + suffix), 1000), n)
+                add(f"from cold files {what}: {who}", "time", "ms", times.seconds(who + suffix) * 1000, n)
     return found
 
 
-def _quality(say: Callable[[str], None]) -> list[Record]:
+def _quality(on_progress: OnProgress) -> list[Record]:
     from tersor.experts.bench.quality import (
         MODEL,
         Family,
@@ -146,89 +145,63 @@ def _quality(say: Callable[[str], None]) -> list[Record]:
     family = Family.load()
     found: list[Record] = []
     expert_bytes = 2 * sum(p.numel() for p in family.experts[HARDEST].parameters())
+    record = record_maker(SYSTEM, model=MODEL, shapes=f"trained, expert {HARDEST}", seed=HELD_OUT_SEED)
     for row, kept in quality_table(family, HARDEST, n=PROMPTS, seed=HELD_OUT_SEED):
-        say(row)
-        shared = {"model": MODEL, "shapes": f"trained, expert {HARDEST}", "seed": HELD_OUT_SEED}
+        on_progress(row)
         n = len(kept.right)
         found += [
-            _record(row, "exact answers", "share", kept.accuracy(), n, baseline=1.0, **shared),
-            _record(row, "divergence from the expert", "nats per token", kept.kl(), n, baseline=0.0, **shared),
-            _record(
-                row, "bytes beside the base", "bytes", float(kept.nbytes), n, baseline=float(expert_bytes), **shared
-            ),
+            record(row, "exact answers", "share", kept.accuracy(), n, baseline=1.0),
+            record(row, "divergence from the expert", "nats per token", kept.kl(), n, baseline=0.0),
+            record(row, "bytes beside the base", "bytes", float(kept.nbytes), n, baseline=float(expert_bytes)),
         ]
     for (selection, k), (share, total) in planted_recalls(family).items():
-        say(f"planted channels by {selection}")
+        on_progress(f"planted channels by {selection}")
+        item = f"by {selection}, k={k}"
+        shapes = "trained, all experts"
         found.append(
-            _record(f"by {selection}, k={k}", "planted channels found", "share", share, total, model=MODEL,
-                    shapes="trained, all experts", baseline=1.0)
-        )  # fmt: skip
+            record(item, "planted channels found", "share", share, total, shapes=shapes, seed=SEED, baseline=1.0)
+        )
     return found
 
 
-def _router(say: Callable[[str], None]) -> list[Record]:
+def _router(on_progress: OnProgress) -> list[Record]:
     from tersor.experts.bench.quality import MODEL
     from tersor.experts.bench.routing import route_requests
 
     found: list[Record] = []
+    record = record_maker(SYSTEM, model=MODEL, seed=HELD_OUT_SEED)
     for unseen in (False, True):
         where = "unseen templates" if unseen else "templates of the training"
-        say(where)
+        on_progress(where)
         results = route_requests(unseen=unseen, n=REQUESTS, seed=HELD_OUT_SEED)
         cheap = results["n-grams"]
         for who, each in results.items():
-            shared: dict[str, Any] = {"model": MODEL, "shapes": "trained", "seed": HELD_OUT_SEED}
             end = each.end_task
             assert end is not None  # requests say who answers them right
             peer = {"peer": cheap.accuracy.value, "peer_name": "n-grams"} if who != "n-grams" else {}
             found += [
-                _record(f"{who}: {where}", "right expert", "share", each.accuracy, each.n, **peer, **shared),
-                _record(f"{who}: {where}", "calibration error", "", each.calibration_error, each.n, **shared),
-                _record(f"{who}: {where}", "time of a request", "ms", _scaled(each.seconds, 1000), each.n, **shared),
-                _record(f"{who}: {where}", "answered right", "share", end.routed, each.n, baseline=end.oracle.value,
-                        peer=end.best_single.value, peer_name=f"always {end.best_name}", **shared),
-                _record(f"{who}: {where}", "answered right, less the best choice", "share", end.gap, each.n,
-                        baseline=0.0, **shared),
+                record(f"{who}: {where}", "right expert", "share", each.accuracy, each.n, **peer),
+                record(f"{who}: {where}", "calibration error", "", each.calibration_error, each.n),
+                record(f"{who}: {where}", "time of a request", "ms", each.seconds * 1000, each.n),
+                record(f"{who}: {where}", "answered right", "share", end.routed, each.n, baseline=end.oracle.value,
+                        peer=end.best_single.value, peer_name=f"always {end.best_name}"),
+                record(f"{who}: {where}", "answered right, less the best choice", "share", end.gap, each.n,
+                        baseline=0.0),
                 *(
-                    _record(f"{who}: {where}, requests for {name}", "right expert", "share", share,
-                            sum(each.confusion[place]), **shared)
+                    record(f"{who}: {where}, requests for {name}", "right expert", "share", share,
+                            sum(each.confusion[place]))
                     for place, (name, share) in enumerate(each.recall.items())
                 ),
             ]  # fmt: skip
     return found
 
 
-def _record(item: str, quantity: str, unit: str, value: Estimate | float, n: int, **more: Any) -> Record:
-    from tersor.bench.measure import as_fields, machine, versions
-    from tersor.bench.records import Record
-
-    fields: dict[str, Any] = {
-        "system": "meswitch", "item": item, "quantity": quantity, "unit": unit, "n": n, "seed": SEED, "claim": None,
-        "claim_source": None, "baseline": None, "peer": None, "peer_name": None, "versions": versions(),
-        "machine": machine(), "command": command_line(), "verdict": None, **as_fields(value),
-    }  # fmt: skip
-    return Record(**(fields | more))
-
-
-def _scaled(value: Estimate, factor: float) -> Estimate:
-    from tersor.bench.measure import Estimate
-
-    return Estimate(value.value * factor, value.low * factor, value.high * factor, value.interval)
-
-
 def _print(records: list[Record]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from tersor.bench.scoreboard import format_interval, format_number, format_value
 
-    table = Table("what", "quantity", box=box.SIMPLE_HEAD)
-    for title in ("measured", "spread", "to compare with"):
-        table.add_column(title, justify="right")
-    for each in records:
-        table.add_row(
-            each.item, each.quantity, format_value(each.measured, each.unit), format_interval(each),
-            format_number(each.baseline),
-        )  # fmt: skip
-    Console().print(table)
+    rows = (
+        (each.item, each.quantity, format_value(each.measured, each.unit), format_interval(each),
+         format_number(each.baseline))
+        for each in records
+    )  # fmt: skip
+    show(("what", "quantity", "measured", "spread", "to compare with"), rows, names=2)

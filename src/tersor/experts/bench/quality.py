@@ -65,17 +65,16 @@ ROWS: dict[str, _Settings] = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What a model answers to the same prompts as the expert.
-
-    ``right``: whether each answer is exact, greedily written; ``expert_right``: whether the expert's is.
-    ``divergence``: by prompt, the mean over the answer's tokens of KL(expert || model) in nats. ``nbytes``: of what is
-    stored beside the base.
-    """
+    """What a model answers to the same prompts as the expert."""
 
     right: list[bool]
+    """Whether each answer is exact, greedily written."""
     expert_right: list[bool]
+    """Whether the expert's is."""
     divergence: list[float]
+    """By prompt, the mean over the answer's tokens of KL(expert || model) in nats."""
     nbytes: int
+    """Bytes of what is stored beside the base."""
 
     def accuracy(self) -> Estimate:
         """Share of exact answers with its Wilson interval."""

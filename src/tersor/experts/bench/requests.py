@@ -159,7 +159,7 @@ _UNSEEN_FRAMES = ("would you {}?", "{} now", "all you have to do is {}", "tell m
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledRequest:
     """A request in words, the skill it is for, and the prompt with its answer that it stands for."""
 
     text: str
@@ -167,10 +167,17 @@ class Asked:
     example: Example
 
 
-def asked(n: int, *, seed: int, unseen: bool, held_out: bool, skills: Sequence[str] = SKILLS) -> list[Asked]:
+def draw_requests(
+    n: int, *, seed: int, unseen: bool, held_out: bool, skills: Sequence[str] = SKILLS
+) -> list[LabelledRequest]:
     """``n`` requests, the skills in turn, from the templates that a router is trained on or from the ``unseen`` ones.
 
-    ``held_out``: whether words and numbers are ones that no model is trained on.
+    Args:
+        n: How many.
+        seed: Of all draws.
+        unseen: Whether templates are ones that no router is trained on.
+        held_out: Whether words and numbers are ones that no model is trained on.
+        skills: What is asked for.
     """
     commands, frames = (_UNSEEN, _UNSEEN_FRAMES) if unseen else (_COMMANDS, _FRAMES)
     each = -(-n // len(skills))
@@ -181,7 +188,7 @@ def asked(n: int, *, seed: int, unseen: bool, held_out: bool, skills: Sequence[s
         skill = skills[number % len(skills)]
         example = drawn[skill][number // len(skills)]
         command = rng.choice(commands[skill]).format(**_parts(skill, example.prompt))
-        rows.append(Asked(rng.choice(frames).format(command), skill, example))
+        rows.append(LabelledRequest(rng.choice(frames).format(command), skill, example))
     return rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tersor import zoo
 from tersor.experts.bench.quality import MODEL, Family, exact
-from tersor.experts.bench.requests import Asked, asked
+from tersor.experts.bench.requests import LabelledRequest, draw_requests
 from tersor.experts.router.evaluation import Evaluation, NGramScorer, evaluate
 from tersor.experts.router.routing import Router
 from tersor.experts.router.training import Request
@@ -18,11 +18,11 @@ ENCODER, NGRAMS = "encoder", "n-grams"
 
 def training_requests(n: int = TRAINING) -> list[Request]:
     """What a router is trained on: seen templates, and words and numbers that models may be trained on."""
-    rows = asked(n, seed=TRAINING_SEED, unseen=False, held_out=False)
+    rows = draw_requests(n, seed=TRAINING_SEED, unseen=False, held_out=False)
     return [Request(row.text, row.skill) for row in rows]
 
 
-def evaluation_requests(family: Family, rows: Sequence[Asked]) -> list[Request]:
+def evaluation_requests(family: Family, rows: Sequence[LabelledRequest]) -> list[Request]:
     """Requests with what each expert answers to the prompt that they stand for."""
     right = {skill: exact(expert, [row.example for row in rows]) for skill, expert in family.experts.items()}
     return [
@@ -34,6 +34,6 @@ def evaluation_requests(family: Family, rows: Sequence[Asked]) -> list[Request]:
 def route_requests(*, unseen: bool, n: int, seed: int) -> dict[str, Evaluation]:
     """The router of the zoo, and the n-gram baseline trained on the same requests, on ``n`` held-out ones."""
     router = Router.from_pretrained(zoo.path(MODEL) / "router")
-    requests = evaluation_requests(Family.load(), asked(n, seed=seed, unseen=unseen, held_out=True))
+    requests = evaluation_requests(Family.load(), draw_requests(n, seed=seed, unseen=unseen, held_out=True))
     cheap = Router(router.config, NGramScorer(list(router.config.experts)).fit(training_requests()))
     return {ENCODER: evaluate(router, requests), NGRAMS: evaluate(cheap, requests)}

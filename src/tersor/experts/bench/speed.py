@@ -53,7 +53,7 @@ def random_model(shape: str, *, seed: int) -> Any:
     """A bfloat16 Llama of one of `SHAPES` with random weights.
 
     Raises:
-        ValueError: for an unknown shape.
+        ValueError: If the shape is unknown.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape {shape!r} is not known; choose one of {tuple(SHAPES)}")

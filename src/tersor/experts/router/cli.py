@@ -47,7 +47,8 @@ def train(
     Example: tersor experts router train --model Q --data train.jsonl --expert math="word problems" --expert
     code="writes programs" --out router/
     """
-    from tersor.experts.router.routing import Router, RouterConfig
+    from tersor.experts.router.config import RouterConfig
+    from tersor.experts.router.routing import Router
     from tersor.experts.router.training import RouterTraining, read_requests, train_folder
 
     config = RouterConfig(
@@ -67,7 +68,7 @@ def train(
             made = Router(config, RulesScorer(read_rules(rules), list(config.experts)))
             made.save_pretrained(out)
         elif model is not None:
-            made = train_folder(config, model, requests, training, out, say=status.update)
+            made = train_folder(config, model, requests, training, out, on_progress=status.update)
         status.update("routing the training data")
         from tersor.experts.router.evaluation import evaluate
 
@@ -89,7 +90,8 @@ def evaluate_(
     as_json: Json = False,
 ) -> None:
     """Measure a router on requests it was not trained on: right experts, calibration, time, and answers where known."""
-    from tersor.experts.router.routing import Router, read_router_config
+    from tersor.experts.router.config import read_router_config
+    from tersor.experts.router.routing import Router
     from tersor.experts.router.training import read_requests
 
     names = list(read_router_config(folder).experts)

@@ -24,40 +24,41 @@ TIMED = 50
 
 @dataclass(frozen=True)
 class EndTask:
-    """Shares of requests that are answered right: as routed, by the best choice, and by the best single expert.
-
-    ``gap``: routed less oracle, request by request.
-    """
+    """Shares of requests that are answered right."""
 
     routed: Estimate
     oracle: Estimate
+    """By the best choice."""
     best_single: Estimate
+    """By the best single expert."""
     best_name: str
     gap: Estimate
+    """Routed less oracle, request by request."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``recall``: share of each expert's requests that reach it. ``confusion``: counts, true expert by likeliest one,
-    in the order of the router's experts. ``calibration_error``: of probabilities, in `BINS` ranges (Guo et al. 2017,
-    equation 3). ``seconds``: per request, one at a time, with quartiles. ``end_task``: where requests say which
-    experts answer them right.
-    """
+    """What is measured of a router."""
 
     n: int
     accuracy: Estimate
     recall: dict[str, Estimate]
+    """Share of each expert's requests that reach it."""
     confusion: list[list[int]]
+    """Counts, true expert by likeliest one, in the order of the router's experts."""
     calibration_error: float
+    """Of probabilities, in `BINS` ranges (Guo et al. 2017, equation 3)."""
     seconds: Estimate
+    """A request, one at a time, with quartiles."""
     end_task: EndTask | None
+    """Where requests say which experts answer them right."""
 
 
 def evaluate(router: Router, requests: Sequence[Request]) -> Evaluation:
     """Routes each request by itself, as the first of a conversation.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: If there is no request.
     """
     if not requests:
         raise ValueError("there are no requests to evaluate the router on")
@@ -86,7 +87,9 @@ def evaluate(router: Router, requests: Sequence[Request]) -> Evaluation:
 def calibration_error(probabilities: Tensor, true: Tensor) -> float:
     """Expected gap between confidence and accuracy: ``sum_b n_b / n |accuracy_b - confidence_b|`` over `BINS` ranges.
 
-    ``probabilities``: ``[n, experts]``. ``true``: int64 ``[n]``.
+    Args:
+        probabilities: ``[n, experts]``.
+        true: int64 ``[n]``.
     """
     confidence, guess = probabilities.max(1)
     place = (confidence * BINS).long().clamp_max(BINS - 1)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor import _atomic
-from tersor.experts.router.routing import RouterConfig, Scorer
+from tersor.experts.router.config import RouterConfig, Scorer
 
 HEAD_FILE, RULES_FILE = "router_head.safetensors", "router_rules.json"
 #: Requests that are scored in one forward pass.
@@ -28,11 +28,23 @@ BATCH = 32
 QUESTION = "Who answers this best?"
 
 
-class LLMScorer:
+class _Saved:
+    """A model and its tokenizer, which `load_backbone` reads."""
+
+    model: Any
+    tokenizer: Any
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class LLMScorer(_Saved):
     """A causal language model that is asked for a letter."""
 
     def __init__(self, model: Any, tokenizer: Any, experts: Mapping[str, str], max_tokens: int) -> None:
-        """Raises `ValueError` for a tokenizer without single tokens for as many letters as there are experts."""
+        """Raises `ValueError` if the tokenizer has no single tokens for as many letters as there are experts."""
         self.model, self.tokenizer = model.eval(), tokenizer
         self.experts, self.max_tokens = dict(experts), max_tokens
         self.letters = letter_tokens(tokenizer, len(experts))
@@ -65,17 +77,12 @@ class LLMScorer:
             parts.append(logits[:, self.letters].float().softmax(-1).cpu())
         return torch.cat(parts)
 
-    def save(self, folder: Path) -> None:
-        """Model and tokenizer."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
 
 def letter_tokens(tokenizer: Any, count: int) -> list[int]:
     """Tokens of the first ``count`` capitals as they follow "Answer:", each with a space before it if it has to be.
 
     Raises:
-        ValueError: where that is not one token each.
+        ValueError: If that is not one token each.
     """
     for lead in (" ", ""):
         ids = [tokenizer.encode(lead + letter, add_special_tokens=False) for letter in ascii_uppercase[:count]]
@@ -103,7 +110,7 @@ def padded(rows: Sequence[list[int]], device: torch.device, *, fill: int = 0) ->
     return ids, mask
 
 
-class _Reader:
+class _Reader(_Saved):
     """Texts as ids, for kinds that read nothing else; of longer ones the end."""
 
     def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
@@ -121,7 +128,7 @@ class EncoderScorer(_Reader):
 
     def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
         super().__init__(model, tokenizer, max_tokens)
-        if model.config.pad_token_id is None:  # decoders classify at the last token that is none
+        if model.config.pad_token_id is None:  # decoders classify at the last token that is no padding
             model.config.pad_token_id = tokenizer.pad_token_id
 
     def logits(self, texts: Sequence[str]) -> Tensor:
@@ -135,11 +142,6 @@ class EncoderScorer(_Reader):
         """As `Scorer.probabilities`."""
         parts = [self.logits(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         return torch.cat(parts).float().softmax(-1).cpu()
-
-    def save(self, folder: Path) -> None:
-        """Model and tokenizer."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
 
 class EmbeddingScorer(_Reader):
@@ -167,9 +169,8 @@ class EmbeddingScorer(_Reader):
         return scores.softmax(-1)
 
     def save(self, folder: Path) -> None:
-        """Model, tokenizer and head."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write model, tokenizer and head."""
+        super().save(folder)
         save_file({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE)
 
 
@@ -177,7 +178,7 @@ class RulesScorer:
     """Regular expressions by expert: each one that a request matches, whatever its case, is a vote."""
 
     def __init__(self, rules: Mapping[str, Sequence[str]], experts: Sequence[str]) -> None:
-        """Raises `ValueError` for rules of other experts than ``experts``, or that are no regular expressions."""
+        """Raises `ValueError` if the rules are not for ``experts``, or one is no regular expression."""
         if set(rules) != set(experts):
             raise ValueError(f"rules are for {sorted(rules)}, the router's experts are {sorted(experts)}")
         self.rules = {name: list(rules[name]) for name in experts}
@@ -197,7 +198,7 @@ class RulesScorer:
         return torch.where(total > 0, votes / total.clamp_min(1), 1 / len(self.rules))
 
     def save(self, folder: Path) -> None:
-        """The rules."""
+        """Write the rules."""
         _atomic.write_text(folder / RULES_FILE, json.dumps(self.rules, indent=1) + "\n")
 
 
@@ -222,7 +223,7 @@ def load_backbone(kind: str, folder: Path, experts: int) -> tuple[Any, Any]:
     """Model and tokenizer of a folder, as a router of ``kind`` needs them.
 
     Raises:
-        ValueError: for a folder without a checkpoint, or a classifier of another number of labels.
+        ValueError: If the folder holds no checkpoint, or a classifier with another number of labels.
     """
     from transformers import (
         AutoModel,

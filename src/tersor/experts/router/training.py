@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor.bench.measure import seed_of
+from tersor.bench.runs import OnProgress
+from tersor.experts.router.config import KINDS, RouterConfig
 from tersor.experts.router.kinds import EmbeddingScorer, EncoderScorer, LLMScorer, last_logits, load_backbone
-from tersor.experts.router.routing import KINDS, Router, RouterConfig
+from tersor.experts.router.routing import Router
+from tersor.training.state import load_state, save_state
 
-Say = Callable[[str], None]
 #: Peak rates where none is given; a head alone takes a far higher one than a whole model.
 RATES = {"llm": 1e-4, "encoder": 5e-5, "embedding": 3e-2}
 #: Steps between two states on disk and two lines of progress.
@@ -25,26 +28,27 @@ SAVE_EVERY = 50
 
 @dataclass(frozen=True)
 class Request:
-    """A user's turn and the expert that it is for.
-
-    ``right``: whether each expert answers it right, by name, where that is known.
-    """
+    """A user's turn and the expert that it is for."""
 
     text: str
     expert: str
     right: Mapping[str, bool] | None = None
+    """Whether each expert answers it right, by name, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterTraining:
-    """Raises `ValueError` for a setting out of range."""
+    """How a router is trained.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
 
     steps: int = 300
     batch: int = 32
+    """Requests a step."""
     rate: float | None = None
-    """Peak rate of AdamW, by default that of the kind in `RATES`; it rises over a tenth of the steps and falls to 0 as
-    a line.
-    """
+    """Peak rate of AdamW, by default the kind's in `RATES`; it rises over a tenth of the steps, then falls to 0."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -58,7 +62,7 @@ def read_requests(file: Path, experts: Sequence[str]) -> list[Request]:
     """Requests from a file with ``{"text": ..., "expert": ...}`` a line, and "right" by expert where it is known.
 
     Raises:
-        ValueError: with the line's number, for a line that is none, or names an expert that is not in ``experts``.
+        ValueError: If a line, which is named, is not a request or is for an expert that is not in ``experts``.
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
@@ -91,18 +95,22 @@ def train_router(
     training: RouterTraining | None = None,
     *,
     state: Path | None = None,
-    say: Say = lambda doing: None,
+    on_progress: OnProgress = lambda doing: None,
 ) -> Router:
     """A router of ``config.kind``; experts count alike, however many requests each has.
 
     Args:
-        model, tokenizer: as `router_kinds.load_backbone` gives them for the kind; trained in place, except for
-            "embedding", which trains a head alone.
-        state: a file that an interrupted training goes on from, removed at the end.
+        config: Kind, experts and limits of the router.
+        model: As `load_backbone` gives it for the kind; trained in place, except for "embedding" (a head alone).
+        tokenizer: The model's own.
+        requests: What to train on; every expert needs some.
+        training: Steps, batch, rate and seed.
+        state: File that an interrupted training goes on from.
+        on_progress: Told every `SAVE_EVERY` steps how far the training is.
 
     Raises:
-        ValueError: for an expert without requests, for rules, which are written instead of trained, or for the state of
-            another training.
+        ValueError: If an expert has no requests, if the kind is "rules", which are written instead of trained, or if
+            ``state`` belongs to another training.
     """
     if config.kind == "rules":
         raise ValueError(f"rules are written, not trained; kinds that are trained are {KINDS[:-1]}")
@@ -125,7 +133,7 @@ def train_router(
         scorer = EmbeddingScorer(model, tokenizer, config.max_tokens, nn.Linear(model.config.hidden_size, len(names)))
         trained, loss = scorer.head, _head_loss(scorer, by_expert)
     plan = json.dumps([asdict(training), {**vars(config), "experts": dict(config.experts)}])
-    _fit(trained, by_expert, loss, training, plan, state, say)
+    _fit(trained, by_expert, loss, training, plan, state, on_progress)
     trained.eval().requires_grad_(False)
     return Router(config, scorer)
 
@@ -176,19 +184,19 @@ def _head_loss(scorer: EmbeddingScorer, by_expert: list[list[str]]) -> Loss:
 
 def _fit(
     model: nn.Module, by_expert: list[list[str]], loss: Loss, training: RouterTraining, plan: str, state: Path | None,
-    say: Say,
+    on_progress: OnProgress,
 ) -> None:  # fmt: skip
     """AdamW; what is drawn for a step depends on seed and step alone, so that a run that goes on is the same run."""
     peak = training.rate or 0.0
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=peak)
-    start = _resume(state, plan, model, optimizer)
+    start: int = load_state(state, plan=plan, model=model, optimizer=optimizer).get("step", 0)
     warmup = max(1, training.steps // 10)
     model.train()
     for step in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = peak * min((step + 1) / warmup, (training.steps - step) / training.steps)
         rng = random.Random(f"{training.seed} {step}")
-        torch.manual_seed(training.seed * 1_000_003 + step)  # of dropout, where a model has it
+        torch.manual_seed(seed_of(training.seed, step))  # of dropout, where a model has it
         labels = [rng.randrange(len(by_expert)) for _ in range(training.batch)]
         value = loss([rng.choice(by_expert[label]) for label in labels], labels, rng, step / training.steps)
         optimizer.zero_grad()
@@ -196,28 +204,19 @@ def _fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % SAVE_EVERY == 0:
-            say(f"step {step + 1} of {training.steps}: loss {float(value.detach()):.3f}")
+            on_progress(f"step {step + 1} of {training.steps}: loss {float(value.detach()):.3f}")
             if state is not None:
-                partial = state.with_suffix(".partial")
-                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save({**kept, "plan": plan}, partial)
-                partial.replace(state)
-
-
-def _resume(state: Path | None, plan: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    if state is None or not state.is_file():
-        return 0
-    saved = torch.load(state, weights_only=True)
-    if saved["plan"] != plan:
-        raise ValueError(f"{state} belongs to another training; remove it or give another --out")
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    step: int = saved["step"]
-    return step
+                save_state(state, plan=plan, model=model, optimizer=optimizer, progress={"step": step + 1})
 
 
 def train_folder(
-    config: RouterConfig, model: Path, requests: Sequence[Request], training: RouterTraining, out: Path, *, say: Say
+    config: RouterConfig,
+    model: Path,
+    requests: Sequence[Request],
+    training: RouterTraining,
+    out: Path,
+    *,
+    on_progress: OnProgress,
 ) -> Router:
     """`train_router` from a checkpoint's folder into the router's; goes on where an earlier call was interrupted."""
     backbone, tokenizer = load_backbone(config.kind, model, len(config.experts))
@@ -225,7 +224,7 @@ def train_folder(
         config = replace(config, max_tokens=longest)
     out.mkdir(parents=True, exist_ok=True)
     state = out / "training.pt"
-    router = train_router(config, backbone, tokenizer, requests, training, state=state, say=say)
+    router = train_router(config, backbone, tokenizer, requests, training, state=state, on_progress=on_progress)
     router.save_pretrained(out)
     state.unlink(missing_ok=True)
     return router

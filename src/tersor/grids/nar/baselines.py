@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
-from tersor.grids.nar.decoding import FrontCache, NAROutput, Sampling, draw, guide
+from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
+from tersor.grids.geometry import Cell, raster_place
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, RasterReader
+from tersor.grids.nar.decoding import NAROutput, Sampling
 from tersor.grids.nar.heads import NARImageOutput
+from tersor.grids.sampling import additive
+from tersor.grids.schedule import Step, group_steps
 
 
-@cache
-def par_groups(rows: int, columns: int, regions: tuple[int, int] = (2, 2)) -> tuple[tuple[int, ...], ...]:
-    """Raster indices of the cells that each pass of PAR decides.
+@dataclass(frozen=True)
+class PARSchedule:
+    """PAR's order: the first cells of all regions one by one, then the next cell of every region in one pass.
 
-    The image is cut into so many ``regions`` from top to bottom and from left to right. Their first tokens come one by
-    one, then a pass decides the next token of every part, each part in raster order.
+    Args:
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        regions: How many parts the image is cut into from top to bottom and from left to right.
 
     Raises:
-        ValueError: for sides that the regions do not divide.
+        ValueError: If the regions do not divide the sides.
     """
-    down, across = regions
-    if min(regions) < 1 or rows % down or columns % across:
-        raise ValueError(f"grid {(rows, columns)} must be a multiple of regions={regions}")
-    height, width = rows // down, columns // across
-    corners = [
-        row * height * columns + column * width for row in range(down) for column in range(across)
-    ]  # of the parts, in raster order
-    inside = [row * columns + column for row in range(height) for column in range(width)]
-    groups = [tuple(corner + cell for corner in corners) for cell in inside]
-    return (*((cell,) for cell in groups[0]), *groups[1:])
+
+    rows: int
+    columns: int
+    regions: tuple[int, int] = (2, 2)
+
+    def __post_init__(self) -> None:
+        down, across = self.regions
+        if min(self.regions) < 1 or self.rows % down or self.columns % across:
+            raise ValueError(f"grid {(self.rows, self.columns)} must be a multiple of regions={self.regions}")
+
+    @property
+    def transition(self) -> int:
+        """The first pass that decides a cell of every region."""
+        return math.prod(self.regions)
+
+    def groups(self) -> list[tuple[Cell, ...]]:
+        """The cells that each pass decides; regions, and the cells of each, are in raster order."""
+        down, across = self.regions
+        height, width = self.rows // down, self.columns // across
+        corners = [(row * height, column * width) for row in range(down) for column in range(across)]
+        first, *later = (
+            tuple((top + row, left + column) for top, left in corners)
+            for row in range(height)
+            for column in range(width)
+        )
+        return [*((cell,) for cell in first), *later]
+
+    def steps(self) -> Iterator[Step]:
+        """See `Schedule`; the first parallel pass feeds a token for each region, all but the last of them again."""
+        groups, sizes = self.groups(), (self.rows, self.columns)
+        fed = tuple(raster_place(cell, sizes) for group in groups[: self.transition] for cell in group)
+        for number, step in enumerate(group_steps(groups, sizes)):
+            if number == self.transition:
+                step = replace(step, fed=fed, sources=fed, keep=tuple(range(len(fed))))
+            yield step
+
+
+def par_groups(rows: int, columns: int, regions: tuple[int, int] = (2, 2)) -> tuple[tuple[int, ...], ...]:
+    """Raster indices of the cells that each pass of PAR decides; see `PARSchedule`."""
+    return tuple(step.targets for step in PARSchedule(rows, columns, regions).steps())
 
 
 class PARConfig(LlamaGenConfig):
@@ -61,8 +98,9 @@ class PARForImageGeneration(LlamaGen):
     def __init__(self, config: PARConfig) -> None:
         super().__init__(config)
         rows, columns = config.grid_size
-        #: See `par_groups`, which refuses regions that do not fit the grid.
-        self.groups = par_groups(rows, columns, (config.regions[0], config.regions[1]))
+        self.schedule = PARSchedule(rows, columns, (config.regions[0], config.regions[1]))
+        #: Raster indices of the cells that each pass decides.
+        self.groups = tuple(step.targets for step in self.schedule.steps())
         self.transition = nn.Parameter(torch.empty(math.prod(config.regions) - 1, config.hidden_size))
         nn.init.normal_(self.transition, std=config.initializer_range)
 
@@ -72,24 +110,24 @@ class PARForImageGeneration(LlamaGen):
         """Logits ``[batch, cells, vocabulary]`` in raster order, and a loss with ``labels``.
 
         Args:
-            input_ids: all cells' ids in raster order, ``[batch, cells]`` or ``[batch, rows, columns]``.
+            input_ids: All cells' ids in raster order, ``[batch, cells]`` or ``[batch, rows, columns]``.
+            class_labels: ``[batch]``.
+            labels: Ids to predict, shaped like ``input_ids``; -100 is left out.
         """
         ids = input_ids.flatten(1)
         dropped = None
         if self.training and self.config.condition_dropout > 0:
             dropped = torch.rand(len(ids), device=ids.device) < self.config.condition_dropout
         prefix, _ = self.condition(class_labels, dropped=dropped)
-        fed = [self.fed(number, ids) for number in range(1, len(self.groups))]
-        embeddings = torch.cat([prefix, *(each for each, _ in fed)], dim=1)
-        places = torch.cat([torch.zeros(1, dtype=torch.long, device=ids.device), *(each for _, each in fed)])
+        steps = ready_steps(self.schedule, ids.device)
+        fed = [self.embed(ready.number, ids.index_select(1, ready.sources)) for ready in steps[1:]]
+        embeddings = torch.cat([prefix, *fed], dim=1)
+        places = torch.cat([torch.zeros(1, dtype=torch.long, device=ids.device), *(1 + each.fed for each in steps[1:])])
         # A pass sees itself and what comes before it.
-        passes = torch.cat([torch.full((len(group),), number) for number, group in enumerate(self.groups)])
-        visible = (passes <= passes[:, None]).to(ids.device)
-        mask = torch.zeros(visible.shape, device=ids.device).masked_fill_(~visible, torch.finfo(self.dtype).min)
-        decided = torch.tensor([cell for group in self.groups for cell in group], device=ids.device)
-        found = super().forward(
-            inputs_embeds=embeddings, position_ids=places[None], attention_mask=mask[None, None].to(embeddings.dtype)
-        )
+        passes = torch.cat([torch.full_like(each.targets, each.number) for each in steps])
+        mask = additive(passes > passes[:, None], embeddings.dtype)
+        decided = torch.cat([each.targets for each in steps])
+        found = super().forward(inputs_embeds=embeddings, position_ids=places[None], attention_mask=mask[None, None])
         logits = torch.empty_like(found.logits)
         logits[:, decided] = found.logits
         if labels is None:
@@ -97,21 +135,12 @@ class PARForImageGeneration(LlamaGen):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
         return NARImageOutput(loss=loss, logits=logits.float())
 
-    def fed(self, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What pass ``number`` (from 1 on) feeds: embeddings ``[batch, tokens, width]`` and positions ``[tokens]``.
-
-        Args:
-            ids: ``[batch, cells]``, decided as far as the passes before.
-        """
-        before, single = self.groups[number - 1], math.prod(self.config.regions)
-        if number != single:
-            cells = torch.tensor(before, device=ids.device)
-            return self.tok_embeddings(ids[:, cells]), self.config.condition_tokens + cells
-        # From here on each part has a token of its own; of the first ones only the last has not been fed.
-        cells = torch.tensor([group[0] for group in self.groups[:single]], device=ids.device)
-        last = self.tok_embeddings(ids[:, cells[-1:]])
-        learned = self.transition.to(last.dtype).expand(len(ids), -1, -1)
-        return torch.cat([learned, last], dim=1), self.config.condition_tokens + cells
+    def embed(self, number: int, tokens: Tensor) -> Tensor:
+        """Embeddings of what pass ``number`` feeds; at the transition all regions but the last have a learned one."""
+        if number != self.schedule.transition:
+            return self.tok_embeddings(tokens)
+        learned = self.transition.to(self.dtype).expand(len(tokens), -1, -1)
+        return torch.cat([learned, self.tok_embeddings(tokens[:, -1:])], dim=1)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -126,24 +155,25 @@ class PARForImageGeneration(LlamaGen):
         """Images ``[batch, rows, columns]``; arguments as of `NARForImageGeneration.generate`."""
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         sampling = Sampling(guidance_scale=scale, temperature=temperature, top_k=top_k)
-        sampler, batch = sampling.sampler(generator), len(class_labels)
+        prefix, valid = self.condition(class_labels, guided=sampling.guided)
+        reader = PARReader(self, prefix, valid, sampling.sampler(generator), guidance=scale)
         rows, columns = self.config.grid_size
-        kept = FrontCache(1 + rows * columns, len(self.layers))
-        embeddings, _ = self.condition(class_labels, guided=sampling.guided)
-        places = torch.zeros(1, dtype=torch.long, device=embeddings.device)
-        ids = torch.zeros(batch, rows * columns, dtype=torch.long, device=embeddings.device)
-        with torch.inference_mode():  # as NAR's, which it is compared with
-            for number, group in enumerate(self.groups):
-                if number:
-                    embeddings, places = self.fed(number, ids)
-                    embeddings = embeddings.repeat(1 + sampling.guided, 1, 1)
-                # All that is in the cache is visible, as are the tokens of a pass to each other.
-                mask = embeddings.new_zeros(1, 1, len(places), kept.get_seq_length() + len(places))
-                out = super().forward(
-                    inputs_embeds=embeddings, position_ids=places[None], attention_mask=mask, past_key_values=kept
-                )
-                ids[:, list(group)] = draw(sampler, guide(out.logits.float(), batch, scale))
-        return NAROutput(sequences=ids.view(batch, rows, columns), forward_passes=len(self.groups))
+        ids = torch.zeros(len(class_labels), rows * columns, dtype=torch.long, device=prefix.device)
+        passes = decode(reader, ready_steps(self.schedule, prefix.device), ids)
+        return NAROutput(sequences=ids.view(-1, rows, columns), forward_passes=passes)
+
+
+class PARReader(RasterReader):
+    """A PAR model: each token of a region gives the next one of its region; guided on logits, as NAR is."""
+
+    def fed(self, ready: Ready, ids: Tensor) -> Tensor:
+        """See `AppendingReader`."""
+        embeddings = self.model.embed(ready.number, ids.index_select(1, ready.sources))
+        return embeddings.repeat(self.branches, 1, 1)
+
+    def choose(self, ready: Ready, logits: Tensor, ids: Tensor) -> Tensor:
+        """See `AppendingReader`."""
+        return AppendingReader.choose(self, ready, logits, ids)
 
 
 class RasterVideoConfig(LlamaGenConfig):

@@ -49,7 +49,8 @@ class Captions:
     """Where thin ends and thick begins, and left and right: thirds of the training images.
 
     Args:
-        strokes, slants: the two borders of each.
+        strokes: The two borders of strokes.
+        slants: The two borders of slants.
     """
 
     strokes: tuple[float, float]

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from tersor.grids.nar.model import NARConfig
 
-#: Samples at once, and milliseconds of a clip's frame.
-_BATCH, _FRAME = 100, 150
+#: Samples at once.
+_BATCH = 100
+#: Milliseconds of a clip's frame.
+_FRAME = 150
 
 
 def check_nar(folder: Path, prompt: str | None, labels: str | None, sampling: dict[str, Any], out: Path) -> NARConfig:
@@ -108,7 +110,7 @@ def as_gif(clips: Tensor, *, scale: int = 1) -> bytes:
     return written.getvalue()
 
 
-def told(facts: dict[str, Any], as_json: bool) -> str:
+def summary_line(facts: dict[str, Any], as_json: bool) -> str:
     """What the command prints."""
     if as_json:
         return json.dumps(facts)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tersor.grids.blocks import PUBLISHED_HEADS
 from tersor.grids.geometry import check_sizes
-from tersor.grids.llamagen import _PUBLISHED_HEADS
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.model import NARConfig
 from tersor.grids.original import check_tensors
@@ -28,13 +28,13 @@ def convert_nar(
     """A NAR model with the weights of an original checkpoint; save it with ``save_pretrained``.
 
     Args:
-        path: a ``.pt`` or ``.safetensors`` file of the image or the video code. It is read without executing anything
+        path: A ``.pt`` or ``.safetensors`` file of the image or the video code. It is read without executing anything
             from it.
-        grid_size: in tokens, that the model was trained for: (16, 16) at 256 pixels, (4, 16, 16) for UCF-101.
-        num_attention_heads: known for the published widths.
+        grid_size: Axes in tokens that the model was trained for: (16, 16) at 256 pixels, (4, 16, 16) for UCF-101.
+        num_attention_heads: Needed for widths that were not published.
 
     Raises:
-        ValueError: for a file that holds no such weights; the message lists names or shapes. LlamaGen's raster
+        ValueError: If the file holds no such weights; the message lists names or shapes. LlamaGen's raster
             checkpoints have no second head: `NARForImageGeneration.from_raster` starts a training from one.
     """
     check_sizes(grid_size)
@@ -138,7 +138,7 @@ def _config_of(
     if tokens is None or wqkv is None or condition is None or not tokens.ndim == wqkv.ndim == condition.ndim == 2:
         raise ValueError(f"{path} is no NAR checkpoint: it has {sorted(weights)[:8]} and so on")
     vocabulary, width = tokens.shape
-    heads = heads or _PUBLISHED_HEADS.get(width)
+    heads = heads or PUBLISHED_HEADS.get(width)
     if heads is None:
         raise ValueError(f"no published NAR is {width} wide; give num_attention_heads")
     layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,53 +10,52 @@ from tersor import zoo
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.grids.drawing import as_png, samples_svg
 from tersor.grids.geometry import front_count
 from tersor.grids.nar.bench.quality import (
     NAR,
     RASTER,
     SHOWN,
+    Decoding,
     Settings,
     Speed,
-    Way,
+    decodings,
     sample,
     score_captions,
-    time_ways,
-    ways,
+    time_decodings,
 )
 from tersor.grids.nar.captions import Captions, caption
 from tersor.grids.nar.pipeline import NARPipeline
-from tersor.grids.zipar.bench.quality import Quality
-from tersor.kv.demos.shared import make_record, scaled
+from tersor.grids.samples import Quality
 
 IMAGES, CLIPS, TEXT, SYSTEM = "tiny-nar", "tiny-nar-video", "tiny-nar-text", "nar"
 PAR = SHOWN["par4x"]
-SAMPLES, CLIP_SAMPLES, ROUNDS, SEED = 100, 60, 4, 2024
+SAMPLES, CLIP_SAMPLES, ROUNDS = 100, 60, 4
 #: Of the benchmark's choices, the one that suits all of these models; see the documentation.
 SETTINGS = Settings(temperature=0.95, guidance=1.2)
 #: Points of class accuracy, and share of the ratio of passes.
 ALLOWED_LOSS, LEAST_REALIZED = 3.0, 0.8
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Draw and time samples; ``say`` is told what is being done."""
-    records, sheets = _passes(), []
+def run(on_progress: OnProgress) -> DemoResult:
+    """Draw and time samples."""
+    records, sheets = [_passes()], []
     for name, samples in ((IMAGES, SAMPLES), (CLIPS, CLIP_SAMPLES)):
         network: Any = zoo.load_model(name)
-        compared = ways(network, zoo.load_compared(name))
-        chosen = [way for way in compared if way.name in (NAR, RASTER, PAR)]
+        chosen = [each for each in decodings(network, zoo.load_compared(name)) if each.name in (NAR, RASTER, PAR)]
         tokenizer: Any = zoo.load_video_tokenizer(name) if name == CLIPS else zoo.load_image_tokenizer(name)
         judge = zoo.load_judge(zoo.judge_of(name))
         qualities = {}
-        for way in chosen:
-            say(f"{name}: {samples} samples by {way.name}")
-            qualities[way.name] = Quality([sample(way, tokenizer, judge, SETTINGS, samples=samples, seed=SEED)])
-        say(f"{name}: samples a second, one at a time")
-        speed = time_ways(chosen, batch=1, repeats=ROUNDS, seed=SEED)
-        records += [_quality_record(name, qualities), *(_speed_record(name, speed, way.name) for way in chosen[1:])]
+        for each in chosen:
+            on_progress(f"{name}: {samples} samples by {each.name}")
+            found = sample(each, tokenizer, judge, SETTINGS, samples=samples, seed=DEMO_SEED)
+            qualities[each.name] = Quality([found])
+        on_progress(f"{name}: samples a second, one at a time")
+        speed = time_decodings(chosen, batch=1, repeats=ROUNDS, seed=DEMO_SEED)
+        records += [_quality_record(name, qualities), *(_speed_record(name, speed, each.name) for each in chosen[1:])]
         sheets += _sheets(name, chosen, tokenizer)
-    say(f"{TEXT}: pictures of captions")
+    on_progress(f"{TEXT}: pictures of captions")
     record, sheet = _captions()
     section = Section(
         title="NAR: from neighbour to neighbour",
@@ -76,45 +74,39 @@ def run(say: Callable[[str], None]) -> DemoResult:
     return DemoResult([*records, record], section)
 
 
-def _passes() -> list[Record]:
+def _passes() -> Record:
     grid, claimed = (16, 16), 31
     passes = front_count(grid)
-    return [
-        make_record(
-            SYSTEM,
-            "ImageNet's grid",
-            item="16 x 16 tokens: the schedule",
-            quantity="forward passes",
-            unit="passes",
-            claim=float(claimed),
-            claim_source="31 passes instead of 256 (arXiv 2503.10696)",
-            estimate=float(passes),
-            baseline=256.0,
-            peer=67.0,
-            peer_name=PAR,
-            n=None,
-            shapes="schedule only",
-            seed=None,
-            verdict="holds" if passes == claimed else "fails",
-        )
-    ]
+    return demo_records(SYSTEM, "ImageNet's grid")(
+        "16 x 16 tokens: the schedule",
+        "forward passes",
+        "passes",
+        float(passes),
+        None,
+        claim=float(claimed),
+        claim_source="31 passes instead of 256 (arXiv 2503.10696)",
+        baseline=256.0,
+        peer=67.0,
+        peer_name=PAR,
+        shapes="schedule only",
+        seed=None,
+        verdict="holds" if passes == claimed else "fails",
+    )
 
 
 def _quality_record(model: str, qualities: dict[str, Quality]) -> Record:
-    loss = scaled(qualities[NAR].against(qualities[RASTER]), 100)
-    other = None if PAR not in qualities else scaled(qualities[PAR].against(qualities[RASTER]), 100).value
-    return make_record(
-        SYSTEM,
-        model,
-        item="samples of the asked class, by a classifier; equal steps of training",
-        quantity="class accuracy against raster",
-        unit="points",
-        estimate=loss,
+    lost = {name: each.against(qualities[RASTER]) * 100 for name, each in qualities.items()}
+    other = lost[PAR].value if PAR in lost else None
+    return demo_records(SYSTEM, model)(
+        "samples of the asked class, by a classifier; equal steps of training",
+        "class accuracy against raster",
+        "points",
+        lost[NAR],
+        len(qualities[NAR].right),
         baseline=0.0,
         peer=other,
         peer_name=None if other is None else PAR,
-        n=len(qualities[NAR].right),
-        verdict=judge_loss(loss, other),
+        verdict=judge_loss(lost[NAR], other),
     )
 
 
@@ -127,26 +119,24 @@ def judge_loss(difference: Estimate, other: float | None) -> str:
 
 def _speed_record(model: str, speed: Speed, other: str) -> Record:
     passes, own = speed.passes[other], speed.passes[NAR]
-    return make_record(
-        SYSTEM,
-        model,
-        item=f"{own} passes instead of {other}'s {passes}, one sample at a time",
-        quantity=f"samples a second against {other}",
-        unit="x",
-        estimate=speed.over(other),
+    return demo_records(SYSTEM, model)(
+        f"{own} passes instead of {other}'s {passes}, one sample at a time",
+        f"samples a second against {other}",
+        "x",
+        speed.over(other),
+        ROUNDS,
         baseline=1.0,
         peer=passes / own,
         peer_name="if time were passes",
-        n=ROUNDS,
         verdict="holds" if speed.realized(other) >= LEAST_REALIZED else "partly",
     )
 
 
-def _sheets(model: str, chosen: list[Way], tokenizer: Any) -> list[tuple[str, bytes]]:
+def _sheets(model: str, chosen: list[Decoding], tokenizer: Any) -> list[tuple[str, bytes]]:
     found = []
-    for way in chosen:
-        pixels = tokenizer.decode(way.draw(torch.arange(10), torch.Generator().manual_seed(SEED), SETTINGS))
-        found.append((f"{model}: {way.name}", as_png(pixels if pixels.ndim == 4 else pixels[:, 0], columns=5)))
+    for each in chosen:
+        pixels = tokenizer.decode(each.draw(torch.arange(10), torch.Generator().manual_seed(DEMO_SEED), SETTINGS))
+        found.append((f"{model}: {each.name}", as_png(pixels if pixels.ndim == 4 else pixels[:, 0], columns=5)))
     return found
 
 
@@ -155,29 +145,29 @@ def _captions() -> tuple[Record, str]:
     pipeline = NARPipeline(model, zoo.load_image_tokenizer(TEXT), zoo.load_text_encoder(TEXT))
     (classifier, _), borders = zoo.load_judge(zoo.judge_of(TEXT)), Captions.load(zoo.path(TEXT))
 
-    def shares(told: bool) -> Any:
-        scores = score_captions(pipeline, classifier, borders, SETTINGS, samples=SAMPLES, seed=SEED, told=told)
-        return scaled(scores.share("all"), 100)
+    def shares(captioned: bool) -> Estimate:
+        scores = score_captions(
+            pipeline, classifier, borders, SETTINGS, samples=SAMPLES, seed=DEMO_SEED, captioned=captioned
+        )
+        return scores.share("all") * 100
 
     asked = [caption(digit, stroke, side) for digit, stroke, side in ((7, 2, 0), (7, 0, 2), (3, 2, 1), (3, 0, 1))]
-    generator = torch.Generator().manual_seed(SEED)
-    law: dict[str, Any] = {
+    generator = torch.Generator().manual_seed(DEMO_SEED)
+    options: dict[str, Any] = {
         "temperature": SETTINGS.temperature,
         "guidance_scale": SETTINGS.guidance,
         "output_type": "pt",
     }
-    drawn = [(each, pipeline(prompt=[each] * 10, generator=generator, **law).images) for each in asked]
+    drawn = [(each, pipeline(prompt=[each] * 10, generator=generator, **options).images) for each in asked]
     sheet = samples_svg([(each, as_png(images, columns=5)) for each, images in drawn], description="By caption")
-    told, untold = shares(True), shares(False)
-    record = make_record(
-        SYSTEM,
-        TEXT,
-        item='captions such as "a thick seven slanted left": digit, stroke and slant',
-        quantity="all three as asked",
-        unit="%",
-        estimate=told,
-        baseline=untold.value,
-        n=SAMPLES,
-        verdict="holds" if told.low > untold.high else "fails",
+    captioned, chance = shares(True), shares(False)
+    record = demo_records(SYSTEM, TEXT)(
+        'captions such as "a thick seven slanted left": digit, stroke and slant',
+        "all three as asked",
+        "%",
+        captioned,
+        SAMPLES,
+        baseline=chance.value,
+        verdict="holds" if captioned.low > chance.high else "fails",
     )
     return record, sheet

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from tersor.grids.llamagen import LlamaGen, Norm, unscaled_norm
-from tersor.grids.nar.decoding import NAROutput, Sampling, decode_fronts, raster_fronts, resolve_grid
+from tersor.grids.blocks import Norm, unscaled_norm
+from tersor.grids.decoding import ready_steps
+from tersor.grids.llamagen import LlamaGen
+from tersor.grids.nar.decoding import NAROutput, NARReader, Sampling, decode_fronts, resolve_grid
 from tersor.grids.nar.model import NARConfig, NARModel, NARPreTrainedModel, Output
+from tersor.grids.schedule import NARSchedule
 
 __all__ = ["NARConfig", "NARForImageGeneration", "NARImageOutput", "NARModel", "NAROutput", "mixing_plan", "visibility"]
 
@@ -29,8 +32,8 @@ class NARImageOutput(ModelOutput):
     """What a forward gives.
 
     Args:
-        loss: with labels.
-        logits: mixed, float32 ``[batch, cells, vocabulary]``; None in training with labels, where nobody needs them.
+        loss: Cross-entropy, with labels.
+        logits: Mixed, float32 ``[batch, cells, vocabulary]``; None in training with labels, where nobody needs them.
     """
 
     loss: Tensor | None = None
@@ -44,7 +47,7 @@ class MixingPlan:
     Args:
         sources: ``[heads, cells]``, where each head predicts the cell from: 0 is the prefix's last token, 1 the first
             cell. The first cell has the prefix for all heads; where a head has no cell to predict from, it is 0 too.
-        weights: float32 ``[heads, cells]``, each column adds up to 1.
+        weights: Float32 ``[heads, cells]``, each column adds up to 1.
     """
 
     sources: Tensor
@@ -83,7 +86,8 @@ def front_plans(
     with torch.inference_mode(False):
         plan, slots = mixing_plan(sizes, mixing, device), torch.zeros(1 + math.prod(sizes), dtype=torch.long)
         slots, found = slots.to(device), []
-        for front in raster_fronts(sizes, device):
+        for ready in ready_steps(NARSchedule(sizes), slots.device):
+            front = ready.targets
             part = plan.at(front)
             # Where a head does not take part its source is not in the front before; any will do.
             sources = slots[part.sources] * (part.weights > 0)
@@ -134,7 +138,8 @@ class NARForImageGeneration(NARPreTrainedModel):
         head below a copy of the right-hand one.
 
         Args:
-            changes: of the configuration, such as dropouts.
+            raster: What to start from.
+            **changes: Changes of the configuration, such as dropouts.
         """
         theirs, weights = raster.config, raster.state_dict()
         names = (
@@ -165,7 +170,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         """Logits of cells, float32 ``[batch, cells, vocabulary]``: the weighted heads at each cell's neighbours.
 
         Args:
-            states: of each head, ``[batch, tokens, width]``; the plan's sources point into their tokens.
+            states: Hidden states of each head, ``[batch, tokens, width]``; the plan's sources point into their tokens.
         """
         heads = [min(number, len(self.outputs) - 1) for number in range(len(plan.sources))]
         neighbours = [states[head].index_select(1, source) for head, source in zip(heads, plan.sources, strict=True)]
@@ -196,13 +201,15 @@ class NARForImageGeneration(NARPreTrainedModel):
         """Mixed logits of every cell, and a loss with ``labels``.
 
         Args:
-            input_ids: all cells' ids, ``[batch, cells]`` in raster order or ``[batch, *grid]``.
-            class_labels, text_features, text_mask: see `NARModel.condition`; in training, some samples lose theirs.
-            labels: ids to predict, shaped like ``input_ids`` and mostly the same; -100 is left out.
-            grid_size: another grid than the model's; only rotary positions have one.
+            input_ids: All cells' ids, ``[batch, cells]`` in raster order or ``[batch, *grid]``.
+            class_labels: See `NARModel.condition`; in training, some samples lose theirs.
+            text_features: See `NARModel.condition`.
+            text_mask: See `NARModel.condition`.
+            labels: Ids to predict, shaped like ``input_ids`` and mostly the same; -100 is left out.
+            grid_size: Another grid than the model's; only rotary positions have one.
 
         Raises:
-            ValueError: for ids outside the vocabulary, or of another grid.
+            ValueError: If ids are outside the vocabulary, or of another grid.
         """
         config = self.config
         sizes = resolve_grid(config, grid_size)
@@ -233,7 +240,7 @@ class NARForImageGeneration(NARPreTrainedModel):
                 f"{name} must be whole numbers [batch, {cells}] or [batch, {sizes}]; got {tuple(ids.shape)}"
             )
         allowed = (ids >= 0) & (ids <= most) | ((ids == _IGNORED) & (name == "labels"))
-        # A value that decides about an error would split a compiled graph.
+        # Not checked under torch.compile: a data-dependent branch breaks the graph.
         if not torch.compiler.is_compiling() and not bool(allowed.all()):
             raise ValueError(f"{name} must be from 0 to {most}; got {int(ids.min())} to {int(ids.max())}")
         return flipped(ids.reshape(-1, *sizes), self.config.flipped_axes).flatten(1)
@@ -300,19 +307,22 @@ class NARForImageGeneration(NARPreTrainedModel):
         """Images or videos, one front of the grid a pass: ids ``[samples, *grid]``.
 
         Args:
-            class_labels, text_features, text_mask: see `NARModel.condition`.
-            guidance_scale: g of u + g (c - u), from 1, which is none; the configuration's if left out.
-            cfg_interval: no guidance after so many tokens; -1 is always.
+            class_labels: See `NARModel.condition`.
+            text_features: See `NARModel.condition`.
+            text_mask: See `NARModel.condition`.
+            guidance_scale: The g of u + g (c - u), from 1, which is none; the configuration's if left out.
+            cfg_interval: No guidance after so many tokens; -1 is always.
             temperature: 0 takes the most likely token.
-            top_k, top_p: draw among so many tokens, or among those with so much of the probability; 0 and 1 are all.
-            generator: of the draws; None draws from the global state, as the library's ``generate`` does.
-            num_return_sequences: samples of each condition, one after the other.
-            grid_size: another grid than the model's; only rotary positions have one.
-            output_logits: keep the mixed logits, before guidance.
-            return_dict_in_generate: return a `NAROutput`.
+            top_k: Draw among so many tokens; 0 is all.
+            top_p: Draw among the tokens that have so much of the probability; 1 is all.
+            generator: Where draws come from; None is the global state, as the library's ``generate`` does.
+            num_return_sequences: Samples of each condition, one after the other.
+            grid_size: Another grid than the model's; only rotary positions have one.
+            output_logits: Keep the mixed logits, before guidance.
+            return_dict_in_generate: Return a `NAROutput`.
 
         Raises:
-            ValueError: before the first forward, for a request that cannot be met; the message says what can.
+            ValueError: Before the first forward, if the request cannot be met; the message says what can.
 
         Example:
             >>> import torch
@@ -340,8 +350,10 @@ class NARForImageGeneration(NARPreTrainedModel):
             for each in (class_labels, text_features, text_mask)
         ]
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
-        plans = front_plans(sizes, config.mixing, self.device)
-        out = decode_fronts(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
+        plans = [plan for _, plan in front_plans(sizes, config.mixing, self.device)]
+        out = decode_fronts(
+            NARReader(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)
+        )
         out.sequences = flipped(out.sequences, config.flipped_axes)
         out.logits = None if out.logits is None else flipped(out.logits, config.flipped_axes)
         return out if return_dict_in_generate else out.sequences

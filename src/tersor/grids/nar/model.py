@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths
+from tersor.grids.cache import FrontCache
 from tersor.grids.geometry import check_sizes
-from tersor.grids.llamagen import Norm, _CaptionEmbedding, _ClassEmbedding, _FeedForward
-from tersor.grids.rotary import Rotation, kept_rotation, rotation_of, turn
-
-if TYPE_CHECKING:
-    from tersor.grids.nar.decoding import FrontCache
+from tersor.grids.rotary import Rotation, kept_rotation, rotation_of
 
 #: The models of the paper; ``head_layers`` add one block, or two for videos.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -38,32 +35,34 @@ _CHOICES = {
 }
 
 
-class NARConfig(PreTrainedConfig):
+class NARConfig(Widths, PreTrainedConfig):
     """Sizes of a NAR model; the defaults are NAR-B for 16 by 16 tokens. `preset` gives the published ones.
 
     Args:
         grid_size: ``(rows, columns)`` of an image, or ``(frames, rows, columns)`` of a video, in tokens.
-        num_hidden_layers: blocks of the backbone, L; ``head_layers`` come on top.
-        head_layers: further blocks of each head, from the one of the last axis on, each on top of those before it;
+        num_hidden_layers: Blocks of the backbone, L; ``head_layers`` come on top.
+        head_layers: Further blocks of each head, from the one of the last axis on, each on top of those before it;
             the default is none for the first and one for the others. A single entry is a model with one head for all
             axes, the paper's ablation.
-        flipped_axes: of the grid, along which generation goes from the last cell to the first: ``(1,)`` starts an
+        flipped_axes: Axes of the grid along which generation goes from the last cell to the first: ``(1,)`` starts an
             image in its top right corner, ``(2,)`` a video. The fronts from that corner cross what those from the top
             left run along, such as strokes that lean to the right, and cells of a front are drawn without each other.
         position_type: ``"rope"`` turns by the coordinates, ``"learned"`` and ``"sincos"`` add a vector by the place in
             the sequence.
         condition: ``"class"`` and ``"none"`` (one prefix token), or ``"text"`` (``condition_tokens`` features).
-        caption_size: width of the text features.
+        caption_size: Width of the text features.
         mixing: ``"mean"`` of the heads that see a cell (the paper), or for ablations one head where it sees the cell:
             ``"right"``, ``"below"`` or, of videos, ``"later"``.
-        token_dropout, residual_dropout, ffn_dropout: in training.
-        condition_dropout: share of training samples that see the null condition, which guidance needs.
-        aux_head_loss_weight: of each head's own cross-entropy, added to that of the mixed logits.
-        default_guidance: of generation; left out it is 7.5 for text, 2 for images and 1.25 for videos of a class, and
-            1, none, where there is no null condition.
+        token_dropout: Dropout of tokens in training.
+        residual_dropout: Dropout of attention's output in training.
+        ffn_dropout: Dropout of the feed-forward's output in training.
+        condition_dropout: Share of training samples that see the null condition, which guidance needs.
+        aux_head_loss_weight: Weight of each head's own cross-entropy, added to that of the mixed logits.
+        default_guidance: Guidance of generation; left out it is 7.5 for text, 2 for images and 1.25 for videos of a
+            class, and 1, none, where there is no null condition.
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: If sizes do not fit together.
     """
 
     model_type = "tersor_nar"
@@ -146,15 +145,6 @@ class NARConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **(_VIDEO if name.startswith("video") else {}), **changes})
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def intermediate_size(self) -> int:
-        """The SwiGLU's width: two thirds of four times the hidden size, rounded up to a multiple of 256."""
-        return 256 * -(-int(8 * self.hidden_size / 3) // 256)
-
-    @property
     def has_null(self) -> bool:
         """Whether there is a null condition that training has seen."""
         return self.condition_dropout > 0
@@ -163,50 +153,6 @@ class NARConfig(PreTrainedConfig):
     def exits(self) -> list[int]:
         """How many blocks lie below each head."""
         return [self.num_hidden_layers + each for each in accumulate(self.head_layers or ())]
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: NARConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.heads = config.num_attention_heads
-        self.key_heads = config.num_key_value_heads or self.heads
-        self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.key_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
-        batch, tokens, _ = x.shape
-        both = self.heads + self.key_heads
-        mixed = self.wqkv(x).view(batch, tokens, both + self.key_heads, self.head_dim)
-        qk, v = mixed[:, :, :both], mixed[:, :, both:].transpose(1, 2)
-        if rotation is not None:
-            qk = turn(qk, rotation)
-        q, k = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        # Unlike in a raster model no mask means that a token sees all that there is, its own front included.
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.key_heads)
-        return self.wo(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class NARBlock(GradientCheckpointingLayer):
-    """A LlamaGen block without a causal mask of its own."""
-
-    def __init__(self, config: NARConfig, layer: int) -> None:
-        super().__init__()
-        self.attention = _Attention(config, layer)
-        self.feed_forward = _FeedForward(config)
-        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.residual_dropout, self.ffn_dropout = nn.Dropout(config.residual_dropout), nn.Dropout(config.ffn_dropout)
-
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Any) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), rotation, mask, cache)
-        if not self.training:  # even a dropout that does nothing takes its time in a pass of one token
-            x = x + mixed
-            return x + self.feed_forward(self.ffn_norm(x))
-        x = x + self.residual_dropout(mixed)
-        return x + self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
 
 
 class Output(nn.Linear):
@@ -221,15 +167,15 @@ class NARPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["NARBlock"]  # noqa: RUF012
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Output):
             nn.init.zeros_(module.weight)
-        elif isinstance(module, _CaptionEmbedding):
-            nn.init.normal_(module.uncond_embedding, std=self.config.caption_size**-0.5)
+        elif isinstance(module, CaptionEmbedding):
+            module.init_null()
         elif isinstance(module, NARModel) and module.positions is not None:
             nn.init.normal_(module.positions, std=self.config.initializer_range)
 
@@ -243,12 +189,12 @@ class NARModel(NARPreTrainedModel):
 
     def __init__(self, config: NARConfig) -> None:
         super().__init__(config)
-        embedding = _CaptionEmbedding if config.condition == "text" else _ClassEmbedding
+        embedding = CaptionEmbedding if config.condition == "text" else ClassEmbedding
         self.cls_embedding: Any = embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.exits = config.exits
-        self.layers = nn.ModuleList(NARBlock(config, layer) for layer in range(self.exits[-1]))
+        self.layers = nn.ModuleList(Block(config, layer, causal=False) for layer in range(self.exits[-1]))
         self.positions = None
         if config.position_type == "learned":
             length = config.condition_tokens + math.prod(config.grid_size)
@@ -271,14 +217,15 @@ class NARModel(NARPreTrainedModel):
         """The prefix: embeddings ``[rows, condition_tokens, width]`` and which of them are no padding (bool).
 
         Args:
-            class_labels: ``[batch]``. text_features: ``[batch, tokens, caption_size]``, padded on the left.
+            class_labels: ``[batch]``.
+            text_features: ``[batch, tokens, caption_size]``, padded on the left.
             text_mask: ``[batch, tokens]``, 0 for padding; None is no padding. A text without tokens is the null one.
-            batch: samples, for a model without condition.
-            guided: append the null condition for each sample, as further rows.
-            dropped: bool ``[batch]``, samples that get the null condition instead of their own.
+            batch: Samples, for a model without condition.
+            guided: Append the null condition for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
 
         Raises:
-            ValueError: for the other kind of condition, labels that are no class, or features of another shape.
+            ValueError: If the condition is of the other kind, a label is no class, or features have another shape.
         """
         config = self.config
         given = (class_labels is not None, text_features is not None)
@@ -301,7 +248,7 @@ class NARModel(NARPreTrainedModel):
     def _checked(self, labels: Tensor) -> Tensor:
         most = self.config.num_classes - 1
         bad = labels.ndim != 1 or labels.is_floating_point()
-        # A value that decides about an error would split a compiled graph.
+        # Not checked under torch.compile: a data-dependent branch breaks the graph.
         if bad or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels <= most)).all())):
             raise ValueError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
         return labels
@@ -330,9 +277,9 @@ class NARModel(NARPreTrainedModel):
         Args:
             inputs_embeds: ``[batch, tokens, width]``.
             places: ``[tokens]`` in the sequence, which is the prefix and then the cells in raster order.
-            grid_size: the model's own if left out.
-            attention_mask: bool ``[batch or 1, 1, tokens, keys]``, True where a token sees a key; None is everywhere.
-            past_key_values: tokens of earlier passes; it is appended to.
+            grid_size: The model's own if left out.
+            attention_mask: Bool ``[batch or 1, 1, tokens, keys]``, True where a token sees a key; None is everywhere.
+            past_key_values: Tokens of earlier passes; it is appended to.
         """
         config, hidden = self.config, self.token_dropout(inputs_embeds) if self.training else inputs_embeds
         rotation = None
@@ -373,7 +320,7 @@ def fit_text(features: Tensor, mask: Tensor | None, config: NARConfig) -> tuple[
     """Features and bool mask of exactly ``condition_tokens`` tokens: shorter ones are padded, longer texts cut.
 
     Raises:
-        ValueError: for features of another shape, or padding that is not on the left.
+        ValueError: If features have another shape, or padding is not on the left.
     """
     tokens = config.condition_tokens
     if features.ndim != 3 or features.shape[-1] != config.caption_size:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tersor._lazy import require
 from tersor.grids.nar.heads import NARForImageGeneration, NAROutput
-from tersor.grids.tokenizer import ImageTokenizer
+from tersor.grids.pixels import ImageTokenizer
 
 _TYPES = ("pil", "np", "pt")
 
@@ -62,7 +62,7 @@ class TubeletTokenizer:
         """Ids ``[batch, frames / depth, rows, columns]`` of ``[batch, frames, channels, height, width]``.
 
         Raises:
-            ValueError: for a number of frames that ``depth`` does not divide.
+            ValueError: If ``depth`` does not divide the number of frames.
         """
         batch, frames, _, height, width = videos.shape
         if frames % self.depth:
@@ -81,8 +81,9 @@ class T5Features:
     """Text features of a T5 encoder, as NAR's text models were trained with (FLAN-T5-XL, 120 tokens).
 
     Args:
-        encoder: transformers' `T5EncoderModel`. tokenizer: of it.
-        tokens: of a prompt; longer ones are cut.
+        encoder: The library's `T5EncoderModel`.
+        tokenizer: The encoder's tokenizer.
+        tokens: Tokens of a prompt; longer ones are cut.
     """
 
     encoder: Any
@@ -108,7 +109,8 @@ class WordFeatures:
     """Text features of a small, closed vocabulary: one channel a word, so that a model's projection is its embedding.
 
     Args:
-        words: that there are. tokens: of a prompt, at most.
+        words: All words that the model knows.
+        tokens: Words of the longest prompt.
     """
 
     words: tuple[str, ...]
@@ -118,7 +120,7 @@ class WordFeatures:
         """Features ``[batch, tokens, words]`` and mask ``[batch, tokens]``, padded on the left; "" has no tokens.
 
         Raises:
-            ValueError: for an unknown word, or more words than ``tokens``.
+            ValueError: If a word is unknown, or there are more words than ``tokens``.
         """
         # Of unit power over the channels, as normed features of an encoder are.
         features, power = torch.zeros(len(prompts), self.tokens, len(self.words)), len(self.words) ** 0.5
@@ -140,11 +142,11 @@ class NARPipelineOutput:
     """What `NARPipeline` returns.
 
     Args:
-        images: of an image model, else None: a list of PIL images, an array ``[n, height, width, channels]``, or a
+        images: Of an image model, else None: a list of PIL images, an array ``[n, height, width, channels]``, or a
             tensor ``[n, channels, height, width]``.
-        frames: of a video model, else None: a list of PIL images for each video, an array
+        frames: Of a video model, else None: a list of PIL images for each video, an array
             ``[n, frames, height, width, channels]``, or a tensor ``[n, frames, channels, height, width]``.
-        forward_passes: of each batch, the prefix's pass included.
+        forward_passes: Passes of each batch, the prefix's pass included.
     """
 
     images: Any = None
@@ -156,12 +158,12 @@ class NARPipeline:
     """A model with its tokenizer, and for prompts a text encoder.
 
     Args:
-        model: its grid says whether it makes images or videos.
-        tokenizer: an `ImageTokenizer`, or for videos a `VideoTokenizer` such as `FrameTokenizer`.
-        text_encoder: from prompts to features and mask, padded on the left, such as `T5Features`.
+        model: Its grid says whether it makes images or videos.
+        tokenizer: An `ImageTokenizer`, or for videos a `VideoTokenizer` such as `FrameTokenizer`.
+        text_encoder: Makes of prompts their features and mask, padded on the left, such as `T5Features`.
 
     Raises:
-        ValueError: for a tokenizer with another number of ids than the model.
+        ValueError: If the tokenizer has another number of ids than the model.
     """
 
     def __init__(
@@ -190,13 +192,17 @@ class NARPipeline:
         """Make images or videos.
 
         Args:
-            class_labels: a class or several. prompt: a text or several; "" is the null condition.
-            guidance_scale, generator, options: of `NARForImageGeneration.generate`.
-            num_images_per_prompt: of each class or prompt.
+            class_labels: A class or several.
+            prompt: A text or several; "" is the null condition.
+            guidance_scale: See `NARForImageGeneration.generate`.
+            generator: See `NARForImageGeneration.generate`.
+            **options: Further options of `NARForImageGeneration.generate`.
+            num_images_per_prompt: Samples of each class or prompt.
             output_type: "pil", "np" or "pt"; values of the last two go from 0 to 1.
 
         Raises:
-            ValueError: before the first forward, for a request that cannot be met; `MissingExtraError` without pillow.
+            ValueError: Before the first forward, if the request cannot be met.
+            MissingExtraError: Without pillow.
         """
         if output_type not in _TYPES:
             raise ValueError(f"output_type={output_type!r} must be one of {_TYPES}")

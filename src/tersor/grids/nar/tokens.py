@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tersor import _atomic
+from tersor._images import image_files
 from tersor._lazy import require
 
 _FORMAT = "tersor tokens"
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 #: Arrays of an ``.npz`` that may be there beside ``images``.
 _CONDITIONS = ("class_labels", "text_features", "text_mask")
 #: Samples encoded at once.
@@ -39,13 +39,13 @@ class Tokens(Dataset[dict[str, Tensor]]):
     """Ids with their conditions, as a data set of transformers' `Trainer`.
 
     Args:
-        ids: whole numbers ``[n, *grid]``.
-        vocab_size: of the tokenizer.
+        ids: Whole numbers ``[n, *grid]``.
+        vocab_size: Ids of the tokenizer.
         conditions: ``class_labels`` ``[n]``, or ``text_features`` ``[n, tokens, width]`` and ``text_mask``
             ``[n, tokens]``; or nothing.
 
     Raises:
-        ValueError: for ids outside the vocabulary, another number of conditions than samples, or unknown conditions.
+        ValueError: If ids are outside the vocabulary, or conditions are unknown or not as many as samples.
     """
 
     ids: Tensor
@@ -98,7 +98,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
         """Training and held-out samples, drawn without replacement; a pure function of its arguments.
 
         Raises:
-            ValueError: unless both parts have samples.
+            ValueError: If one of the parts has no samples.
         """
         if not 0 < held_out < len(self):
             raise ValueError(f"{held_out} held-out samples of {len(self)}: both parts must have some")
@@ -138,9 +138,9 @@ class Source:
     """Pixels that are read a block at a time.
 
     Args:
-        count: of samples.
-        blocks: gives floats from 0 to 1, ``[block, channels, height, width]`` or with frames before the channels.
-        conditions: see `Tokens`.
+        count: How many samples there are.
+        blocks: Gives floats from 0 to 1, ``[block, channels, height, width]`` or with frames before the channels.
+        conditions: See `Tokens`.
     """
 
     count: int
@@ -148,11 +148,18 @@ class Source:
     conditions: dict[str, Tensor]
 
 
-def extract(source: Source, tokenizer: Encoder, say: Callable[[int, int], None] = lambda done, all_: None) -> Tokens:
-    """Encode all samples; ``say`` is told how many are done, and of how many.
+def extract(
+    source: Source, tokenizer: Encoder, on_progress: Callable[[int, int], None] = lambda done, count: None
+) -> Tokens:
+    """Encode all samples.
+
+    Args:
+        source: Where samples come from.
+        tokenizer: Encodes them.
+        on_progress: Called with how many samples are done, and how many there are.
 
     Raises:
-        ValueError: if they do not all have the size of the first, or the tokenizer refuses them.
+        ValueError: If they do not all have the size of the first, or the tokenizer refuses them.
     """
     found: list[Tensor] = []
     for block in source.blocks():
@@ -160,7 +167,7 @@ def extract(source: Source, tokenizer: Encoder, say: Callable[[int, int], None] 
         if found and ids.shape[1:] != found[0].shape[1:]:
             raise ValueError(f"samples have grids of {tuple(found[0].shape[1:])} and of {tuple(ids.shape[1:])} tokens")
         found.append(ids.cpu())
-        say(sum(map(len, found)), source.count)
+        on_progress(sum(map(len, found)), source.count)
     return Tokens(torch.cat(found), int(tokenizer.codebook_size), source.conditions)  # type: ignore[attr-defined]
 
 
@@ -172,7 +179,7 @@ def read_source(path: str | Path) -> Source:
     ``text_mask``.
 
     Raises:
-        ValueError: where there are no such images, before anything is encoded.
+        ValueError: If there are no such images, before anything is encoded.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -184,9 +191,7 @@ def read_source(path: str | Path) -> Source:
 
 def _folder(folder: Path) -> Source:
     images: Any = require("PIL.Image", "images")
-    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in _PICTURES)
-    if not files:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(_PICTURES)})")
+    files = image_files(folder)
     classes = sorted({each.parent.relative_to(folder) for each in files})
     conditions = {}
     if Path(".") not in classes:

@@ -139,7 +139,7 @@ def nar(
 def _model(
     size: str, start_from: Path | None, data: Tokens, dropout: float, condition_dropout: float, seed: int
 ) -> PreTrainedModel:
-    """A model for ``data``; raises `ValueError` for a size that is none, or a start with other tokens."""
+    """A model for ``data``; raises `ValueError` for an unknown size, or a start with other tokens."""
     import torch
 
     from tersor.grids.nar.heads import NARConfig, NARForImageGeneration

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from tersor import _atomic
 from tersor._lazy import require
 from tersor.grids.nar.tokens import Tokens
+from tersor.training.claim import claim, last_checkpoint
 
 SCHEDULES = ("step", "cosine", "constant")
 #: Shares of the training after which the step schedule takes a fifth of the rate, as in the authors' code.
 _DROPS, _DROP = (1 / 2, 2 / 3, 5 / 6), 0.2
-_SETTINGS, _CURVE = "training.json", "curve.json"
+_CURVE = "curve.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +31,25 @@ class NARTraining:
     """How to train; the defaults are the paper's for ImageNet but for ``batch_size``, which is 256 there.
 
     Args:
-        steps: of the optimizer. batch_size: samples of a process and step.
-        learning_rate: the highest one. schedule: ``"step"`` is a fifth of it after 1/2, 2/3 and 5/6 of the steps (the
-            authors' images), ``"cosine"`` falls to ``final_share`` of it (their texts and videos), or ``"constant"``.
-        warmup_steps: in which the rate rises from 0. betas, weight_decay, clip: of AdamW and of the gradient's norm.
-        bfloat16: autocast. gradient_checkpointing: blocks are computed again in the backward pass.
-        save_every, sample_every, evaluate_every: in steps; 0 is never, but for the end.
-        seed: of the order of samples, of dropout and of the classes or texts that are left out.
+        steps: Optimizer steps.
+        batch_size: Samples of each process in a step.
+        learning_rate: The highest learning rate.
+        schedule: ``"step"`` is a fifth of the rate after 1/2, 2/3 and 5/6 of the steps (the authors' images),
+            ``"cosine"`` falls to ``final_share`` of it (their texts and videos), or ``"constant"``.
+        warmup_steps: Steps in which the rate rises from 0.
+        final_share: Share of the rate at the end of the cosine schedule.
+        betas: Decay rates of AdamW's moments.
+        weight_decay: Weight decay of AdamW.
+        clip: Largest norm of the gradient.
+        bfloat16: Autocast to bfloat16.
+        gradient_checkpointing: Compute blocks again in the backward pass.
+        save_every: Steps between checkpoints; 0 keeps none.
+        sample_every: Steps between pictures of samples; 0 makes none.
+        evaluate_every: Steps between held-out losses; 0 is at the end only.
+        seed: Seeds the order of samples, dropout and the classes or texts that are left out.
 
     Raises:
-        ValueError: for a setting outside its range.
+        ValueError: If a setting is outside its range.
     """
 
     steps: int
@@ -101,7 +111,7 @@ class _Trainer(Trainer):
 
 
 class _Pictures(TrainerCallback):
-    """Has ``draw`` make a picture of samples every so many steps, and at the end."""
+    """Draws a sample sheet every `sample_every` steps and at the end."""
 
     def __init__(self, every: int, draw: Callable[[nn.Module], bytes], folder: Path) -> None:
         self.every, self.draw, self.folder = every, draw, folder
@@ -133,19 +143,21 @@ def train(
     Under ``accelerate launch`` or ``torchrun`` every process calls it, and each takes its share of the samples.
 
     Args:
-        model: a `NARForImageGeneration`, or another model with the same forward.
-        tokens: to train on; of the model's grid and vocabulary.
-        out: folder of checkpoints, of the curve and of pictures.
-        held_out: whose loss is taken every ``plan.evaluate_every`` steps and at the end.
-        draw: makes a PNG of samples of a model in eval mode; see `sample_sheet`.
-        quiet: no progress bar and no lines.
+        model: A `NARForImageGeneration`, or another model with the same forward.
+        tokens: What to train on; of the model's grid and vocabulary.
+        plan: How to train.
+        out: Folder of checkpoints, of the curve and of pictures.
+        held_out: Samples whose loss is taken every ``plan.evaluate_every`` steps and at the end.
+        draw: Makes a PNG of samples of a model in eval mode; see `sample_sheet`.
+        quiet: No progress bar and no lines.
 
     Returns:
         The curve: dictionaries with ``step`` and ``loss`` or ``eval_loss``, in nats a token.
 
     Raises:
-        ValueError: before training, for tokens of another grid or vocabulary, conditions that the model does not
-            take, or a folder that belongs to another training. `MissingExtraError` without accelerate.
+        ValueError: Before training, if tokens have another grid or vocabulary, conditions are not the model's, or the
+            folder belongs to another run.
+        MissingExtraError: Without accelerate.
     """
     require("accelerate", "train")
     for part in (tokens, held_out):
@@ -153,7 +165,8 @@ def train(
             check_tokens(model, part)
     out = Path(out)
     arguments = _arguments(plan, out, held_out is not None, quiet)
-    _claim(out, plan, model, len(tokens), first=arguments.process_index == 0)
+    facts = {"plan": asdict(plan), "samples": len(tokens), "model": model.config.to_diff_dict()}
+    claim(out, facts, write=arguments.process_index == 0, empty=False)
     callbacks = [_Pictures(plan.sample_every, draw, out / "samples")] if draw is not None and plan.sample_every else []
     trainer = _Trainer(
         plan, model=model, args=arguments, train_dataset=tokens, eval_dataset=held_out, callbacks=callbacks
@@ -186,17 +199,6 @@ def train(
     return curve
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that is whole: the trainer writes ``trainer_state.json`` after everything else."""
-    found = {}
-    for state in out.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
-        except (ValueError, KeyError):  # cut off while it was written
-            continue
-    return found[max(found)] if found else None
-
-
 def check_tokens(model: Any, tokens: Tokens) -> None:
     """Raise `ValueError` unless ``model`` can be trained on ``tokens``."""
     config = model.config
@@ -219,9 +221,9 @@ def sample_sheet(decode: Callable[[Tensor], Tensor], *, seed: int = 0, **options
     """What `train` draws with: a PNG of samples, of a clip all frames side by side.
 
     Args:
-        decode: ids ``[n, *grid]`` to pixels, as a tokenizer does.
-        seed: of the draws, the same in every picture.
-        options: of ``generate``, such as ``class_labels``.
+        decode: Makes pixels of ids ``[n, *grid]``, as a tokenizer does.
+        seed: Seed of the draws, the same in every picture.
+        **options: Options of ``generate``, such as ``class_labels``.
     """
     from tersor.grids.drawing import as_png
 
@@ -264,10 +266,3 @@ def _arguments(plan: NARTraining, out: Path, evaluates: bool, quiet: bool) -> Tr
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
     )
-
-
-def _claim(out: Path, plan: NARTraining, model: Any, samples: int, *, first: bool) -> None:
-    """Write what is trained here, or raise `ValueError` if the folder belongs to something else."""
-    facts = {"plan": asdict(plan), "samples": samples, "model": model.config.to_diff_dict()}
-    complaint = f"{out} belongs to another training; give another folder, or the same settings to go on"
-    _atomic.claim(out / _SETTINGS, facts, complaint, write=first)

@@ -3,7 +3,7 @@
 from tersor._lazy import members
 
 _MEMBERS = {
-    "ZipARConfig": "tersor.grids.zipar.generation",
+    "ZipARConfig": "tersor.grids.zipar.config",
     "ZipAROutput": "tersor.grids.zipar.generation",
     "apply_zipar": "tersor.grids.zipar.generation",
     "remove_zipar": "tersor.grids.zipar.generation",

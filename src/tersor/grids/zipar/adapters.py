@@ -6,18 +6,43 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tersor.grids.zipar.decoding import Prefix
-
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the image is conditioned on; with guidance the unconditional branch follows as further rows.
+
+    Args:
+        embeddings: ``[rows, tokens, width]``, padded on the left.
+        valid: Bool ``[rows, tokens]``, False for padding.
+        positions: ``[rows, tokens]``.
+        starts: ``[rows]``, the position of the first image token.
+        ids: ``[batch, tokens]`` that come before the image in what processors see and what is returned; no tokens
+            where the image's ids are a vocabulary of their own.
+    """
+
+    embeddings: Tensor
+    valid: Tensor
+    positions: Tensor
+    starts: Tensor
+    ids: Tensor
+
+    @classmethod
+    def padded(cls, embeddings: Tensor, valid: Tensor, ids: Tensor) -> Prefix:
+        """Positions as the library counts them: from 0 at each row's first token that is no padding."""
+        positions = (valid.long().cumsum(-1) - 1).clamp_min(0)
+        return cls(embeddings, valid, positions, valid.sum(-1), ids)
 
 
 class RasterAdapter:
@@ -26,17 +51,17 @@ class RasterAdapter:
     Override what differs, and make it known with `register_adapter`.
 
     Args:
-        model: the model; an adapter is made for one run.
+        model: The model; an adapter is made for one run.
 
     Attributes:
-        inputs: what the model is conditioned on, the main one first.
-        fixes_grid: whether another grid than `grid` finds is an error.
-        own_vocabulary: image ids are a vocabulary of their own. Then processors see only them, and only they are
+        inputs: What the model is conditioned on, the main one first.
+        fixes_grid: Whether another grid than `grid` finds is an error.
+        own_vocabulary: Image ids are a vocabulary of their own. Then processors see only them, and only they are
             returned; and the conditioning comes from `prefix` instead of token ids.
-        default_guidance: where the model's generation config has none.
-        trailing_ids: tokens that the model's image decoder expects after the image.
-        allowed_ids: ids that a cell may hold, in increasing order; None is any.
-        eol_id: the end-of-row token, None if there is none or the user has to give it.
+        default_guidance: Guidance where the model's generation config has none.
+        trailing_ids: Tokens that the model's image decoder expects after the image.
+        allowed_ids: Ids that a cell may hold, in increasing order; None is any.
+        eol_id: The end-of-row token, None if there is none or the user has to give it.
     """
 
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
@@ -67,7 +92,7 @@ class RasterAdapter:
         """Rows and columns where the model or the prompt fixes them.
 
         Raises:
-            ValueError: if samples of one batch differ.
+            ValueError: If samples of one batch differ.
         """
         return None
 
@@ -75,7 +100,7 @@ class RasterAdapter:
         """Rows of the image that the prompt already holds.
 
         Raises:
-            ValueError: if it ends inside a row.
+            ValueError: If it ends inside a row.
         """
         return 0
 
@@ -91,9 +116,11 @@ class RasterAdapter:
         """One forward pass.
 
         Args:
-            embeddings: ``[batch, tokens, width]``. positions: ``[batch, tokens]``.
-            mask: additive, ``[batch, 1, tokens, slots]``.
-            keep: the tokens whose logits are wanted.
+            embeddings: ``[batch, tokens, width]``.
+            positions: ``[batch, tokens]``.
+            mask: Additive, ``[batch, 1, tokens, slots]``.
+            cache: Holds what was fed before.
+            keep: The tokens whose logits are wanted.
 
         Returns:
             ``[batch, len(keep), vocabulary]`` over the image's ids.
@@ -299,7 +326,7 @@ def register_adapter(model_class: type, adapter: type[RasterAdapter]) -> None:
     """Decode models of ``model_class``, and of classes derived from it, through ``adapter``.
 
     Raises:
-        TypeError: for anything but a subclass of `RasterAdapter`.
+        TypeError: If it is no subclass of `RasterAdapter`.
     """
     if not (isinstance(adapter, type) and issubclass(adapter, RasterAdapter)):
         raise TypeError(f"an adapter is a subclass of RasterAdapter, got {adapter!r}")
@@ -310,7 +337,7 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
     """The adapter class for ``model``.
 
     Raises:
-        TypeError: for a model that decodes no images token by token in raster order, with the reason if known.
+        TypeError: If the model decodes no images token by token in raster order, with the reason if known.
     """
     if type(model).__module__.startswith("transformers_modules.") and type(model) not in _ADAPTERS:
         raise TypeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,41 +10,46 @@ from tersor import zoo
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DemoResult
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
 from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.samples import Quality
 from tersor.grids.schedule import raster_passes, zipar_passes
-from tersor.grids.zipar.bench.quality import RASTER, Quality, Speed, Way, sample, time_ways, ways
-from tersor.kv.demos.shared import make_record, scaled
+from tersor.grids.zipar.bench.quality import RASTER, Decoding, Speed, decodings, sample, time_decodings
 
 MODEL = "tiny-raster"
 SYSTEM = "zipar"
 SAMPLES = 300
 ROUNDS = 8
-SEED = 2024
-#: Two thirds of 14 columns; and an adaptive window that takes about as many passes as a fixed one of 6.
-WINDOW, LEAST, HASTY = 9, 4, 2
-#: Share of class accuracy, in points, and of the pass ratio.
-ALLOWED_LOSS, LEAST_REALIZED = 2.0, 0.8
+#: Two thirds of 14 columns.
+WINDOW = 9
+#: Least distance of the adaptive window, which then takes about as many passes as a fixed window of 6.
+ADAPTIVE = 4
+#: A window that is too small for this model.
+SMALL = 2
+#: Points of class accuracy.
+ALLOWED_LOSS = 2.0
+#: Share of the pass ratio that must be there in time.
+LEAST_REALIZED = 0.8
 EMU3_GRID, EMU3_WINDOW, EMU3_PASSES = RasterGrid(90, 90, end_of_row=True), 7, 713
 
 
-def run(say: Callable[[str], None]) -> DemoResult:
-    """Draw and time samples; ``say`` is told what is being done."""
+def run(on_progress: OnProgress) -> DemoResult:
+    """Draw and time samples."""
     model: Any = zoo.load_model(MODEL)
     tokenizer, judge = zoo.load_image_tokenizer(MODEL), zoo.load_judge(MODEL)
-    chosen = ways(model.config.grid_size[1], [WINDOW, HASTY], [LEAST], [])
+    chosen = decodings(model.config.grid_size[1], [WINDOW, SMALL], [ADAPTIVE], [])
     qualities = {}
-    for way in chosen:
-        say(f"{SAMPLES} images by {way.name}")
-        qualities[way.name] = Quality([sample(model, tokenizer, judge, way, samples=SAMPLES, seed=SEED)])
-    say("images a second, one at a time")
-    speed = time_ways(model, chosen, repeats=ROUNDS, seed=SEED)
+    for each in chosen:
+        on_progress(f"{SAMPLES} images by {each.name}")
+        qualities[each.name] = Quality([sample(model, tokenizer, judge, each, samples=SAMPLES, seed=DEMO_SEED)])
+    on_progress("images a second, one at a time")
+    speed = time_decodings(model, chosen, repeats=ROUNDS, seed=DEMO_SEED)
     section = Section(
         title="ZipAR: rows of an image decode in parallel",
         intro=(
             "A small class-conditional transformer draws digits on a grid of 14 by 14 tokens. A row starts when the "
-            f"first tokens of the row above are there: {WINDOW} of them, or {HASTY}, or as many as it takes for its "
+            f"first tokens of the row above are there: {WINDOW} of them, or {SMALL}, or as many as it takes for its "
             "first token to be accepted (adaptive). Nothing is trained for it."
         ),
         figures=sheets(model, tokenizer, chosen),
@@ -53,16 +57,16 @@ def run(say: Callable[[str], None]) -> DemoResult:
     return DemoResult(_records(qualities, speed), section)
 
 
-def sheets(model: Any, tokenizer: Any, chosen: list[Way]) -> list[Figure]:
-    """One image of each way being decoded, and a sheet of each."""
+def sheets(model: Any, tokenizer: Any, chosen: list[Decoding]) -> list[Figure]:
+    """One image being decoded, and a sheet of ten, by each decoding."""
     panels, samples = [], []
     columns = model.config.grid_size[1]
-    for way in chosen:
-        generator = torch.Generator().manual_seed(SEED)
-        ids, starts = way.draw(model, torch.tensor([3]), generator)
-        panels.append(Panel(way.name, starts, columns, as_png(tokenizer.decode(ids))))
-        ids, _ = way.draw(model, torch.arange(10), generator)
-        samples.append((way.name, as_png(tokenizer.decode(ids), columns=5)))
+    for each in chosen:
+        generator = torch.Generator().manual_seed(DEMO_SEED)
+        ids, starts = each.draw(model, torch.tensor([3]), generator)
+        panels.append(Panel(each.name, starts, columns, as_png(tokenizer.decode(ids))))
+        ids, _ = each.draw(model, torch.arange(10), generator)
+        samples.append((each.name, as_png(tokenizer.decode(ids), columns=5)))
     moving = compare_svg(panels, description="Images being decoded, token by token")
     still = samples_svg(samples, description="Samples by way of decoding")
     return [
@@ -72,69 +76,55 @@ def sheets(model: Any, tokenizer: Any, chosen: list[Way]) -> list[Figure]:
 
 
 def _records(qualities: dict[str, Quality], speed: Speed) -> list[Record]:
-    fixed, least, hasty = f"window {WINDOW}", f"adaptive {LEAST}", f"window {HASTY}"
-    raster = qualities[RASTER]
+    fixed, adaptive, small = f"window {WINDOW}", f"adaptive {ADAPTIVE}", f"window {SMALL}"
+    raster, record = qualities[RASTER], demo_records(SYSTEM, MODEL)
     emu3 = zipar_passes(EMU3_GRID.rows, EMU3_GRID.columns, EMU3_WINDOW, "eol")
-    loss = scaled(qualities[fixed].against(raster), 100)
-    return [
-        make_record(
-            SYSTEM,
-            "Emu3's grid",
-            item=f"90 x 90 tokens, window {EMU3_WINDOW}: the schedule",
-            quantity="forward passes",
-            unit="passes",
+    lost = {name: qualities[name].against(raster) * 100 for name in (fixed, adaptive, small)}
+    n, quantity = len(raster.right), "class accuracy against raster"
+    records = [
+        record(
+            f"90 x 90 tokens, window {EMU3_WINDOW}: the schedule",
+            "forward passes",
+            "passes",
+            float(emu3),
+            None,
+            model="Emu3's grid",
             claim=float(EMU3_PASSES),
             claim_source="8,190 to 713 passes on Emu3-Gen, 91.3 % fewer (arXiv 2412.04062)",
-            estimate=float(emu3),
             baseline=float(raster_passes(EMU3_GRID)),
-            n=None,
             shapes="schedule only",
             seed=None,
             verdict="holds" if emu3 == EMU3_PASSES else "fails",
         ),
-        make_record(
-            SYSTEM,
-            MODEL,
-            item=f"{fixed} of 14: samples of the asked class, by a classifier",
-            quantity="class accuracy against raster",
-            unit="points",
-            estimate=loss,
+        record(
+            f"{fixed} of 14: samples of the asked class, by a classifier",
+            quantity,
+            "points",
+            lost[fixed],
+            n,
             baseline=0.0,
-            peer=scaled(qualities[hasty].against(raster), 100).value,
-            peer_name=hasty,
-            n=len(raster.right),
-            verdict=judge_loss(loss),
+            peer=lost[small].value,
+            peer_name=small,
+            verdict=judge_loss(lost[fixed]),
         ),
-        make_record(
-            SYSTEM,
-            MODEL,
-            item=f"{least}: samples of the asked class",
-            quantity="class accuracy against raster",
-            unit="points",
-            estimate=scaled(qualities[least].against(raster), 100),
-            baseline=0.0,
-            n=len(raster.right),
-        ),
-        *(_speed_record(speed, name) for name in (fixed, least, hasty)),
+        record(f"{adaptive}: samples of the asked class", quantity, "points", lost[adaptive], n, baseline=0.0),
     ]
-
-
-def _speed_record(speed: Speed, name: str) -> Record:
-    passes, raster = speed.mean_passes(name), speed.mean_passes(RASTER)
-    realized = speed.realized(name)
-    return make_record(
-        SYSTEM,
-        MODEL,
-        item=f"{name}: {passes:.0f} passes instead of {raster:.0f}, one image at a time",
-        quantity="images a second against raster",
-        unit="x",
-        estimate=speed.ratio(name),
-        baseline=1.0,
-        peer=raster / passes,
-        peer_name="if time were passes",
-        n=len(speed.passes[name]) - 1,
-        verdict="holds" if realized >= LEAST_REALIZED else "partly",
-    )
+    for name in (fixed, adaptive, small):
+        passes, usual = speed.mean_passes(name), speed.mean_passes(RASTER)
+        records.append(
+            record(
+                f"{name}: {passes:.0f} passes instead of {usual:.0f}, one image at a time",
+                "images a second against raster",
+                "x",
+                speed.ratio(name),
+                len(speed.passes[name]) - 1,
+                baseline=1.0,
+                peer=usual / passes,
+                peer_name="if time were passes",
+                verdict="holds" if speed.realized(name) >= LEAST_REALIZED else "partly",
+            )
+        )
+    return records
 
 
 def judge_loss(difference: Estimate) -> str:

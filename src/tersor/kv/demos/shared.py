@@ -12,7 +12,7 @@ from tersor.bench.measure import Estimate
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample
-from tersor.bench.runs import DEMO_SEED, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, OnProgress
 from tersor.kv.bench.contenders import FULL, Contender
 from tersor.kv.bench.recall import RECORDER, Scores, record, replay, score_recall
 from tersor.kv.bench.tasks import RecallSample, recall_samples
@@ -140,23 +140,3 @@ def _greedy(model: PreTrainedModel, cache: Any, ids: torch.Tensor, count: int) -
 
 #: The same seed, for the demos of other rooms.
 SEED = DEMO_SEED
-
-
-def make_record(
-    system: str,
-    model: str,
-    *,
-    item: str,
-    quantity: str,
-    unit: str,
-    estimate: Estimate | float,
-    n: int | None,
-    **fields: Any,
-) -> Record:
-    """`demo_records` with every argument named, for the demos of other rooms."""
-    return demo_records(system, model)(item, quantity, unit, estimate, n, **fields)
-
-
-def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """`Estimate.__mul__` by name, for the demos of other rooms."""
-    return estimate * factor

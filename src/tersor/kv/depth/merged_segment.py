@@ -16,7 +16,7 @@ from tersor.kv.depth.merging import Granularity, MergedPair, MergeRule, as_units
 from tersor.kv.engine.choices import Choices
 from tersor.kv.selection.base import Waiting
 from tersor.kv.storage.segments import Segment, TokenGroup
-from tersor.lowbit.codecs import compute_dtype, storage_dtype
+from tersor.lowbit.codes import compute_dtype, storage_dtype
 from tersor.lowbit.kernels.packed_attention import Part
 
 

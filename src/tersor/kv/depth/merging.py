@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 
 Granularity = Literal["head", "token"]
 Retention = Literal["range", "quantile"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 
 #: Numbers in the largest attention tile of a probe, across batch and heads (64 MiB of float32).
 PROBE_TILE_NUMBERS = 2**24

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 
 

@@ -35,7 +35,7 @@ def get_kernel(operation: str, backend: str | None = None, *, device: str = "cpu
     ``backend`` forces one, which tests and benchmarks do.
 
     Raises:
-        ValueError: for an unknown operation or back end.
+        ValueError: If the operation or the back end is unknown.
     """
     available = backends(operation)
     if backend is not None and backend not in available:

@@ -53,7 +53,7 @@ def load_library(source: Path, *extra_flags: str) -> ctypes.CDLL:
     """Build (or find) and load the library of one C file; a failure is remembered for the life of the process.
 
     Raises:
-        NoCompilerError: with the compiler's first complaint.
+        NoCompilerError: If it cannot be built; the message is the compiler's first line.
     """
     command = [compiler(), *FLAGS, *extra_flags]
     key = hashlib.sha256()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tersor import _atomic
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.runs import Finished
 from tersor.ptq.bench import peers as ptq_peers
 from tersor.ptq.bench.data import Labelled
 from tersor.ptq.calibration import quantize
@@ -79,9 +79,10 @@ class Run:
     """One quantized network's answers.
 
     Args:
-        right, same: by held-out image, whether the class is right, and whether it is the floating-point network's.
+        right: By held-out image, 1 if its class is right.
+        same: By held-out image, 1 if its class is the floating-point network's.
         divergence: Kullback-Leibler, floating point to quantized, mean in nats.
-        seconds: of calibration, processor time.
+        seconds: Processor time of the calibration.
     """
 
     right: list[int]
@@ -133,7 +134,7 @@ def pick(names: Sequence[str] | None) -> list[Method]:
     """The methods of these names, all of them for None.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: If a name is unknown.
     """
     known = {method.name: method for method in METHODS}
     if unknown := [name for name in names or () if name not in known]:
@@ -186,54 +187,18 @@ def run_plan(
     held = Labelled(held_out.pixels[: plan.held_out], held_out.labels[: plan.held_out])
     exact = logits_of(net, net.normalize(held.pixels))
     yield "", FLOAT, Scores([compare(exact, exact, held.labels)])
-    done = _read(file, plan)
+    # Methods, bits and seeds may be added to a run; what was measured with other images may not be mixed in.
+    done = Finished(file, replace(plan, bits=(), methods=(), seeds=()), lambda kept: Run(**kept))
+
+    def measure(bits: str, method: Method, seed: int) -> Run:
+        config = RepAPQConfig.of(bits, iterations=plan.iterations, seed=seed)
+        return quantized_run(method, net, calibration_images(net, train, plan.images, seed), config, held, exact)
+
     for bits in plan.bits:
         for method in pick(plan.methods):
             if method.peer is not None and bits != "w8a8":
                 continue
-            runs = []
-            for seed in plan.seeds:
-                key = f"{bits}/{method.name}/{seed}"
-                if key not in done:
-                    config = RepAPQConfig.of(bits, iterations=plan.iterations, seed=seed)
-                    images = calibration_images(net, train, plan.images, seed)
-                    done[key] = quantized_run(method, net, images, config, held, exact)
-                    _write(file, plan, done)
-                runs.append(done[key])
+            runs = [
+                done.once(f"{bits}/{method.name}/{seed}", partial(measure, bits, method, seed)) for seed in plan.seeds
+            ]
             yield bits, method.name, Scores(runs)
-
-
-def _read(file: Path | None, plan: Plan) -> dict[str, Run]:
-    if file is None or not file.is_file():
-        return {}
-    read = json.loads(file.read_text(encoding="utf-8"))
-    # Methods and bits may be added to a run; what was measured with other images may not be mixed in.
-    same = {key: value for key, value in _facts(plan).items() if key not in ("bits", "methods", "seeds")}
-    if any(read["plan"][key] != value for key, value in same.items()):
-        raise ValueError(f"{file} belongs to a run with other settings; remove it or give another --out")
-    return {
-        key: Run(_unpacked(each["right"]), _unpacked(each["same"]), each["divergence"], each["seconds"])
-        for key, each in read["runs"].items()
-    }
-
-
-def _write(file: Path | None, plan: Plan, done: dict[str, Run]) -> None:
-    if file is not None:
-        runs = {
-            key: {**asdict(run), "right": _packed(run.right), "same": _packed(run.same)} for key, run in done.items()
-        }
-        _atomic.write_text(file, json.dumps({"plan": _facts(plan), "runs": runs}))
-
-
-def _facts(plan: Plan) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    return facts
-
-
-def _packed(bits: list[int]) -> str:
-    """One character an image."""
-    return "".join(map(str, bits))
-
-
-def _unpacked(text: str) -> list[int]:
-    return [int(each) for each in text]

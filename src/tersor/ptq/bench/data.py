@@ -49,7 +49,7 @@ def load_cifar(folder: Path) -> Split:
     """Both parts, from ``folder / ARCHIVE``: a zip of ``{train,test}/<class>/*.jpg`` with images of 32 x 32 pixels.
 
     Raises:
-        ValueError: if there is no such archive, or it holds something else.
+        ValueError: If there is no such archive, or it holds something else.
     """
     file = folder / ARCHIVE
     if not file.is_file():

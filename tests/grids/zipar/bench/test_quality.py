@@ -7,22 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tersor.bench.records import Record, read_jsonl
-from tersor.cli import run
+from tersor.bench.runs import Finished
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.samples import Samples
 from tersor.grids.tokenizer import PatchTokenizer
 from tersor.grids.zipar.bench import quality as images
 from tersor.grids.zipar.bench.quality import (
     RASTER,
     Plan,
-    Quality,
-    Samples,
-    over_seeds,
+    decodings,
     run_plan,
     sample,
-    time_ways,
-    ways,
+    time_decodings,
 )
 
 ROWS = COLUMNS = 7
@@ -40,22 +37,22 @@ def world():
     return model, tokenizer, (classifier, Reference.of(features, torch.arange(50) % 10))
 
 
-CHOSEN = ways(COLUMNS, [3, 7], [3], [2])
+CHOSEN = decodings(COLUMNS, [3, 7], [3], [2])
 
 
-def test_ways_are_ordered_and_checked() -> None:
-    assert [way.name for way in CHOSEN] == ["raster", "window 7", "window 3", "adaptive 3", "eager 2"]
+def test_decodings_are_ordered_and_checked() -> None:
+    assert [each.name for each in CHOSEN] == ["raster", "window 7", "window 3", "adaptive 3", "eager 2"]
     with pytest.raises(ValueError, match=r"windows \[8\] must be from 1 to the grid's 7"):
-        ways(COLUMNS, [8, 2], [], [])
+        decodings(COLUMNS, [8, 2], [], [])
 
 
-def test_each_way_takes_its_passes(world) -> None:
+def test_each_decoding_takes_its_passes(world) -> None:
     model = world[0]
     passes = {}
-    for way in CHOSEN:
-        ids, starts = way.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
+    for each in CHOSEN:
+        ids, starts = each.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
         assert ids.shape == (4, ROWS, COLUMNS)
-        passes[way.name] = starts[-1] + COLUMNS - 1
+        passes[each.name] = starts[-1] + COLUMNS - 1
     assert passes["raster"] == passes["window 7"] == 49
     assert passes["window 3"] == 2 * COLUMNS + (ROWS - 2) * 3
     assert passes["eager 2"] == COLUMNS + (ROWS - 1) * 2
@@ -63,7 +60,7 @@ def test_each_way_takes_its_passes(world) -> None:
 
 
 def test_the_full_window_draws_what_raster_draws(world) -> None:
-    raster, full = (way.draw(world[0], torch.arange(3), torch.Generator().manual_seed(5))[0] for way in CHOSEN[:2])
+    raster, full = (each.draw(world[0], torch.arange(3), torch.Generator().manual_seed(5))[0] for each in CHOSEN[:2])
     assert torch.equal(raster, full)
 
 
@@ -83,77 +80,31 @@ def test_distance_and_accuracy_judge_the_images_that_were_drawn(world, monkeypat
     assert found.right == [int(index % 10 == 3) for index in range(40)]
 
 
+def finished(plan: Plan, file: Path | None) -> Finished[Samples]:
+    return Finished(file, plan, Samples.from_json)
+
+
 def test_a_stopped_run_goes_on(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = tmp_path / "progress"
     plan = Plan("a model", tuple(CHOSEN[:3]), 10, (1, 2))
-    whole = dict(run_plan(plan, *world, None))
-    started = run_plan(plan, *world, progress)
+    whole = dict(run_plan(plan, *world, finished(plan, None)))
+    started = run_plan(plan, *world, finished(plan, progress))
     next(started)
     started.close()
     drawn = []
     monkeypatch.setattr(
         images, "sample", lambda *args, **options: drawn.append(args[3].name) or sample(*args, **options)
     )
-    assert dict(run_plan(plan, *world, progress)) == whole
+    assert dict(run_plan(plan, *world, finished(plan, progress))) == whole
     assert drawn == ["window 7", "window 7", "window 3", "window 3"]
     with pytest.raises(ValueError, match="other settings"):
-        next(run_plan(Plan("a model", tuple(CHOSEN), 10, (1, 2)), *world, progress))
-
-
-def test_quality_is_over_all_seeds() -> None:
-    ours = Quality([Samples([1, 1, 0, 1], 2.0, 3.0, [30, 32]), Samples([1, 1, 1, 1], 4.0, 6.0, [34, 32])])
-    base = Quality([Samples([1, 1, 1, 1], 2.0, 3.0, [49]), Samples([1, 1, 1, 1], 4.0, 6.0, [49])])
-    assert ours.accuracy().value == pytest.approx(7 / 8)
-    assert ours.against(base).value == pytest.approx(-1 / 8)
-    assert ours.passes() == 32
-    distance = ours.distance()
-    assert distance.value == 3
-    # Student's t with one degree of freedom, standard deviation sqrt(2) over sqrt(2).
-    assert distance.high == pytest.approx(3 + 12.706)
-    assert over_seeds([5.0]).low == 5
+        finished(Plan("a model", tuple(CHOSEN), 10, (1, 2)), progress)
 
 
 def test_speed_counts_the_passes_of_what_it_times(world) -> None:
-    speed = time_ways(world[0], CHOSEN[:3], repeats=3, seed=0)
+    speed = time_decodings(world[0], CHOSEN[:3], repeats=3, seed=0)
     assert speed.mean_passes("window 3") == 29
     assert len(speed.passes[RASTER]) == 4  # the warm-up too
     rate = speed.images_per_second("window 3")
     assert rate.low <= rate.value <= rate.high
     assert speed.realized("window 3") == pytest.approx(speed.ratio("window 3").value * 29 / 49)
-
-
-BENCH = ["bench", "images", "--windows", "7", "--adaptive", "4", "--eager", "", "--samples", "4", "--seeds", "2"]
-
-
-def test_the_command_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "images.jsonl"
-    assert run([*BENCH, "--repeats", "1", "--out", str(out), "--json"]) == 0
-    records = read_jsonl(out)
-    assert [Record.from_json(line) for line in capsys.readouterr().out.splitlines()] == records
-    known = {(record.item, record.quantity): record for record in records}
-    assert known["window 7: samples", "forward passes"].measured == 112
-    assert known["raster: samples", "class accuracy"].n == 8
-    assert known["window 7: batch 1", "speed-up over raster"].baseline == 1
-    assert known["real images: floor", "Fréchet distance"].n == 3000
-    assert [path.name for path in tmp_path.iterdir()] == ["images.jsonl"]
-
-
-def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*BENCH, "--repeats", "0"]) == 0
-    text = capsys.readouterr().out
-    assert "window 7" in text and "adaptive 4" in text and "112.0" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--windows", "7,x"], "whole numbers with commas"),
-        (["--windows", "15"], "from 1 to the grid's 14"),
-        (["--samples", "1"], "at least 2"),
-        (["--seeds", "0"], "at least 1"),
-        (["--model", "tiny-lm"], "makes no images"),
-    ],
-)
-def test_bad_input(arguments, message, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "images", *arguments]) == 2
-    assert message in capsys.readouterr().err

@@ -4,7 +4,7 @@ Quality: the share of samples that a classifier takes for the class that was ask
 features to those of real images; the loss on held-out images stands in the checkpoints' locks. Every model has its
 temperature and guidance chosen on samples of a seed that is not evaluated, by that distance, as the field does;
 one-sided mixing takes NAR's.
-Speed: all ways in turns, for each batch size.
+Speed: all decodings in turns, for each batch size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,14 +22,15 @@ import torch
 from torch import Tensor
 
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, over_seeds, time_paired
+from tersor.bench.runs import Finished
 from tersor.grids.geometry import front_count
-from tersor.grids.judge import DigitClassifier, Reference
+from tersor.grids.judge import DigitClassifier
 from tersor.grids.llamagen import LlamaGen
 from tersor.grids.nar.baselines import PARForImageGeneration
 from tersor.grids.nar.captions import Captions, caption
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.pipeline import NARPipeline
-from tersor.grids.zipar.bench.quality import Quality, Samples, read_progress, write_progress
+from tersor.grids.samples import Judge, Quality, Samples, rate
 
 NAR, RASTER = "NAR", "raster"
 #: Names of what a checkpoint is compared with, as they are shown; of images PAR-14X takes as many passes as NAR.
@@ -40,7 +42,7 @@ BATCH = {"cpu": 100, "cuda": 1000}
 VALIDATION_SEED = 0
 
 
-class Decoder(Protocol):
+class PixelDecoder(Protocol):
     """What turns ids into pixels."""
 
     def decode(self, ids: Tensor, /) -> Tensor:
@@ -49,7 +51,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How samples are drawn; the same choices for every way."""
+    """How samples are drawn; the same choices for every decoding."""
 
     temperature: float = 1.0
     guidance: float = 1.0
@@ -58,7 +60,7 @@ class Settings:
         return f"temperature {self.temperature:g}, guidance {self.guidance:g}"
 
 
-#: From the model's own law to sharper ones.
+#: From the model's own distribution to sharper ones.
 CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5) for t in (1.0, 0.95, 0.9))
 
 #: Of captions, which are heeded more with more guidance.
@@ -66,12 +68,14 @@ CAPTION_CHOICES = tuple(Settings(temperature=t, guidance=g) for g in (1.0, 1.5, 
 
 
 @dataclass(frozen=True)
-class Way:
-    """A model and how it is decoded.
+class Decoding:
+    """A model, decoded in its own order.
 
     Args:
-        grid: of a sample, in tokens.
-        passes: forward passes of a batch.
+        name: As it is shown.
+        model: What is decoded.
+        grid: Axes of a sample, in tokens.
+        passes: Forward passes of a batch.
     """
 
     name: str
@@ -82,38 +86,39 @@ class Way:
     def draw(self, labels: Tensor, generator: torch.Generator, settings: Settings) -> Tensor:
         """Ids ``[batch, *grid]``, on the model's device, for classes ``[batch]``."""
         labels = labels.to(self.model.device)
-        law: dict[str, Any] = {
+        options: dict[str, Any] = {
             "temperature": settings.temperature,
             "guidance_scale": settings.guidance,
             "generator": generator,
         }
         if isinstance(self.model, NARForImageGeneration):
-            ids = self.model.generate(labels, **law)
+            ids = self.model.generate(labels, **options)
             assert isinstance(ids, Tensor)
             return ids
         if isinstance(self.model, PARForImageGeneration):
-            return self.model.generate(labels, **law).sequences
-        ids = self.model.generate(labels, do_sample=True, top_k=0, **law)
+            return self.model.generate(labels, **options).sequences
+        ids = self.model.generate(labels, do_sample=True, top_k=0, **options)
         return torch.as_tensor(ids).view(-1, *self.grid)
 
 
-def ways(model: NARForImageGeneration, compared: dict[str, LlamaGen | NARForImageGeneration]) -> list[Way]:
+def decodings(model: NARForImageGeneration, compared: dict[str, LlamaGen | NARForImageGeneration]) -> list[Decoding]:
     """NAR, what it is compared with (see `SHOWN`), and NAR's weights with one head wherever that sees the cell.
 
     Args:
-        compared: of the same grid and classes, by its kind.
+        model: NAR's.
+        compared: Models of the same grid and classes, by kind.
     """
     grid = tuple(model.config.grid_size)
-    found = [Way(NAR, model, grid, front_count(grid))]
+    found = [Decoding(NAR, model, grid, front_count(grid))]
     for kind, name in SHOWN.items():
         if kind in compared:
             other: Any = compared[kind]
             passes = front_count(grid) if isinstance(other, NARForImageGeneration) else torch.Size(grid).numel()
             passes = len(other.groups) if isinstance(other, PARForImageGeneration) else passes
-            found.append(Way(name, other, grid, passes))
+            found.append(Decoding(name, other, grid, passes))
     for mixing, name in MIXINGS.items():
         if mixing != "later" or len(grid) == 3:
-            found.append(Way(name, one_sided(model, mixing), grid, front_count(grid)))
+            found.append(Decoding(name, one_sided(model, mixing), grid, front_count(grid)))
     return found
 
 
@@ -127,62 +132,57 @@ def one_sided(model: NARForImageGeneration, mixing: str) -> NARForImageGeneratio
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run measures of quality; part of its resume file."""
+    """What a run measures of quality; part of its progress file.
+
+    Args:
+        model: Of the zoo.
+        decodings: Names of what is compared.
+        samples: Samples of each seed.
+        seeds: Of the draws.
+        validation: Samples to choose settings by.
+    """
 
     model: str
-    ways: tuple[str, ...]
+    decodings: tuple[str, ...]
     samples: int
     seeds: tuple[int, ...]
     validation: int
 
 
-Judge = tuple[DigitClassifier, Reference]
-
-
-def sample(way: Way, tokenizer: Decoder, judge: Judge, settings: Settings, *, samples: int, seed: int) -> Samples:
+def sample(
+    decoding: Decoding, tokenizer: PixelDecoder, judge: Judge, settings: Settings, *, samples: int, seed: int
+) -> Samples:
     """Draw ``samples``, the classes in turns, and judge them; a pure function of its arguments."""
-    classifier, reference = judge
-    generator = torch.Generator(way.model.device).manual_seed(seed)
-    labels = torch.arange(samples) % way.model.config.num_classes
-    features, right = [], []
-    parts = labels.split(BATCH.get(way.model.device.type, BATCH["cpu"]))
-    for part in parts:
-        found, guesses = classifier.judge(tokenizer.decode(way.draw(part, generator, settings).cpu()))
-        features.append(found)
-        right += (guesses == part).int().tolist()
-    every, passes = torch.cat(features), [way.passes] * len(parts)
-    return Samples(right, reference.distance(every), reference.joint_distance(every, labels), passes)
+    device = decoding.model.device
+    generator = torch.Generator(device).manual_seed(seed)
+    labels = torch.arange(samples) % decoding.model.config.num_classes
+    parts = labels.split(BATCH.get(device.type, BATCH["cpu"]))
+    drawn = ((part, decoding.draw(part, generator, settings).cpu()) for part in parts)
+    return Samples.judged(((part, tokenizer.decode(ids), decoding.passes) for part, ids in drawn), judge)
 
 
-def choose(done: dict[str, Samples], way: str) -> Settings:
+def choose(found: dict[str, Samples], name: str) -> Settings:
     """The settings whose validation samples are nearest to real ones."""
-    return min(CHOICES, key=lambda each: done[f"{way}/{each}"].distance)
+    return min(CHOICES, key=lambda each: found[f"{name}/{each}"].distance)
 
 
 def run_plan(
-    plan: Plan, chosen: Sequence[Way], tokenizer: Decoder, judge: Judge, progress: Path | None
+    plan: Plan, chosen: Sequence[Decoding], tokenizer: PixelDecoder, judge: Judge, finished: Finished[Samples]
 ) -> Iterator[tuple[str, Settings, Quality]]:
-    """Yield ``(way, settings, quality)``; what is finished is kept in ``progress`` and not drawn again.
+    """Yield each decoding's name, settings and quality; what is finished is not drawn again."""
 
-    Raises:
-        ValueError: if ``progress`` belongs to another plan.
-    """
-    done = read_progress(progress, plan)
+    def measure(key: object, decoding: Decoding, settings: Settings, samples: int, seed: int) -> Samples:
+        draw = partial(sample, decoding, tokenizer, judge, settings, samples=samples, seed=seed)
+        return finished.once(f"{decoding.name}/{key}", draw)
 
-    def measure(key: str, way: Way, settings: Settings, samples: int, seed: int) -> None:
-        if key not in done:
-            done[key] = sample(way, tokenizer, judge, settings, samples=samples, seed=seed)
-            write_progress(progress, plan, done)
-
-    for way in chosen:
-        decides = NAR if way.name in MIXINGS.values() else way.name
-        if decides == way.name:
+    for decoding in chosen:
+        decides = NAR if decoding.name in MIXINGS.values() else decoding.name
+        if decides == decoding.name:
             for each in CHOICES:
-                measure(f"{way.name}/{each}", way, each, plan.validation, VALIDATION_SEED)
-        settings = choose(done, decides)
-        for seed in plan.seeds:
-            measure(f"{way.name}/{seed}", way, settings, plan.samples, seed)
-        yield way.name, settings, Quality([done[f"{way.name}/{seed}"] for seed in plan.seeds])
+                measure(each, decoding, each, plan.validation, VALIDATION_SEED)
+        settings = choose(finished.results, decides)
+        seeds = [measure(seed, decoding, settings, plan.samples, seed) for seed in plan.seeds]
+        yield decoding.name, settings, Quality(seeds)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class CaptionScores:
     """Which samples show what their caption says: 1 or 0 for each, by what is looked at.
 
     Args:
-        right: of "digit", by the classifier; of "stroke" and "slant", by measuring; and of "all" three.
+        right: By the classifier for "digit", by measuring for "stroke" and "slant", and for "all" three.
     """
 
     right: dict[str, list[int]]
@@ -208,12 +208,18 @@ def score_captions(
     *,
     samples: int,
     seed: int,
-    told: bool = True,
+    captioned: bool = True,
 ) -> CaptionScores:
     """Draw ``samples`` of captions that name digit, stroke and slant, all combinations in turns, and look at them.
 
     Args:
-        told: whether the model reads them; without, it draws from the null condition, for the level of chance.
+        pipeline: Draws.
+        classifier: Judges digits.
+        captions: Judges strokes and slants.
+        settings: Of the draws.
+        samples: How many.
+        seed: Of the draws.
+        captioned: Whether the model reads them; without, it draws from the null condition, for the level of chance.
     """
     generator, number = torch.Generator().manual_seed(seed), torch.arange(samples)
     digits, strokes, sides = number % 10, 2 * (number // 10 % 2), number // 20 % 3
@@ -221,11 +227,11 @@ def score_captions(
     for part in torch.split(number, BATCH["cpu"]):
         asked = [caption(int(digits[i]), int(strokes[i]), int(sides[i])) for i in part]
         images = pipeline(
-            prompt=asked if told else [""] * len(asked),
+            prompt=asked if captioned else [""] * len(asked),
             generator=generator,
             output_type="pt",
             temperature=settings.temperature,
-            guidance_scale=settings.guidance if told else 1.0,
+            guidance_scale=settings.guidance if captioned else 1.0,
         ).images
         _, seen = classifier.judge(images)
         thick, leaning = captions.classes(images)
@@ -249,7 +255,13 @@ def excess(ours: Quality, theirs: Quality, floor: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Speed:
-    """All ways in turns at one batch size."""
+    """All decodings in turns at one batch size.
+
+    Args:
+        batch: Samples at once.
+        passes: Forward passes by name.
+        times: Seconds of a batch.
+    """
 
     batch: int
     passes: dict[str, int]
@@ -257,8 +269,7 @@ class Speed:
 
     def rate(self, name: str) -> Estimate:
         """Samples a second, median with quartiles."""
-        seconds = self.times.seconds(name)
-        return Estimate(self.batch / seconds.value, self.batch / seconds.high, self.batch / seconds.low, "quartiles")
+        return rate(self.times, name, self.batch)
 
     def over(self, other: str) -> Estimate:
         """How many times as fast as ``other`` NAR is."""
@@ -276,23 +287,22 @@ TIMED = (NAR, RASTER, SHOWN["par4x"])
 TURN = 4
 
 
-def time_ways(chosen: Sequence[Way], *, batch: int, repeats: int, seed: int) -> Speed:
+def time_decodings(chosen: Sequence[Decoding], *, batch: int, repeats: int, seed: int) -> Speed:
     """Time NAR and what takes other passes at one batch size, without guidance; seconds are of a batch."""
-    timed = [way for way in chosen if way.name in TIMED]
+    timed = [each for each in chosen if each.name in TIMED]
     labels = torch.arange(batch) % timed[0].model.config.num_classes
-
     draws = max(1, TURN // batch)
 
-    def turn(way: Way) -> Callable[[], None]:
+    def turn(decoding: Decoding) -> Callable[[], None]:
         def run() -> None:
             for _ in range(draws):
-                way.draw(labels, torch.Generator(way.model.device).manual_seed(seed), Settings())
+                decoding.draw(labels, torch.Generator(decoding.model.device).manual_seed(seed), Settings())
 
         return run
 
-    times = time_paired({way.name: turn(way) for way in timed}, repeats=repeats, seed=seed)
+    times = time_paired({each.name: turn(each) for each in timed}, repeats=repeats, seed=seed)
     seconds = {name: tuple(each / draws for each in found) for name, found in times.samples.items()}
-    return Speed(batch, {way.name: way.passes for way in timed}, PairedTimes(seconds))
+    return Speed(batch, {each.name: each.passes for each in timed}, PairedTimes(seconds))
 
 
 @dataclass(frozen=True)
@@ -301,7 +311,7 @@ class Locked:
 
     Args:
         floors: Fréchet distances of ``"real"`` and of ``"reconstructed"`` samples, ``"images"`` at a time.
-        losses: nats a token, by the name of a way, of ``held_out`` samples.
+        losses: Nats a token, by the name of a decoding, of ``held_out`` samples.
     """
 
     floors: dict[str, Any]

@@ -1,45 +1,48 @@
-"""Images a second and the quality of samples, by the way in which a raster model is decoded.
+"""Images a second and the quality of samples, by how a raster model is decoded.
 
 Quality: the share of samples that a classifier takes for the class that was asked for, and the Fréchet distance of its
-features to those of real images. Speed: all ways in turns, one image at a time.
+features to those of real images. Speed: all decodings in turns, one image at a time.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tersor import _atomic
-from tersor.bench.measure import (
-    Estimate,
-    PairedTimes,
-    bootstrap_difference,
-    bootstrap_interval,
-    over_seeds,
-    time_paired,
-)
-from tersor.grids.judge import DigitClassifier, Reference
+from tersor.bench.measure import Estimate, PairedTimes, time_paired
+from tersor.bench.runs import Finished
 from tersor.grids.llamagen import LlamaGen
-from tersor.grids.tokenizer import ImageTokenizer
+from tersor.grids.pixels import ImageTokenizer
+from tersor.grids.samples import Judge, Quality, Samples, rate
 from tersor.grids.zipar.generation import zipar_generate
 
 RASTER = "raster"
 #: Sampling as it was trained: the model's own distribution, without cut or guidance.
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "guidance_scale": 1.0}
-#: Images at once. With the adaptive window the rows of a batch start together, so a way may have fewer.
-BATCH, ADAPTIVE_BATCH = 100, 50
+#: Images at once.
+BATCH = 100
+#: The same with the adaptive window, where the rows of a batch start together.
+ADAPTIVE_BATCH = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to decode; ``window`` None is the model's own raster decoding. ``batch``: images at once for quality."""
+class Decoding:
+    """How images are decoded.
+
+    Args:
+        name: As it is shown.
+        family: What it is one of.
+        window: Columns; None is the model's own raster decoding.
+        adaptive: See `ZipARConfig`.
+        row_start: See `ZipARConfig`.
+        batch: Images at once when quality is measured.
+    """
 
     name: str
     family: str
@@ -67,160 +70,95 @@ class Way:
         return out.sequences.view(-1, rows, columns), out.row_start_pass
 
 
-def ways(
+def decodings(
     columns: int,
     windows: Sequence[int],
     adaptive: Sequence[int],
     eager: Sequence[int],
     *,
     adaptive_batch: int = ADAPTIVE_BATCH,
-) -> list[Way]:
+) -> list[Decoding]:
     """Raster, then fixed windows from large to small, the adaptive ones, and those with eager row starts.
 
-    ``adaptive_batch``: images that the adaptive window decodes at once when quality is measured.
+    Args:
+        columns: Of the grid.
+        windows: Fixed windows.
+        adaptive: Least distances of adaptive windows.
+        eager: Fixed windows with eager row starts.
+        adaptive_batch: Images that an adaptive window decodes at once when quality is measured.
 
     Raises:
-        ValueError: for a window that is not from 1 to ``columns``.
+        ValueError: If a window is not from 1 to ``columns``.
     """
     if bad := [each for each in (*windows, *adaptive, *eager) if not 1 <= each <= columns]:
         raise ValueError(f"windows {bad} must be from 1 to the grid's {columns} columns")
-    fixed = [Way(name=f"window {each}", family="fixed", window=each) for each in sorted(windows, reverse=True)]
-    least = [
-        Way(name=f"adaptive {each}", family="adaptive", window=each, adaptive=True, batch=adaptive_batch)
-        for each in sorted(adaptive, reverse=True)
+    families: tuple[tuple[str, str, Sequence[int], dict[str, Any]], ...] = (
+        ("fixed", "window", windows, {}),
+        ("adaptive", "adaptive", adaptive, {"adaptive": True, "batch": adaptive_batch}),
+        ("eager", "eager", eager, {"row_start": "eager"}),
+    )
+    return [
+        Decoding(name=RASTER, family=RASTER),
+        *(
+            Decoding(name=f"{word} {window}", family=family, window=window, **settings)
+            for family, word, sizes, settings in families
+            for window in sorted(sizes, reverse=True)
+        ),
     ]
-    hasty = [
-        Way(name=f"eager {each}", family="eager", window=each, row_start="eager")
-        for each in sorted(eager, reverse=True)
-    ]
-    return [Way(name=RASTER, family=RASTER), *fixed, *least, *hasty]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of the benchmark does; part of its resume file."""
+    """What a run of the benchmark does; part of its progress file.
+
+    Args:
+        model: Of the zoo.
+        decodings: What is compared.
+        samples: Images of each seed.
+        seeds: Of the draws.
+    """
 
     model: str
-    ways: tuple[Way, ...]
+    decodings: tuple[Decoding, ...]
     samples: int
     seeds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What one way and seed gave.
-
-    Args:
-        right: 1 for each sample that is taken for its class, else 0.
-        distance: Fréchet distance of all samples to the real images.
-        joint: Fréchet joint distance, of samples with their classes.
-        passes: forward passes of each batch.
-    """
-
-    right: list[int]
-    distance: float
-    joint: float
-    passes: list[int]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One way over all seeds."""
-
-    seeds: list[Samples]
-
-    @property
-    def right(self) -> list[int]:
-        """Of all seeds, in their order."""
-        return [each for samples in self.seeds for each in samples.right]
-
-    def accuracy(self) -> Estimate:
-        """Share of samples that are taken for their class, with its 95 % bootstrap interval."""
-        return bootstrap_interval(self.right, n_boot=2000)
-
-    def against(self, other: Quality) -> Estimate:
-        """Difference of accuracies; sample by sample, because both were asked for the same classes."""
-        return bootstrap_difference(self.right, other.right, n_boot=2000)
-
-    def distance(self) -> Estimate:
-        """Mean Fréchet distance with its 95 % interval over seeds."""
-        return over_seeds([each.distance for each in self.seeds])
-
-    def joint(self) -> Estimate:
-        """Mean Fréchet joint distance with its 95 % interval over seeds."""
-        return over_seeds([each.joint for each in self.seeds])
-
-    def passes(self) -> float:
-        """Mean over batches."""
-        return float(np.mean([each for samples in self.seeds for each in samples.passes]))
-
-
 def sample(
-    model: LlamaGen,
-    tokenizer: ImageTokenizer,
-    judge: tuple[DigitClassifier, Reference],
-    way: Way,
-    *,
-    samples: int,
-    seed: int,
+    model: LlamaGen, tokenizer: ImageTokenizer, judge: Judge, decoding: Decoding, *, samples: int, seed: int
 ) -> Samples:
     """Draw ``samples`` images, the classes in turns, and judge them; a pure function of its arguments."""
-    classifier, reference = judge
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(samples) % model.config.num_classes
-    features, right, passes = [], [], []
-    for part in labels.split(way.batch):
-        ids, starts = way.draw(model, part, generator)
-        found, guesses = classifier.judge(tokenizer.decode(ids))
-        features.append(found)
-        right += (guesses == part).int().tolist()
-        passes.append(starts[-1] + model.config.grid_size[1] - 1)
-    every = torch.cat(features)
-    return Samples(right, reference.distance(every), reference.joint_distance(every, labels), passes)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
+        for part in labels.split(decoding.batch):
+            ids, starts = decoding.draw(model, part, generator)
+            yield part, tokenizer.decode(ids), starts[-1] + model.config.grid_size[1] - 1
+
+    return Samples.judged(batches(), judge)
 
 
 def run_plan(
-    plan: Plan,
-    model: LlamaGen,
-    tokenizer: ImageTokenizer,
-    judge: tuple[DigitClassifier, Reference],
-    progress: Path | None,
+    plan: Plan, model: LlamaGen, tokenizer: ImageTokenizer, judge: Judge, finished: Finished[Samples]
 ) -> Iterator[tuple[str, Quality]]:
-    """Yield ``(way, quality)``; what is finished is kept in ``progress`` and not drawn again.
-
-    Raises:
-        ValueError: if ``progress`` belongs to another plan.
-    """
-    done = read_progress(progress, plan)
-    for way in plan.ways:
+    """Yield each decoding's name and quality; what is finished is not drawn again."""
+    for decoding in plan.decodings:
+        seeds = []
         for seed in plan.seeds:
-            key = f"{way.name}/{seed}"
-            if key not in done:
-                done[key] = sample(model, tokenizer, judge, way, samples=plan.samples, seed=seed)
-                write_progress(progress, plan, done)
-        yield way.name, Quality([done[f"{way.name}/{seed}"] for seed in plan.seeds])
-
-
-def read_progress(file: Path | None, plan: Any) -> dict[str, Samples]:
-    """What a run of the same ``plan``, a dataclass, has left in its resume file; `ValueError` for another plan's."""
-    if file is None or not file.is_file():
-        return {}
-    state = json.loads(file.read_text(encoding="utf-8"))
-    if state["plan"] != json.loads(json.dumps(asdict(plan))):
-        raise ValueError(f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume")
-    return {key: Samples(**each) for key, each in state["done"].items()}
-
-
-def write_progress(file: Path | None, plan: Any, done: dict[str, Samples]) -> None:
-    """Keep what is done so far, if there is a ``file`` for it."""
-    if file is not None:
-        results = {key: asdict(each) for key, each in done.items()}
-        _atomic.write_text(file, json.dumps({"plan": asdict(plan), "done": results}))
+            draw = partial(sample, model, tokenizer, judge, decoding, samples=plan.samples, seed=seed)
+            seeds.append(finished.once(f"{decoding.name}/{seed}", draw))
+        yield decoding.name, Quality(seeds)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """All ways in turns, one image at a time: seconds, and passes of each image by way."""
+    """All decodings in turns, one image at a time.
+
+    Args:
+        times: Seconds of an image.
+        passes: Forward passes of each image, the warm-up's first.
+    """
 
     times: PairedTimes
     passes: dict[str, list[int]]
@@ -231,11 +169,10 @@ class Speed:
 
     def images_per_second(self, name: str) -> Estimate:
         """Median with quartiles."""
-        seconds = self.times.seconds(name)
-        return Estimate(1 / seconds.value, 1 / seconds.high, 1 / seconds.low, seconds.interval)
+        return rate(self.times, name)
 
     def mean_passes(self, name: str) -> float:
-        """Of one image."""
+        """Forward passes of one image."""
         return float(np.mean(self.passes[name]))
 
     def realized(self, name: str) -> float:
@@ -243,18 +180,18 @@ class Speed:
         return self.ratio(name).value * self.mean_passes(name) / self.mean_passes(RASTER)
 
 
-def time_ways(model: LlamaGen, chosen: Sequence[Way], *, repeats: int, seed: int) -> Speed:
-    """Time each way ``repeats`` times, in turns, at batch 1; the classes follow each other."""
-    passes: dict[str, list[int]] = {way.name: [] for way in chosen}
+def time_decodings(model: LlamaGen, chosen: Sequence[Decoding], *, repeats: int, seed: int) -> Speed:
+    """Time each decoding ``repeats`` times, in turns, at batch 1; the classes follow each other."""
+    passes: dict[str, list[int]] = {each.name: [] for each in chosen}
 
-    def one(way: Way) -> Callable[[], None]:
+    def one(decoding: Decoding) -> Callable[[], None]:
         def call() -> None:
-            number = len(passes[way.name])
+            number = len(passes[decoding.name])
             generator = torch.Generator().manual_seed(seed + number)
-            _, starts = way.draw(model, torch.tensor([number % model.config.num_classes]), generator)
-            passes[way.name].append(starts[-1] + model.config.grid_size[1] - 1)
+            _, starts = decoding.draw(model, torch.tensor([number % model.config.num_classes]), generator)
+            passes[decoding.name].append(starts[-1] + model.config.grid_size[1] - 1)
 
         return call
 
-    times = time_paired({way.name: one(way) for way in chosen}, repeats=repeats, seed=seed)
+    times = time_paired({each.name: one(each) for each in chosen}, repeats=repeats, seed=seed)
     return Speed(times, passes)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tersor.kv.bench.peers.stored import Stored
-from tersor.lowbit.codecs import AffineCodes, affine_encode
+from tersor.lowbit.codecs import affine_encode
+from tersor.lowbit.codes import AffineCodes
 
 
 @cache

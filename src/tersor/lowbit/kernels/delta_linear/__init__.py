@@ -21,13 +21,18 @@ from tersor.lowbit.packing import check_bits, packed_width
 class PackedDelta:
     """One linear's delta as the kernels read it; all tensors on one device.
 
-    ``codes``: uint8 ``[out, packed_width(in, bits)]``, half-split. ``step``: floating point ``[out]``.
-    ``salient_index``: int32 ``[k]``, sorted. ``salient_weight``: floating point ``[out, k]``, what the codes leave of
-    these channels. ``zero``: ``2^(bits-1)``, less a half where codes lie between whole numbers (mid-rise).
+    Args:
+        codes: uint8 ``[out, packed_width(in, bits)]``, half-split.
+        step: Floating point ``[out]``.
+        salient_index: int32 ``[k]``, sorted.
+        salient_weight: Floating point ``[out, k]``, what the codes leave of these channels.
+        bits: Of a code.
+        zero: ``2^(bits-1)``, less a half where codes lie between whole numbers (mid-rise).
+        dim: Input channels.
 
     Raises:
-        ValueError: for shapes that do not belong together.
-        TypeError: for dtypes other than these.
+        ValueError: If shapes do not belong together.
+        TypeError: If dtypes are others than these.
     """
 
     codes: Tensor

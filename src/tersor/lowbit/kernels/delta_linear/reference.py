@@ -27,13 +27,13 @@ def delta_linear(x: Tensor, y: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     Args:
         x: ``[n, in]``, the inputs of the base's linear; float32, float16, bfloat16 or float64.
         y: ``[n, out]``, the base's outputs; its memory may be written to and returned.
-        groups: which rows get which delta. No row may be in two groups.
+        groups: Which rows get which delta. No row may be in two groups.
 
     Returns:
         ``[n, out]`` in the dtype of ``y``; sums are float32 (float64 for float64) and rounded once.
 
     Raises:
-        ValueError: for shapes that do not belong together.
+        ValueError: If shapes do not belong together.
     """
     check_delta_linear(x, y, groups)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

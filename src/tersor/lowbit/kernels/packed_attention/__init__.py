@@ -6,22 +6,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 
 
 @dataclass
 class PackedPart:
     """One packed token group as the kernel reads it.
 
-    ``keys``: channelwise codes; ``values``: channel-separable tokenwise codes; ``channel_scale``:
-    ``[batch, kv_heads, 1, value_dim]``. ``mask``: bool, broadcastable to ``[batch, kv_heads, queries,
-    tokens]``, True where a query may look; None where every token is open to every query.
-
-    ``key_factor``, ``value_factor``: ``[batch, 1 or kv_heads, tokens]`` or None. Where several layers share one set of
-    codes, each layer's own lengths: a token's key and value are what the codes say, times its factors.
-
-    ``score_bias``: float32 ``[batch, heads, queries, tokens]`` or None, added to the scaled scores: what a query gets
-    from a part of the keys that is known without storing it (`tersor.kv.storage.key_bias`).
+    Args:
+        keys: Channelwise codes.
+        values: Channel-separable tokenwise codes.
+        channel_scale: ``[batch, kv_heads, 1, value_dim]``.
+        mask: Bool, broadcastable to ``[batch, kv_heads, queries, tokens]``, True where a query may look; None where
+            every token is open to every query.
+        key_factor: ``[batch, 1 or kv_heads, tokens]`` or None. Where layers share one set of codes, a layer's own
+            lengths: a token's key is what the codes say, times its factor.
+        value_factor: The same for values.
+        score_bias: float32 ``[batch, heads, queries, tokens]`` or None, added to the scaled scores: what a query gets
+            from a part of the keys that is known without storing it.
     """
 
     keys: AffineCodes

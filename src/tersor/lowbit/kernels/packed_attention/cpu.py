@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels._build import FLOAT_TYPES, load_library
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, reference
 

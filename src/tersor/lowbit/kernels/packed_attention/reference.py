@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 
 TILE_TOKENS = 512
@@ -28,7 +28,7 @@ def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) ->
 
     Args:
         query: ``[batch, heads, queries, key_dim]``; ``heads`` is a multiple of the parts' KV heads.
-        scaling: factor of the scores, usually ``key_dim ** -0.5``.
+        scaling: Factor of the scores, usually ``key_dim ** -0.5``.
 
     Returns:
         output ``[batch, heads, queries, value_dim]`` and log-sum-exp of the scaled scores

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tersor.lowbit.codecs import AffineCodes
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, reference
 from tersor.lowbit.kernels.triton_runtime import interpreting
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codecs import compute_dtype
+from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.packing import check_bits, pack_half_split
 
 
@@ -17,15 +17,16 @@ def quantize_pack(x: Tensor, minimum: Tensor, step: Tensor, bits: int, channel_s
 
     Args:
         x: ``[batch, kv_heads, tokens, dim]``, any floating point and any memory layout.
-        minimum, step: broadcastable to ``x``: ``[batch, kv_heads, 1, dim]`` for keys, ``[batch, 1 or kv_heads, tokens,
-            1]`` for values; in storage precision.
+        minimum: Broadcastable to ``x``: ``[batch, kv_heads, 1, dim]`` for keys, ``[batch, 1 or kv_heads, tokens, 1]``
+            for values; in storage precision.
+        step: As ``minimum``.
         channel_scale: ``c``, ``[batch, kv_heads, 1, dim]`` in storage precision, or None to divide by nothing.
 
     Returns:
         uint8 ``[batch, kv_heads, tokens, packed_width(dim, bits)]``.
 
     Raises:
-        ValueError: for a bit width without a packed layout.
+        ValueError: If the bit width has no packed layout.
     """
     check_bits(bits)
     dtype = compute_dtype(x.dtype)

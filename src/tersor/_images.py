@@ -1,0 +1,27 @@
+"""Files of pictures in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Endings of picture files, in small letters.
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def image_files(folder: Path, *, below: bool = True) -> list[Path]:
+    """The pictures in a folder, by name.
+
+    Args:
+        folder: Where to look.
+        below: Look into its sub-folders too.
+
+    Raises:
+        ValueError: If it is no folder, or holds no picture.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of pictures")
+    files = folder.rglob("*") if below else folder.iterdir()
+    found = sorted(file for file in files if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
+    return found

@@ -1,0 +1,131 @@
+"""From logits to ids: the mask of a prefix, guidance, and the draw, for all decoders of grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.generation import logits_process
+
+#: They read nothing but scores, so that all cells of a pass go through them at once.
+_SCORES_ONLY = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+        "TypicalLogitsWarper",
+        "EpsilonLogitsWarper",
+        "EtaLogitsWarper",
+        "SuppressTokensLogitsProcessor",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+    )
+)
+_AXES = ("frame", "row", "column")
+
+
+def prefix_mask(valid: Tensor) -> Tensor:
+    """Who sees whom within a prefix: causal, and nobody sees padding.
+
+    Args:
+        valid: Bool ``[rows, tokens]``, False for padding.
+
+    Returns:
+        Bool ``[rows, 1, tokens, tokens]``, True where the first token sees the second.
+    """
+    tokens = valid.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=valid.device).tril()
+    # Padding sees itself: a row without any visible key would give NaN.
+    own = torch.eye(tokens, dtype=torch.bool, device=valid.device)
+    return (causal & valid[:, None] | own)[:, None]
+
+
+def additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to scores: 0, and the lowest number where the bool mask ``hidden`` is True."""
+    blank = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return blank.masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def guide(logits: Tensor, samples: int, scale: float) -> Tensor:
+    """Classifier-free guidance ``u + scale * (c - u)`` of conditional logits c and unconditional ones u.
+
+    Args:
+        logits: ``[rows, ...]``, the conditional rows before the unconditional ones.
+        samples: How many rows are conditional.
+        scale: 1 is no guidance: the conditional rows alone.
+    """
+    if scale == 1:
+        return logits[:samples]
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+@dataclass
+class Sampler:
+    """Draws tokens with the user's processors.
+
+    Args:
+        processors: Called as ``processor(ids, scores)``; ids are the virtual raster prefix of the cell.
+        do_sample: Draw from the distribution, or take its largest entry.
+        generator: Where draws come from; None is the global state, as in the library's own sampling.
+    """
+
+    processors: Sequence[Callable[[Tensor | None, Tensor], Tensor]]
+    do_sample: bool
+    generator: torch.Generator | None = None
+
+    def process(self, scores: Tensor, cells: Sequence[tuple[int, ...]], before: Callable[[int], Tensor]) -> Tensor:
+        """Run the processors over the scores of a pass.
+
+        Args:
+            scores: ``[batch, cells, vocabulary]``.
+            cells: Coordinates of the cells.
+            before: Gives the ids that precede the pass's cell of this number in raster order.
+
+        Raises:
+            ValueError: If nothing can be drawn for a cell, which the message names.
+        """
+        for processor in self.processors:
+            if isinstance(processor, _SCORES_ONLY):
+                scores = processor(None, scores.flatten(0, 1)).view_as(scores)
+            else:
+                scores = torch.stack(
+                    [processor(before(index), scores[:, index].contiguous()) for index in range(len(cells))], dim=1
+                )
+        highest = scores.amax(-1)
+        if not math.isfinite(highest.sum().item()):
+            self._check(highest, cells)
+        return scores
+
+    def _check(self, highest: Tensor, cells: Sequence[tuple[int, ...]]) -> None:
+        """Raise `ValueError` for a cell whose highest score ``[batch, cells]`` is one that nothing can be drawn by."""
+        # Not a number is not above minus infinity either; infinity can be taken but has no probability.
+        possible = (highest > -torch.inf) & ((highest < torch.inf) | (not self.do_sample))
+        if not bool(possible.all()):
+            cell = cells[int((~possible).any(0).nonzero()[0, 0])]
+            name = ", ".join(f"{axis} {each}" for axis, each in zip(_AXES[-len(cell) :], cell, strict=True))
+            raise ValueError(
+                f"the logits leave no token for {name} of the image: every score is minus infinity, or one is infinite "
+                "or not a number; check processors that constrain tokens, and the weights and their precision"
+            )
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The distribution of the next token, float32; greedy decoding has all of it on one."""
+        if self.do_sample:
+            return scores.float().softmax(-1)
+        return torch.zeros_like(scores, dtype=torch.float32).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+    def draw(self, scores: Tensor) -> Tensor:
+        """One id for each of ``[..., vocabulary]``."""
+        if not self.do_sample:
+            return scores.argmax(-1)
+        # The race by which `torch.multinomial` draws one id: the same ids from the same state of the generator. Its
+        # checks of the distribution, which `process` has done, and its copies would take as long again.
+        distribution = self.probabilities(scores)
+        race = torch.empty_like(distribution).exponential_(generator=self.generator)
+        return (distribution / race).argmax(-1)

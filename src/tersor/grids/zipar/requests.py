@@ -1,0 +1,244 @@
+"""What ZipAR is asked for: checked before the first forward, and prepared as the library's ``generate`` does."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMode,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+from tersor.grids.geometry import RasterGrid
+from tersor.grids.sampling import Sampler
+from tersor.grids.schedule import Frontier, resolve_row_start, resolve_window
+from tersor.grids.zipar.adapters import Prefix, RasterAdapter, Size, find_adapter
+from tersor.grids.zipar.config import ZipARConfig
+from tersor.grids.zipar.decoding import max_fed_tokens
+from tersor.grids.zipar.slots import SlotLayer
+
+#: What `generate` adds to a call where nobody set a length.
+_DEFAULT_NEW_TOKENS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call for images.
+
+    Args:
+        adapter: Of the model.
+        grid: Of the images, without rows that the prompt holds.
+        config: Settings of ZipAR.
+        generation_config: The library's settings.
+        processors: Change scores.
+        criteria: May stop the call; only time counts.
+        generator: Where draws come from.
+
+    Raises:
+        ValueError: If the grid does not have the row start, or a criterion does not apply.
+    """
+
+    adapter: RasterAdapter
+    grid: RasterGrid
+    config: ZipARConfig
+    generation_config: Any
+    processors: list[Any]
+    criteria: list[Any]
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        window, columns = self.config.window_size, self.grid.columns
+        if isinstance(window, int) and window > columns:
+            warnings.warn(
+                f"window_size={window} is more than the grid's {columns} columns: raster decoding", stacklevel=4
+            )
+        self.frontier()
+        ignored = (MaxTimeCriteria, MaxLengthCriteria, EosTokenCriteria)
+        if other := [type(each).__name__ for each in self.criteria if not isinstance(each, ignored)]:
+            raise ValueError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
+
+    def frontier(self) -> Frontier:
+        """The order, at its start."""
+        window, row_start = self.config.window_size, resolve_row_start(self.config.row_start, self.grid)
+        window = resolve_window(window, self.grid.columns)
+        return Frontier(self.grid, window, row_start, adaptive=self.config.adaptive)
+
+    def sampler(self) -> Sampler:
+        """What draws."""
+        return Sampler(self.processors, bool(self.generation_config.do_sample), self.generator)
+
+    def cache_for(self, prefix: Prefix, given: Any) -> Any:
+        """The cache to decode with: the caller's, or a new one for None.
+
+        Raises:
+            ValueError: If the model or the cache cannot hold prefix and image.
+        """
+        config = self.adapter.model.config.get_text_config()
+        implementation = getattr(config, "_attn_implementation", None)
+        if implementation not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f"attn_implementation={implementation!r} takes no 4-D mask, which ZipAR needs; "
+                "load the model with attn_implementation='sdpa'"
+            )
+        last = int(prefix.starts.max()) + self.grid.offset(self.grid.rows - 1, self.grid.columns - 1)
+        limit = self.adapter.max_positions
+        if limit is not None and last > limit:
+            raise ValueError(f"prompt and image need {last} positions, the model has {limit}; shorten the prompt")
+        cache = DynamicCache(config=config) if given is None else given
+        plain = type(cache) in (DynamicCache, StaticCache) and not getattr(cache, "offloading", False)
+        if not plain or any(type(layer) not in (DynamicLayer, StaticLayer, SlotLayer) for layer in cache.layers):
+            kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
+            raise ValueError(
+                f"{type(cache).__name__} {kinds} does not go with ZipAR: sliding-window, quantized, offloaded and "
+                "compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
+            )
+        if cache.get_seq_length() > 0:
+            raise ValueError("past_key_values already holds tokens; start an image with an empty cache")
+        needed = prefix.valid.shape[1] + max_fed_tokens(self.grid)
+        held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
+        if held < needed:
+            raise ValueError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
+        return cache
+
+    def stop_if_late(self, ids: Tensor) -> None:
+        """Raise `TimeoutError` when the time is over."""
+        for each in self.criteria:
+            if isinstance(each, MaxTimeCriteria) and bool(each(ids, None).all()):
+                raise TimeoutError(f"max_time of {each.max_time} s is over before the image is complete")
+
+
+def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, image_sizes: Any) -> Size:
+    """Rows and columns, from the call or the model; raises `ValueError` if they differ or there are none."""
+    known = adapter.grid(input_ids, image_sizes)
+    if given is not None and len(given) != 2:
+        raise ValueError(f"grid_size={given!r} must be (rows, columns) in tokens")
+    size = None if given is None else (given[0], given[1])
+    if size is not None and known is not None and size != known and adapter.fixes_grid:
+        raise ValueError(f"grid_size={size} does not match the {known} tokens that the model or prompt asks for")
+    found = size or known
+    if found is None:
+        raise ValueError(
+            f"{type(adapter.model).__name__} does not say how large its images are; "
+            "give grid_size=(rows, columns) in tokens"
+        )
+    RasterGrid(*found)
+    return found
+
+
+def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless the prompt is ids, padded on the left, with nothing else to condition on."""
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"the prompt has shape {tuple(input_ids.shape)}; ZipAR takes ids [batch, tokens], at least 1")
+    if bool((mask[:, 1:] < mask[:, :-1]).any()) or bool((mask[:, -1] == 0).any()):
+        raise ValueError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
+    known = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "image_sizes"}
+    # The library hands an empty `mm_encoder_outputs` to mixed models.
+    given = {name for name, value in model_kwargs.items() if not (value is None or value == {})}
+    if other := sorted(given - known):
+        raise ValueError(f"ZipAR does not take {other}; it conditions on token ids only")
+
+
+def check_mode(config: Any) -> None:
+    """Raise `ValueError` unless the library's settings ask for sampling or greedy decoding, and for no inner states."""
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+        raise ValueError(f"generation mode {mode.value!r} does not go with ZipAR; only sampling and greedy do")
+    for name in ("output_attentions", "output_hidden_states", "output_logits"):
+        if getattr(config, name, None):
+            raise ValueError(f"{name} is not available: cells do not come in the order of the sequence; leave it out")
+
+
+def check_lengths(config: Any, prompt_tokens: int, grid: RasterGrid) -> None:
+    """An image is all or nothing."""
+    asked = config.max_new_tokens
+    if asked is None and config.max_length is not None:
+        new = config.max_length - prompt_tokens
+        asked = None if new == _DEFAULT_NEW_TOKENS else new
+    if asked is not None and asked < grid.length - grid.end_of_row:
+        raise ValueError(
+            f"the generation length of {asked} new tokens is smaller than the image's {grid.length}; "
+            "raise max_new_tokens: an image is decoded whole"
+        )
+
+
+def take_guidance(
+    processors: list[Any], input_ids: Tensor
+) -> tuple[list[Any], float | None, Tensor | None, Tensor | None]:
+    """Take the library's guidance out of the processors: it calls the model token by token.
+
+    Returns:
+        The other processors, scale, and the unconditional ids and mask ``[batch, tokens]``.
+    """
+    found = [each for each in processors if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
+    if not found:
+        return processors, None, None, None
+    rest = [each for each in processors if each is not found[0]]
+    context = found[0].unconditional_context
+    ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"].to(input_ids.device)
+    mask = context["attention_mask"]
+    mask = torch.ones_like(ids) if mask is None else mask.to(input_ids.device)
+    batch = input_ids.shape[0]
+    if batch % ids.shape[0]:
+        raise ValueError(f"negative_prompt_ids has {ids.shape[0]} rows for {batch} images; give one, or one a prompt")
+    check_prompt(ids, mask, {})
+    ids, mask = (each.repeat_interleave(batch // ids.shape[0], dim=0) for each in (ids, mask))
+    return rest, check_guidance(found[0].guidance_scale), ids, mask
+
+
+def check_guidance(scale: float | None) -> float | None:
+    """None where there is nothing to guide."""
+    if scale is not None and not scale >= 0:
+        raise ValueError(f"guidance_scale={scale!r} must not be negative; 1 is no guidance")
+    return None if scale is None or scale == 1 else float(scale)
+
+
+def prepare(model: Any, options: dict[str, Any]) -> tuple[Any, list[Any], list[Any], dict[str, Any]]:
+    """Config, stopping criteria, processors and what is left of the options, as ``generate`` prepares them.
+
+    Guidance is left to the caller: the config has its scale, and no processor takes it.
+    """
+    extra, stops = options.pop("logits_processor", None), options.pop("stopping_criteria", None)
+    asked = options.pop("max_new_tokens", None), options.pop("max_length", None)
+    config, rest = model._prepare_generation_config(options.pop("generation_config", None), **options)
+    if any(each is not None for each in asked):
+        raise ValueError(
+            f"{type(model).__name__}'s images have a fixed length; leave max_new_tokens and max_length out"
+        )
+    model._prepare_special_tokens(config, True, device=model.device)
+    # Nothing but a prompt of length 0 precedes the image in what processors see.
+    empty = torch.zeros(1, 0, dtype=torch.long, device=model.device)
+    unguided = copy.copy(config)
+    unguided.guidance_scale = None
+    processors = model._get_logits_processor(
+        generation_config=unguided,
+        input_ids_seq_length=0,
+        encoder_input_ids=empty,
+        logits_processor=extra,
+        device=model.device,
+    )
+    criteria = model._get_stopping_criteria(generation_config=config, stopping_criteria=stops or [])
+    return config, list(criteria), list(processors), rest
+
+
+def own_inputs(model: Any, inputs: Mapping[str, Any] | Tensor, rest: dict[str, Any], copies: int) -> dict[str, Any]:
+    """The conditioning of a model with its own inputs, each repeated ``copies`` times."""
+    allowed = find_adapter(model).inputs
+    given = {allowed[0]: inputs} if isinstance(inputs, Tensor) else {**inputs}
+    given |= rest
+    if unknown := sorted(name for name, value in given.items() if value is not None and name not in allowed):
+        raise ValueError(f"{type(model).__name__} does not take {unknown} for an image; it takes {list(allowed)}")
+    if given.get("input_ids") is not None and given.get("attention_mask") is None:
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+    tensors = {name: value for name, value in given.items() if value is not None}
+    return {name: value.to(model.device).repeat_interleave(copies, dim=0) for name, value in tensors.items()}

@@ -1,0 +1,103 @@
+"""The cache of a decoding whose tokens may be fed again: which image token each slot holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tersor.grids.sampling import additive, prefix_mask
+
+#: An offset that no query reaches: padding.
+_NEVER = sys.maxsize
+
+
+class Run(NamedTuple):
+    """Slots next to each other, which most passes write; ``number`` of them from ``first`` on."""
+
+    first: int
+    number: int
+
+
+def write(memory: Tensor, dim: int, slots: Run | Tensor, states: Tensor) -> None:
+    """Copy ``states`` into some slots of ``memory`` along ``dim``."""
+    if isinstance(slots, Run):
+        memory.narrow(dim, *slots).copy_(states)
+    else:
+        memory.index_copy_(dim, slots.to(memory.device), states)
+
+
+class Slots:
+    """Which image token each cache slot holds, in the order in which they are first fed, after the prefix.
+
+    A fed token attends to the whole prefix, and to every slot whose offset is not above its own: decided tokens
+    of rows above, and its own row up to itself. A token that is fed again, when what stood in for it is decided,
+    takes the slot that it had: nothing stale is left, and nothing is moved.
+
+    Args:
+        cache: Empty; its layers are replaced by `SlotLayer`.
+        valid: Bool ``[rows, tokens]`` of the prefix, False for padding.
+        most: How many tokens of the image there will be.
+    """
+
+    def __init__(self, cache: Cache, valid: Tensor, most: int) -> None:
+        self.valid, self.capacity = valid, valid.shape[1] + most
+        prefix = torch.where(valid, -1, _NEVER)
+        # One row for all where no prefix is padded.
+        self.offsets = F.pad(prefix[:1] if bool(valid.all()) else prefix, (0, most), value=_NEVER)[:, None]
+        self.held = valid.shape[1]
+        self.written: Run | Tensor = Run(0, self.held)
+        self.slot_of: dict[int, int] = {}
+        cache.layers = [SlotLayer(self) for _ in cache.layers]
+        # A cache without a configuration makes its layers as they come.
+        cache.layer_class_to_replicate = partial(SlotLayer, self)
+
+    def prefix_mask(self, dtype: torch.dtype) -> Tensor:
+        """Causal within the prefix, without padding: additive ``[rows, 1, tokens, tokens]``."""
+        return additive(~prefix_mask(self.valid), dtype)
+
+    def feed(self, offsets: Tensor, listed: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Take slots for the tokens of a pass; returns their additive mask ``[rows or 1, 1, queries, slots]``.
+
+        Args:
+            offsets: ``[queries]``, places of the tokens.
+            listed: The same as numbers.
+            dtype: Of the mask.
+        """
+        first = self.held
+        slots = [self.slot_of.setdefault(each, self.valid.shape[1] + len(self.slot_of)) for each in listed]
+        self.held = self.valid.shape[1] + len(self.slot_of)
+        again = self.held - first < len(slots)
+        self.written = torch.tensor(slots, device=offsets.device) if again else Run(first, len(slots))
+        write(self.offsets, 2, self.written, offsets.expand(len(self.offsets), 1, -1))
+        return additive(self.offsets.narrow(2, 0, self.held) > offsets.unsqueeze(1), dtype).unsqueeze(1)
+
+
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
+    """A cache layer in memory that is taken once, written where `Slots` says."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+        self.memory: tuple[Tensor, ...] = ()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.memory = tuple(
+            each.new_empty(*each.shape[:2], self.slots.capacity, each.shape[3]) for each in (key_states, value_states)
+        )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = self.memory
+        write(keys, 2, self.slots.written, key_states)
+        write(values, 2, self.slots.written, value_states)
+        self.keys, self.values = keys.narrow(2, 0, self.slots.held), values.narrow(2, 0, self.slots.held)
+        return self.keys, self.values

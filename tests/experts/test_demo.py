@@ -1,0 +1,50 @@
+"""ME-Switch's demo: the paper's ratios from configurations, and verdicts by faked answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tersor.bench.measure import Estimate, wilson_interval
+from tersor.experts import demo
+from tersor.experts.bench.quality import LSQ, Kept
+from tersor.experts.bench.routing import ENCODER, NGRAMS
+
+
+def kept(right: int, divergence: float = 0.1) -> Kept:
+    """Of 200 prompts that the expert all answers right."""
+    return Kept([True] * right + [False] * (200 - right), [True] * 200, [divergence] * 200, 1000)
+
+
+def records(ours: int, naive: int) -> list:
+    rows = {
+        demo.OURS: kept(ours), demo.NAIVE: kept(naive), f"{LSQ}, k=0": kept(0, 0.6), f"{LSQ}, k=2": kept(0, 0.2),
+    }  # fmt: skip
+    routes = {
+        who: SimpleNamespace(accuracy=wilson_interval(hits, 10), n=10) for who, hits in ((ENCODER, 9), (NGRAMS, 5))
+    }
+    return demo._records(rows, routes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "naive", "verdict"), [(200, 10, "holds"), (198, 10, "holds"), (200, 200, "partly"), (150, 10, "fails")]
+)
+def test_a_point_may_be_lost_and_the_naive_quantizer_must_lose_more(ours: int, naive: int, verdict: str) -> None:
+    first, distance, *_ = records(ours, naive)
+    assert first.verdict == verdict
+    assert (first.measured, first.peer) == ((ours - 200) / 2, (naive - 200) / 2)
+    assert distance.measured == pytest.approx(3.0)
+
+
+def test_ratios_of_the_paper_follow_from_configurations() -> None:
+    with_router, without, routed = records(200, 10)[2:]
+    assert [each.verdict for each in (with_router, without)] == ["holds", "holds"]
+    assert with_router.measured == pytest.approx(1.74, abs=0.005) and without.measured == pytest.approx(2.04, abs=0.005)
+    assert (routed.measured, routed.peer, routed.unit) == (90.0, 50.0, "%")
+
+
+def test_what_is_lost_is_judged_by_its_interval() -> None:
+    assert demo.judge(Estimate(-0.5, -1.0, 0.0, "95% bootstrap"), -50.0) == "holds"
+    assert demo.judge(Estimate(-2.0, -4.0, -0.5, "95% bootstrap"), -50.0) == "partly"
+    assert demo.judge(Estimate(-2.0, -4.0, -1.5, "95% bootstrap"), -50.0) == "fails"

@@ -1,0 +1,60 @@
+"""NAR's demo: passes by the schedule, and verdicts by faked losses and times."""
+
+from __future__ import annotations
+
+import pytest
+
+from tersor.bench.measure import Estimate, PairedTimes
+from tersor.grids.nar.bench.quality import NAR, RASTER, Speed
+from tersor.grids.nar import demo
+from tersor.grids.nar.demo import _passes, _quality_record, _speed_record, judge_loss
+from tersor.grids.samples import Quality, Samples
+
+
+def test_the_published_grid_takes_the_published_passes() -> None:
+    record = _passes()
+    assert (record.claim, record.measured, record.baseline, record.verdict) == (31.0, 31.0, 256.0, "holds")
+
+
+@pytest.mark.parametrize(
+    ("value", "high", "par", "verdict"),
+    [(-2, 0, None, "holds"), (-2, 0, 1.0, "partly"), (-4, -2, None, "partly"), (-9, -5, None, "fails")],
+)
+def test_three_points_may_be_lost_and_par_may_not_be_clearly_better(
+    value: float, high: float, par: float | None, verdict: str
+) -> None:
+    assert judge_loss(Estimate(value, value - 1, high, "95% bootstrap"), par) == verdict
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(100, "holds"), (60, "fails")])
+def test_a_faked_loss_turns_the_verdict(right: int, verdict: str) -> None:
+    def quality(hits: int) -> Quality:
+        return Quality([Samples([1] * hits + [0] * (100 - hits), 1.0, 1.0, [27])])
+
+    record = _quality_record("tiny-nar", {NAR: quality(right), RASTER: quality(100)})
+    assert record.verdict == verdict and record.measured == right - 100 and record.n == 100
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(7.0, "holds"), (3.0, "partly")])
+def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
+    """Raster takes seven times as many passes; at least four fifths of that must be there in time."""
+    times = PairedTimes({NAR: (1.0, 1.0, 1.0), RASTER: (seconds, seconds, seconds)})
+    record = _speed_record("tiny-nar", Speed(1, {NAR: 28, RASTER: 196}, times), RASTER)
+    assert record.verdict == verdict and record.measured == seconds and record.peer == 7.0
+
+
+def test_the_demo_measures_images_clips_and_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SAMPLES", 4)
+    monkeypatch.setattr(demo, "CLIP_SAMPLES", 4)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    said: list[str] = []
+    result = demo.run(said.append)
+    records = {(record.model, record.quantity): record for record in result.records}
+    assert records["ImageNet's grid", "forward passes"].measured == 31
+    for name, others in (("tiny-nar", ("raster", "PAR-4X")), ("tiny-nar-video", ("raster",))):
+        assert records[name, "class accuracy against raster"].n == 4
+        for other in others:
+            record = records[name, f"samples a second against {other}"]
+            assert record.peer == {"raster": 196, "PAR-4X": 52}[other] / {"tiny-nar": 27, "tiny-nar-video": 16}[name]
+    assert records["tiny-nar-text", "all three as asked"].verdict in ("holds", "fails")
+    assert len(result.section.figures) == 2 and any("captions" in each for each in said)

@@ -1,0 +1,77 @@
+"""The cache of ZipAR: each token once, and nothing that was not written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tersor.grids.zipar.slots import SlotLayer, Slots, write
+
+pytestmark = pytest.mark.usefixtures("poison_empty")
+
+
+def poisoned(monkeypatch, *, refilled: bool) -> None:
+    """Numbers that nobody could overlook in every slot that is not written yet, or is about to be written again."""
+    start, update = SlotLayer.lazy_initialization, SlotLayer.update
+
+    def filled(self, *states):
+        start(self, *states)
+        for each in self.memory:
+            each.fill_(torch.nan)
+
+    def refill(self, keys, values, *args, **kwargs):
+        if self.is_initialized:
+            for each in self.memory:
+                write(each, 2, self.slots.written, torch.full_like(keys, torch.nan))
+        return update(self, keys, values, *args, **kwargs)
+
+    monkeypatch.setattr(SlotLayer, "lazy_initialization", filled)
+    if refilled:
+        monkeypatch.setattr(SlotLayer, "update", refill)
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])
+def test_unwritten_and_stale_slots_are_out_of_reach(case, monkeypatch, options) -> None:
+    inputs = case.inputs(2, False)
+    expected = case.zipar(inputs, window_size=1, output_scores=True, **options)
+    poisoned(monkeypatch, refilled=True)
+    out = case.zipar(inputs, window_size=1, output_scores=True, **options)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert torch.equal(torch.stack(out.scores), torch.stack(expected.scores))
+
+
+def test_the_poison_works(cases, monkeypatch) -> None:
+    """One slot more than there is would be seen."""
+    case, feed = cases("llama"), Slots.feed
+
+    def one_more(self, offsets, listed, dtype):
+        mask = feed(self, offsets, listed, dtype)
+        self.held += 1
+        return torch.nn.functional.pad(mask, (0, 1))
+
+    poisoned(monkeypatch, refilled=False)
+    monkeypatch.setattr(Slots, "feed", one_more)
+    with pytest.raises(ValueError, match="not a number"):
+        case.zipar(case.inputs(2, False), window_size=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive": True}], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("name", ["llama", "llama_eol"])
+def test_the_cache_holds_each_token_once(cases, name, options) -> None:
+    case, cache = cases(name), DynamicCache()
+    inputs = case.inputs(3, False)
+    case.zipar(inputs, window_size=1, past_key_values=cache, **options)
+    rows, columns = case.grid
+    last = 1 + case.end_of_row  # the last cell and the end of its row are never fed
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + rows * (columns + case.end_of_row) - last
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_eol", "emu3", "imagegpt"])
+@pytest.mark.parametrize("options", [{"guidance": 3.0}, {"adaptive": True}], ids=["guided", "adaptive"])
+def test_a_static_cache_gives_the_same(cases, name, options) -> None:
+    case = cases(name)
+    inputs = case.inputs(2, case.pads)
+    expected = case.zipar(inputs, window_size=2, **options)
+    out = case.zipar(inputs, window_size=2, cache_implementation="static", **options)
+    assert torch.equal(out.sequences, expected.sequences)

@@ -1,0 +1,32 @@
+"""ZipCache's demo: the headline's claim, and a verdict that follows from the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tersor.kv.bench.recall import Scores
+from tersor.kv.demos import zipcache
+from tersor.kv.demos.zipcache import FULL, OURS, SHOWN, time_paired
+
+
+def records(ours: int, peer: int) -> list:
+    """Of 100 right answers of the full cache."""
+
+    def scores(right: int) -> Scores:
+        return Scores([1.0] * right + [0.0] * (100 - right), 100, 400)
+
+    recall = {name: scores(peer) for name in SHOWN}
+    recall[FULL], recall[OURS] = scores(100), scores(ours)
+    return zipcache._records(recall, recall, time_paired({"full": list, "ZipCache": list}, repeats=3))
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "verdict"), [(100, 60, "holds"), (100, 100, "partly"), (99, 60, "partly"), (80, 60, "fails")]
+)
+def test_the_verdict_follows_from_the_numbers(ours: int, peer: int, verdict: str) -> None:
+    """One lost is more than half a point, but the interval does not exclude half a point."""
+    assert records(ours, peer)[0].verdict == verdict
+
+
+def test_the_headline_is_the_paper_s() -> None:
+    assert records(100, 60)[0].claim == -0.38

@@ -1,0 +1,32 @@
+"""The demos with few samples and rounds, so that a test may run them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tersor.experts import demo as experts
+from tersor.grids.nar import demo as nar
+from tersor.grids.zipar import demo as zipar
+from tersor.kv.demos import minicache, zipcache, zipvl
+from tersor.ptq import demo as ptq
+from tersor.ptq.bench import speed as ptq_speed
+from tersor.ptq.networks import RepNetConfig
+
+#: What a demo takes many of, and how many a test takes.
+FEW = {
+    zipcache: {"SAMPLES_PER_TASK": 2, "CONTINUATIONS": 2},
+    minicache: {"SAMPLES_PER_TASK": 2, "CONTINUATIONS": 2},
+    zipvl: {"SAMPLES_PER_KIND": 2},
+    zipar: {"SAMPLES": 10, "ROUNDS": 1},
+    nar: {"SAMPLES": 10, "CLIP_SAMPLES": 10, "ROUNDS": 1},
+    ptq: {"PHOTOS": 1, "FIRST": 8, "ITERATIONS": 1, "ROUNDS": 1},
+    experts: {"PROMPTS": 8, "REQUESTS": 8},
+}
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    for demo, settings in FEW.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(demo, name, value)
+    tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
+    monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
