@@ -136,7 +136,3 @@ def _greedy(model: PreTrainedModel, cache: Any, ids: torch.Tensor, count: int) -
         ids = model(ids, past_key_values=cache).logits[:, -1:].argmax(-1)
         written.append(int(ids))
     return written
-
-
-#: The same seed, for the demos of other rooms.
-SEED = DEMO_SEED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,10 +54,15 @@ class Queries:
     softcap: float | None = None
     lse: Tensor | None = None
 
-    def pick(self, rows: Any, samples: slice = slice(None)) -> Queries:
-        """Some rows of some samples."""
-        lse = None if self.lse is None else self.lse[samples][:, :, rows]
-        return replace(self, query=self.query[samples][:, :, rows], lse=lse)
+    def pick(self, rows: Any) -> Queries:
+        """Some rows of every sample."""
+        lse = None if self.lse is None else self.lse[:, :, rows]
+        return Queries(self.query[:, :, rows], self.scaling, self.softcap, lse)
+
+    def of(self, samples: slice) -> Queries:
+        """All rows of some samples."""
+        lse = None if self.lse is None else self.lse[samples]
+        return Queries(self.query[samples], self.scaling, self.softcap, lse)
 
 
 @torch.no_grad()
@@ -143,7 +148,7 @@ def probe_scores(
         else:
             allowed = window[sample][:, rows][..., inside]
         own_keys = keys[sample] if valid is None else keys[sample][:, :, inside]
-        total = column_sums(queries.pick(rows, sample), own_keys, allowed)
+        total = column_sums(queries.of(sample).pick(rows), own_keys, allowed)
         if not per_head:
             total = total.mean(1, keepdim=True)
         if sums is None or counts is None:
