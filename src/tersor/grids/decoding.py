@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersor.grids.cache import FrontCache
 from tersor.grids.sampling import Sampler, guide, prefix_mask
 from tersor.grids.schedule import Schedule, Step
 
@@ -110,7 +109,7 @@ class AppendingReader:
         prefix: Embeddings ``[rows, tokens, width]``; with guidance the null conditions are the second half of the rows.
         valid: Bool ``[rows, tokens]``, False for padding.
         embed: Embeds ids of the image.
-        cache: Has a slot for each token of prefix and image.
+        cache: Takes what is fed, as the library's caches do.
         sampler: Draws.
         guidance: See `guide`.
         guided_cells: Guidance ends when more cells than this are decided; -1 is never.
@@ -121,7 +120,7 @@ class AppendingReader:
         prefix: Tensor,
         valid: Tensor,
         embed: Callable[[Tensor], Tensor],
-        cache: FrontCache,
+        cache: Any,
         sampler: Sampler,
         *,
         guidance: float = 1.0,
@@ -159,13 +158,13 @@ class AppendingReader:
             return self.forward(ready, self.prefix, places, None if self.tokens == 1 else prefix_mask(self.valid))
         seen = None
         if self.padded:
-            appended = self.cache.used - self.tokens + len(ready.step.fed)
+            appended = self.cache.get_seq_length() - self.tokens + len(ready.step.fed)
             seen = F.pad(self.valid, (0, appended), value=True)[:, None, None]
         return self.forward(ready, self.fed(ready, ids), self.tokens + ready.fed, seen)
 
     def choose(self, ready: Ready, logits: Tensor, ids: Tensor) -> Tensor:
         """See `Reader`."""
-        ends = self.guided_cells != -1 and self.cache.used - self.tokens > self.guided_cells
+        ends = self.guided_cells != -1 and self.cache.get_seq_length() - self.tokens > self.guided_cells
         scores = guide(logits, self.samples, 1.0 if ends else self.guidance)
         step = ready.step
         return self.sampler.draw(self.sampler.process(scores, step.cells, lambda index: ids[:, : step.targets[index]]))

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths
-from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
 from tersor.grids.rotary import Rotation, kept_rotation
@@ -267,7 +266,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         prefix, valid = self.condition(labels, text_features, text_mask, guided=guidance != 1)
         sampler = Sampler(processors, bool(config.do_sample), generator)
         sizes = tuple(self.config.grid_size)
-        reader = RasterReader(self, prefix, valid, sampler, guidance=guidance)
+        reader = RasterReader(self, prefix, valid, DynamicCache(), sampler, guidance=guidance)
         ids = torch.zeros(reader.samples, math.prod(sizes), dtype=torch.long, device=self.device)
         decode(reader, ready_steps(RasterSchedule(sizes), self.device), ids)
         return ids
@@ -280,19 +279,21 @@ class RasterReader(AppendingReader):
         model: The model.
         prefix: See `AppendingReader`.
         valid: See `AppendingReader`.
+        cache: See `AppendingReader`.
         sampler: See `AppendingReader`.
         guidance: See `AppendingReader`.
     """
 
-    def __init__(self, model: LlamaGen, prefix: Tensor, valid: Tensor, sampler: Sampler, *, guidance: float) -> None:
-        cache = FrontCache(prefix.shape[1] + math.prod(model.config.grid_size), len(model.layers))
+    def __init__(
+        self, model: LlamaGen, prefix: Tensor, valid: Tensor, cache: Any, sampler: Sampler, *, guidance: float
+    ) -> None:
         super().__init__(prefix, valid, model.tok_embeddings, cache, sampler, guidance=guidance)
         self.model = model
 
     def forward(self, ready: Ready, embeddings: Tensor, places: Tensor, seen: Tensor | None) -> Tensor:
         """See `AppendingReader`."""
         if seen is None:
-            mask = embeddings.new_zeros(1, 1, len(places), self.cache.used + len(places))
+            mask = embeddings.new_zeros(1, 1, len(places), self.cache.get_seq_length() + len(places))
         else:
             mask = additive(~seen, embeddings.dtype)
         out = LlamaGen.forward(

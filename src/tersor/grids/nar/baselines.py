@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.geometry import Cell, raster_place
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, RasterReader
@@ -156,8 +157,9 @@ class PARForImageGeneration(LlamaGen):
         scale = self.config.default_guidance if guidance_scale is None else guidance_scale
         sampling = Sampling(guidance_scale=scale, temperature=temperature, top_k=top_k)
         prefix, valid = self.condition(class_labels, guided=sampling.guided)
-        reader = PARReader(self, prefix, valid, sampling.sampler(generator), guidance=scale)
         rows, columns = self.config.grid_size
+        cache = FrontCache(prefix.shape[1] + rows * columns, len(self.layers))
+        reader = PARReader(self, prefix, valid, cache, sampling.sampler(generator), guidance=scale)
         ids = torch.zeros(len(class_labels), rows * columns, dtype=torch.long, device=prefix.device)
         passes = decode(reader, ready_steps(self.schedule, prefix.device), ids)
         return NAROutput(sequences=ids.view(-1, rows, columns), forward_passes=passes)
