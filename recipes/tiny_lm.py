@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from lm.cli import arguments, note_progress, open_books
+from lm.cli import arguments, note_progress, trainer_of
 from lm.export import SAMPLES, export, write_text
 from lm.train import Phase, Plan, Trainer
 from shared.run import refused
@@ -36,40 +36,26 @@ def main(argv: list[str] | None = None) -> int:
     """Train, score and export; returns the exit code."""
     args = arguments("tiny-lm", argv)
     try:
-        books = open_books(args)
-        trainer = Trainer(
-            books,
-            SMOKE if args.smoke else PLAN,
-            args.seed,
-            args.out / "state.pt",
-            threads=args.threads,
-            compile_model=not args.smoke,
-        )
+        trainer = trainer_of(args, Trainer, SMOKE if args.smoke else PLAN)
     except (ValueError, OSError) as error:
         return refused("tiny_lm", error)
 
     def look(trainer: Trainer, loss: float) -> None:
         length = trainer.plan.phase_at(trainer.progress.step - 1).length
-        note_progress(
-            trainer,
-            loss,
-            books,
-            questions=4 if args.smoke else 24,
-            context=max(192, length - length % 64),
-            length=min(length, 1024),
-        )
+        questions, context = 4 if args.smoke else 24, max(192, length - length % 64)
+        note_progress(trainer, loss, questions=questions, context=context, length=min(length, 1024))
 
     trainer.run(look=look, look_every=5 if args.smoke else 100)
     lock = export(
         trainer.model,
-        books,
+        trainer.books,
         trainer.plan,
         trainer.progress,
         seed=args.seed,
         out=args.out / "tiny-lm",
         samples=8 if args.smoke else SAMPLES,
     )
-    write_text(books, args.out / "texts")
+    write_text(trainer.books, args.out / "texts")
     print(lock["scores"], flush=True)
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm.cli import arguments, note_progress, open_books
+from lm.cli import arguments, note_progress, trainer_of
 from lm.data import Books
 from lm.evaluation import bits_per_byte
 from lm.export import SAMPLES, curve_table, export, recall_table
@@ -137,8 +137,9 @@ def card(progress: Progress, lock: Lock) -> str:
     )
 
 
-def export_tied(trainer: Trainer, books: Books, *, seed: int, out: Path, samples: int, length: int) -> dict[str, Any]:
+def export_tied(trainer: Trainer, *, seed: int, out: Path, samples: int, length: int) -> dict[str, Any]:
     """Write the checkpoint folder as `export` does, with the similarities in lock and card."""
+    books = trainer.books
     lock = export(trainer.model, books, trainer.plan, trainer.progress, seed=seed, out=out, samples=samples)
     start = zoo.load_model("tiny-lm")
     lock |= {
@@ -156,26 +157,17 @@ def main(argv: list[str] | None = None) -> int:
     """Tie, train, score and export; returns the exit code."""
     args = arguments("tiny-lm-tied", argv)
     try:
-        books = open_books(args)
-        trainer = TiedTrainer(
-            books,
-            SMOKE if args.smoke else PLAN,
-            args.seed,
-            args.out / "state.pt",
-            threads=args.threads,
-            compile_model=not args.smoke,
-        )
+        trainer = trainer_of(args, TiedTrainer, SMOKE if args.smoke else PLAN)
     except (ValueError, OSError) as error:
         return refused("tiny_lm_tied", error)
 
     def look(trainer: Trainer, loss: float) -> None:
         questions, context = (4, 192) if args.smoke else (24, 1024)
-        note_progress(trainer, loss, books, questions=questions, context=context, length=context)
+        note_progress(trainer, loss, questions=questions, context=context, length=context)
 
     trainer.run(look=look, look_every=3 if args.smoke else 50)
     lock = export_tied(
         trainer,
-        books,
         seed=args.seed,
         out=args.out / "tiny-lm-tied",
         samples=8 if args.smoke else SAMPLES,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lm.data import Books, fetch_books, read_books
+from lm.data import fetch_books, read_books
 from lm.evaluation import bits_per_byte, recall_by_task
-from lm.train import Trainer
+from lm.train import Plan, Trainer
 from shared.run import command_line, parse_and_prepare
+
+T = TypeVar("T", bound=Trainer)
 
 
 def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -19,19 +21,25 @@ def arguments(name: str, argv: list[str] | None = None) -> argparse.Namespace:
     return parse_and_prepare(parser, argv)
 
 
-def open_books(args: argparse.Namespace) -> Books:
-    """The books that the command line names, and the folder for results; raises `ValueError` or `OSError`."""
+def trainer_of(args: argparse.Namespace, kind: type[T], plan: Plan) -> T:
+    """A trainer on the books that the command line names; raises `ValueError` or `OSError`."""
     books = read_books(args.data if args.data is not None else fetch_books(args.out / "books"))
     args.out.mkdir(parents=True, exist_ok=True)
-    return books
+    state = args.out / "state.pt"
+    return kind(books, plan, args.seed, state, threads=args.threads, compile_model=not args.smoke)
 
 
-def note_progress(trainer: Trainer, loss: float, books: Books, *, questions: int, context: int, length: int) -> None:
+def note_progress(trainer: Trainer, loss: float, *, questions: int, context: int, length: int) -> None:
     """Score the model on the validation books, add a row to its curve and print it.
 
-    ``context``: bytes of a recall question. ``length``: bytes of a window of prose.
+    Args:
+        trainer: Its model is scored.
+        loss: Of the steps since the last row.
+        questions: Of each task.
+        context: Bytes of a recall question.
+        length: Bytes of a window of prose.
     """
-    progress = trainer.progress
+    progress, books = trainer.progress, trainer.books
     recall = recall_by_task(
         trainer.model, books.validation, n=questions, seed=1000 + progress.step, context_bytes=context
     )

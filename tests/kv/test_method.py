@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
-from tiny_models import build, prompt, question
+from tiny_models import build, model, prompt, question
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
-    PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -24,11 +21,6 @@ from tersor.kv.zipcache import ZipCache
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
-
-
-@lru_cache(maxsize=2)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
-from tiny_models import build, prompt
-from transformers import PreTrainedModel
+from tiny_models import model, prompt
 
 from tersor.kv.zipvl import ZipVL
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def test_a_ratio_can_be_asked_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import pytest
 import torch
@@ -18,8 +17,7 @@ from kv_driver import (
     prefill,
     uneven,
 )
-from tiny_models import build, prompt
-from transformers import PreTrainedModel
+from tiny_models import build, model, prompt
 
 import tersor
 from tersor.kv.engine.attention import tersor_attention
@@ -32,11 +30,6 @@ from tersor.kv.zipvl import ZipVL
 from tersor.lowbit.bytes import segment_bytes
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def test_decoding_reads_kept_and_generated_tokens() -> None:

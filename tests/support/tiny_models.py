@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -81,6 +83,12 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, sharpness: float = 2
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(dtype).eval()
+
+
+@lru_cache(maxsize=8)
+def model(name: str) -> PreTrainedModel:
+    """`build`, once: for tests that leave the model as it is."""
+    return build(name)
 
 
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}

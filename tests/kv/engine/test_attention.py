@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
 from kv_driver import (
@@ -13,7 +11,7 @@ from kv_driver import (
     step,
     stream,
 )
-from tiny_models import NAMES, build, prompt
+from tiny_models import NAMES, build, model, prompt
 from transformers import DynamicCache, PreTrainedModel
 
 from tersor.kv.engine import attention
@@ -40,11 +38,6 @@ MODES = {
     "prompt lookup": {"prompt_lookup_num_tokens": 4},
     "chunked prefill": {"prefill_chunk_size": 13},
 }
-
-
-@lru_cache(maxsize=2)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def inputs(mode: str) -> dict[str, torch.Tensor]:

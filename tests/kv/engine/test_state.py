@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 from teacher_forcing import by_decoding, completion_of
-from tiny_models import build, prompt
+from tiny_models import build, model, prompt
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,11 +15,6 @@ from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 RECIPES = {

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
 from teacher_forcing import by_decoding, completion_of
-from tiny_models import IMAGE, VL_NAMES, build, prompt, question
+from tiny_models import IMAGE, VL_NAMES, model, prompt, question
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 @pytest.mark.parametrize("policy", ["evict", "keep"])

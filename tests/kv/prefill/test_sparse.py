@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ from kv_driver import (
     prefill,
     uneven,
 )
-from tiny_models import build, prompt
+from tiny_models import model, prompt
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tersor.kv.engine.call import AttentionCall, causal_rows
 from tersor.kv.engine.state import ForwardState
@@ -29,11 +27,6 @@ from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def dense(qkv) -> Tensor:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
-from tiny_models import build, prompt
-from transformers import PreTrainedModel
+from tiny_models import model, prompt
 
 from tersor import ZipCache
 from tersor.bench.measure import storage_bytes
 from tersor.kv.zipvl import ZipVL
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def test_stats_count_what_is_there() -> None:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
-from tiny_models import IMAGE, build, prompt, question
-from transformers import PreTrainedModel
+from tiny_models import IMAGE, build, model, prompt, question
 
 from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
-
-
-@lru_cache(maxsize=4)
-def model(name: str) -> PreTrainedModel:
-    return build(name)
 
 
 def test_baselines_keep_what_they_are_told() -> None:
