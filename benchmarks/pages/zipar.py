@@ -36,7 +36,7 @@ MOVING = (RASTER, "window 4", "adaptive 4")
 def quality_table(records: list[Record]) -> str:
     """Markdown: one row a way, then the floors."""
     known, rows = by_key(records), []
-    for name in ways(records):
+    for name in decodings_of(records):
         distance, accuracy = known[name, SAMPLES, "Fréchet distance"], known[name, SAMPLES, "class accuracy"]
         rows.append(
             [
@@ -70,7 +70,7 @@ def quality_table(records: list[Record]) -> str:
 def speed_table(records: list[Record]) -> str:
     """Markdown: passes and time at batch 1."""
     known, rows = by_key(records), []
-    names = ways(records)
+    names = decodings_of(records)
     passes = {name: known[name, ONE, "forward passes"].measured or 0.0 for name in names}
     # The full window decodes one token a pass as raster does, in the same loop as all the others.
     full = next(name for name in names if name != RASTER and passes[name] == passes[RASTER])
@@ -118,7 +118,7 @@ def shapes_table(records: list[Record]) -> str:
     )
 
 
-def ways(records: list[Record]) -> list[str]:
+def decodings_of(records: list[Record]) -> list[str]:
     """Names in the order of the run."""
     return list(dict.fromkeys(parts(record)[0] for record in records if parts(record)[1] == SAMPLES))
 
@@ -135,7 +135,7 @@ def quality_plot(records: list[Record], quantity: str, label: str, factor: float
 
     lines = [Line("raster", (point(RASTER),))]
     for prefix, family in FAMILIES.items():
-        found = sorted(point(name) for name in ways(records) if name.startswith(prefix))
+        found = sorted(point(name) for name in decodings_of(records) if name.startswith(prefix))
         lines += [Line(family, tuple(found))] if found else []
     return plot_lines(lines, x_label="forward passes an image", y_label=label, description=f"{label} against passes")
 
@@ -144,7 +144,7 @@ def speed_plot(records: list[Record]) -> str:
     """SVG: speed-up against the window, in passes and in time."""
     known = by_key(records)
     passes, times = [], []
-    for name in ways(records):
+    for name in decodings_of(records):
         if not name.startswith("window"):
             continue
         window = float(name.split()[1])

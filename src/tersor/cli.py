@@ -155,13 +155,13 @@ def _kernels_in_use(operation: str) -> str:
     """What runs on each device here, and why a faster back end does not."""
     import torch
 
-    from tersor.lowbit.kernels import chosen_backend, why_not
+    from tersor.lowbit.kernels import chosen_backend, unavailable_reason
 
     lines = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         chosen = chosen_backend(operation, device)
         own = "triton" if device == "cuda" else "cpu"
-        reason = why_not(operation, own, device)
+        reason = unavailable_reason(operation, own, device)
         lines.append(f"{chosen} on {device}" + (f" ({own} does not run: {reason})" if reason else ""))
     return ", ".join(lines)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tersor.lowbit.kernels import KERNELS, _build, chosen_backend, why_not
+from tersor.lowbit.kernels import KERNELS, _build, chosen_backend, unavailable_reason
 from tersor.lowbit.kernels._build import NoCompilerError, load_library
 
 SOURCE = "int answer(void) { return 42; }\n"
@@ -71,7 +71,7 @@ def test_a_cache_that_cannot_be_written_is_no_crash(source: Path, monkeypatch: p
 
 def test_every_kernel_of_ours_builds_here() -> None:
     for operation in KERNELS:
-        assert why_not(operation, "cpu") is None
+        assert unavailable_reason(operation, "cpu") is None
         assert chosen_backend(operation) == "cpu"
         assert chosen_backend(operation, "meta") == "reference"
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, why_not
+from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, unavailable_reason
 from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
 from tersor.lowbit.packing import pack_half_split
 
 BACKENDS = [
     name
     for name in backends("delta_linear")
-    if (triton_runtime.available("cpu") if name == "triton" else why_not("delta_linear", name) is None)
+    if (triton_runtime.available("cpu") if name == "triton" else unavailable_reason("delta_linear", name) is None)
 ]
 EXAMPLES = {"cpu": 300, "reference": 60, "triton": 6}
 BITS = (1, 2, 3, 4, 8)

@@ -14,14 +14,14 @@ from torch import Tensor
 from tersor.kv.engine.tree import map_tensors
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 from tersor.lowbit.codes import AffineCodes
-from tersor.lowbit.kernels import KERNELS, backends, get_kernel, triton_runtime, why_not
+from tersor.lowbit.kernels import KERNELS, backends, get_kernel, triton_runtime, unavailable_reason
 from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, reference
 
 #: Back ends that compute on CPU tensors here, Triton in its interpreter.
 BACKENDS = [
     name
     for name in backends("packed_attention")
-    if (triton_runtime.available("cpu") if name == "triton" else why_not("packed_attention", name) is None)
+    if (triton_runtime.available("cpu") if name == "triton" else unavailable_reason("packed_attention", name) is None)
 ]
 #: Random cases for each; the interpreter takes a third of a second for one.
 EXAMPLES = {"cpu": 500, "triton": 40, "reference": 100}

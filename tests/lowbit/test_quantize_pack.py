@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tersor.kv.engine.tree import map_tensors
 from tersor.lowbit.codecs import affine_parameters, channel_scale
-from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, why_not
+from tersor.lowbit.kernels import backends, get_kernel, triton_runtime, unavailable_reason
 from tersor.lowbit.kernels.quantize_pack import reference
 from tersor.lowbit.packing import pack_half_split
 
@@ -20,7 +20,7 @@ OTHERS = [
     name
     for name in backends("quantize_pack")
     if name != "reference"
-    and (triton_runtime.available("cpu") if name == "triton" else why_not("quantize_pack", name) is None)
+    and (triton_runtime.available("cpu") if name == "triton" else unavailable_reason("quantize_pack", name) is None)
 ]
 EXAMPLES = {"cpu": 400, "triton": 60}
 

@@ -240,7 +240,7 @@ def test_a_row_start_follows_the_exact_mixture(wrong, monkeypatch) -> None:
         monkeypatch.setattr(Trial, "verify", lambda self, law, _: Trial(self.ids, law, torch.ones_like(self.accepted)))
     if wrong == "ratio":
         honest = Trial.verify
-        monkeypatch.setattr(Trial, "verify", lambda self, law, g: honest(self, self.law * 0 + law.flip(-1), g))
+        monkeypatch.setattr(Trial, "verify", lambda self, p, g: honest(self, self.distribution * 0 + p.flip(-1), g))
     ids = torch.zeros(DRAWS, PREFIX, dtype=torch.long)
     prefix = Prefix.padded(ids[..., None].float(), torch.ones_like(ids, dtype=torch.bool), ids)
     sampler = Sampler([], True, torch.Generator().manual_seed(2))

@@ -21,24 +21,24 @@ from tersor.grids.zipar.slots import Slots
 
 @dataclass
 class Trial:
-    """A row's first token under the adaptive window: a candidate, and the law that it follows.
+    """A row's first token under the adaptive window: a candidate, and the distribution that it follows.
 
     Args:
         ids: The candidates, ``[batch]``.
-        law: The distribution that they follow, float32 ``[batch, vocabulary]``.
+        distribution: What they follow, float32 ``[batch, vocabulary]``.
         accepted: Bool ``[batch]``.
     """
 
     ids: Tensor
-    law: Tensor
+    distribution: Tensor
     accepted: Tensor
 
-    def verify(self, law: Tensor, generator: torch.Generator | None) -> Trial:
+    def verify(self, distribution: Tensor, generator: torch.Generator | None) -> Trial:
         """Accept each candidate y with probability min(1, p(y) / q(y)), else draw it anew from max(0, p - q).
 
-        Either way an id follows ``law``, p, if it followed q before. Accepted samples stay as they are.
+        Either way an id follows ``distribution``, p, if it followed q before. Accepted samples stay as they are.
         """
-        p, q = law, self.law
+        p, q = distribution, self.distribution
         drawn, expected = (each.gather(-1, self.ids[:, None]).squeeze(-1) for each in (p, q))
         ratio = torch.where(expected > 0, drawn / expected.clamp_min(torch.finfo(q.dtype).tiny), torch.inf)
         uniform = torch.rand(ratio.shape, generator=generator, device=ratio.device)
@@ -46,10 +46,12 @@ class Trial:
         same = rest.sum(-1) < 1e-12
         accepted = self.accepted | (uniform < ratio) | same
         if bool(accepted.all()):
-            return Trial(self.ids, self.law, accepted)
-        # Rows that are accepted need some law too; what is drawn for them is not used.
+            return Trial(self.ids, self.distribution, accepted)
+        # Rows that are accepted need some distribution too; what is drawn for them is not used.
         again = torch.multinomial(torch.where(same[:, None], p, rest), 1, generator=generator).squeeze(-1)
-        return Trial(torch.where(accepted, self.ids, again), torch.where(accepted[:, None], self.law, p), accepted)
+        return Trial(
+            torch.where(accepted, self.ids, again), torch.where(accepted[:, None], self.distribution, p), accepted
+        )
 
 
 @dataclass
@@ -185,11 +187,11 @@ class Decoder:
             candidate: Ids ``[batch]`` drawn from ``scores``.
             final: The row above is complete, so that whatever the last step holds is taken.
         """
-        law = self.sampler.probabilities(scores)
+        distribution = self.sampler.probabilities(scores)
         if self.trial is None:
-            self.trial = Trial(candidate, law, torch.zeros_like(candidate, dtype=torch.bool))
+            self.trial = Trial(candidate, distribution, torch.zeros_like(candidate, dtype=torch.bool))
         else:
-            self.trial = self.trial.verify(law, self.sampler.generator)
+            self.trial = self.trial.verify(distribution, self.sampler.generator)
         trial, done = self.trial, final or bool(self.trial.accepted.all())
         if done:
             self.trial = None

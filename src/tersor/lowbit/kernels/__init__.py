@@ -45,11 +45,11 @@ def get_kernel(operation: str, backend: str | None = None, *, device: str = "cpu
 
 def chosen_backend(operation: str, device: str = "cpu") -> str:
     """The back end that `get_kernel` picks on ``device``."""
-    return next(name for name in backends(operation) if why_not(operation, name, device) is None)
+    return next(name for name in backends(operation) if unavailable_reason(operation, name, device) is None)
 
 
 @cache
-def why_not(operation: str, backend: str, device: str = "cpu") -> str | None:
+def unavailable_reason(operation: str, backend: str, device: str = "cpu") -> str | None:
     """Why a back end does not serve tensors of ``device`` here, or None where it does."""
     if backend == "cpu":
         if device != "cpu":

@@ -1,12 +1,12 @@
 """The definition of packed attention in plain torch, a tile of tokens at a time.
 
-For one group of one KV head with codes ``u`` the parameters leave the inner loop (spec section 7.1):
+For one group of one KV head with codes ``u`` the parameters leave the inner loop:
 
     q . k_t = sum_c (q_c s_c) u_tc + sum_c q_c m_c          the step goes into the query, the minima are one bias
     o_c     = c_c (sum_t (p_t s_t) u_tc + sum_t p_t m_t)    the step goes into the weights, the minima are one scalar
 
 so both products are "small integer times float" and no dequantized key or value exists. Where layers share codes,
-token ``t`` has a key factor ``a_t`` and a value factor ``b_t`` of each layer's own (MiniCache, spec section 6): the
+token ``t`` has a key factor ``a_t`` and a value factor ``b_t`` of each layer's own (MiniCache): the
 score is multiplied by ``a_t`` and the weight by ``b_t``.
 """
 
