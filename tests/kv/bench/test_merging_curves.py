@@ -6,16 +6,15 @@ import pytest
 import torch
 
 from tersor import zoo
+from tersor.kv.bench.contenders import FULL
 from tersor.kv.bench.merging_curves import (
     STACKED,
     WAYS,
-    loss_by_merged_pairs,
     merging_contenders,
-    recall_by_merged_pairs,
     stacked_contenders,
     with_longer_layers,
 )
-from tersor.kv.bench.recall import score_continuation
+from tersor.kv.bench.recall import score_continuation, score_recall
 from tersor.kv.bench.tasks import recall_samples
 from tersor.kv.depth.pairs import PairedLayer
 
@@ -43,21 +42,19 @@ def test_contenders_merge_the_deepest_pairs_first(model) -> None:
         merging_contenders([])
 
 
-def test_curves_start_at_the_full_cache_and_save_more_with_every_pair(model) -> None:
-    losses = loss_by_merged_pairs(model, encode, zoo.book(), PAIRS, n=2, prefix=200, continuation=24)
+def test_every_pair_saves_more_and_a_lossless_merge_costs_nothing(model) -> None:
+    short = {"n": 2, "prefix": 200, "continuation": 24}
+    losses = score_continuation(model, encode, zoo.book(), merging_contenders(PAIRS), **short)
     samples = recall_samples("needle", n=2, prose=zoo.book(), seed=1, context_bytes=256)
-    recalls = recall_by_merged_pairs(model, encode, samples, PAIRS)
-    for curves in (losses, recalls):
-        assert curves.keys() == WAYS.keys()
-        for scores in curves.values():
-            ratios = [each.ratio for each in scores]
-            assert len(ratios) == 3
-            assert ratios == sorted(ratios)
-            assert scores[0].values == curves["mean"][0].values
-    lossless = loss_by_merged_pairs(model, encode, zoo.book(), PAIRS, n=2, prefix=200, continuation=24, gamma=1.0)
-    full, *merged = lossless["slerp, gamma 0.05"]
-    for each in merged:
-        assert each.values == pytest.approx(full.values, rel=1e-4)
+    recalls = score_recall(model, encode, samples, merging_contenders(PAIRS))
+    for scores in (losses, recalls):
+        for way in WAYS:
+            ratios = [scores[name].ratio for name in (FULL, f"{way}, 1 pairs", f"{way}, 2 pairs")]
+            assert ratios == sorted(set(ratios))
+    lossless = score_continuation(model, encode, zoo.book(), merging_contenders(PAIRS, gamma=1.0), **short)
+    for count in (1, 2):
+        merged = lossless[f"slerp, gamma 0.05, {count} pairs"]
+        assert merged.values == pytest.approx(lossless[FULL].values, rel=1e-4)
 
 
 def test_longer_layers_compute_the_same(model) -> None:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from tersor.kv.bench.contenders import FULL, Contender, pick
-from tersor.kv.bench.recall import Mode, Scores, score_continuation, score_recall
-from tersor.kv.bench.tasks import RecallSample
+from tersor.kv.bench.contenders import Contender, pick
 from tersor.kv.compose import compose
 from tersor.kv.depth.pairs import MergedPairs
 from tersor.kv.method import KVMethod
@@ -37,14 +35,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def merging_contenders(pairs: Pairs, *, t: float = 0.6, gamma: float = 0.05, bits: int = 16) -> list[Contender]:
+def merging_contenders(pairs: Pairs, *, gamma: float = 0.05) -> list[Contender]:
     """The full cache, then every way of merging the deepest 1, 2, ... of ``pairs``.
 
     Args:
         pairs: Pairs of layers that may be merged.
-        t: Where the shared direction lies.
-        gamma: How much stays unmerged.
-        bits: Bits of stored directions and retained tokens; 16 is model precision.
+        gamma: How much stays unmerged in the ways that do not say.
 
     Raises:
         ValueError: Without any pair.
@@ -56,17 +52,17 @@ def merging_contenders(pairs: Pairs, *, t: float = 0.6, gamma: float = 0.05, bit
     for count in range(1, len(pairs) + 1):
         for way, settings in WAYS.items():
             depth = MergedPairs(
-                **{"t": t, "gamma": gamma, **settings},
+                **{"gamma": gamma, **settings},
                 pairs=tuple(deepest_first[:count]),
                 max_relative_error=math.inf,  # the cost is what is being measured
             )
             method = KVMethod(
                 name=way,
                 selection=RecentSelection(ratio=1.0),
-                storage=MixedPrecisionStorage(high_bits=bits),
+                storage=MixedPrecisionStorage(high_bits=16),
                 depth=depth,
             )
-            rivals.append(Contender(_name(way, count), way, method.cache))
+            rivals.append(Contender(f"{way}, {count} pairs", way, method.cache))
     return rivals
 
 
@@ -112,42 +108,3 @@ def with_longer_layers(model: PreTrainedModel, layers: Sequence[int], factor: fl
                 parameter.mul_(change)
         attention.o_proj.weight.div_(factor)
     return model
-
-
-def recall_by_merged_pairs(
-    model: PreTrainedModel,
-    encode: Callable[[str], list[int]],
-    samples: Sequence[RecallSample],
-    pairs: Pairs,
-    *,
-    mode: Mode = "agnostic",
-    **settings: Any,
-) -> dict[str, list[Scores]]:
-    """For each of `WAYS`, recall with 0, 1, ... merged pairs; ``settings`` are those of `merging_contenders`."""
-    return _curves(score_recall(model, encode, samples, merging_contenders(pairs, **settings), mode=mode), pairs)
-
-
-def loss_by_merged_pairs(
-    model: PreTrainedModel,
-    encode: Callable[[str], list[int]],
-    text: str,
-    pairs: Pairs,
-    *,
-    n: int,
-    prefix: int = 896,
-    continuation: int = 128,
-    seed: int = 0,
-    **settings: Any,
-) -> dict[str, list[Scores]]:
-    """For each of `WAYS`, loss of the continuation in nats a byte with 0, 1, ... merged pairs."""
-    rivals = merging_contenders(pairs, **settings)
-    scores = score_continuation(model, encode, text, rivals, n=n, prefix=prefix, continuation=continuation, seed=seed)
-    return _curves(scores, pairs)
-
-
-def _name(way: str, count: int) -> str:
-    return f"{way}, {count} pairs"
-
-
-def _curves(scores: dict[str, Scores], pairs: Pairs) -> dict[str, list[Scores]]:
-    return {way: [scores[FULL], *(scores[_name(way, count + 1)] for count in range(len(pairs)))] for way in WAYS}
