@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_demos import run_demo
 
 from tersor.bench.measure import Estimate, wilson_interval
 from tersor.experts import demo
-from tersor.experts.bench.quality import LSQ, Kept
+from tersor.experts.bench.quality import BASE, LSQ, Kept
 from tersor.experts.bench.routing import ENCODER, NGRAMS
 
 
@@ -48,3 +50,9 @@ def test_what_is_lost_is_judged_by_its_interval() -> None:
     assert demo.judge(Estimate(-0.5, -1.0, 0.0, "95% bootstrap"), -50.0) == "holds"
     assert demo.judge(Estimate(-2.0, -4.0, -0.5, "95% bootstrap"), -50.0) == "partly"
     assert demo.judge(Estimate(-2.0, -4.0, -1.5, "95% bootstrap"), -50.0) == "fails"
+
+
+def test_the_demo_packs_an_expert_in_several_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, page = run_demo("meswitch", monkeypatch, tmp_path)
+    assert found[0].n == 8
+    assert all(row in page for row in demo.SHOWN if row != BASE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from small_demos import run_demo
 
 from tersor.ptq import demo
 from tersor.ptq.bench.accuracy import OURS, Run
@@ -28,3 +31,12 @@ def test_fewer_bits_carry_no_claim() -> None:
     found = {("w4a4", OURS): run_of(80), ("w4a4", "min-max"): run_of(20)}
     record = demo._quality_record("w4a4", found)
     assert record.verdict is record.claim is record.claim_source is None and record.peer_name == "min-max"
+
+
+def test_the_demo_quantizes_and_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, page = run_demo("ptq", monkeypatch, tmp_path)
+    quality = [each for each in found if each.unit != "x" and each.quantity != "file size"]
+    assert len(quality) == len(demo.SHOWN)
+    (size,) = [each.measured for each in found if each.quantity == "file size"]
+    assert 0 < size < 1
+    assert all(name in page for names in demo.SHOWN.values() for name in names)

@@ -1,9 +1,13 @@
-"""The demos with few samples and rounds, so that a test may run them."""
+"""The demos with few samples and rounds, so that a test may run them, and what holds for each of them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tersor.bench.records import Record, read_jsonl
+from tersor.cli import run
 from tersor.experts import demo as experts
 from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
@@ -24,9 +28,22 @@ FEW = {
 }
 
 
-def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_demo(system: str, monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[list[Record], str]:
+    """Records and page of the demo of ``system`` with few samples.
+
+    Every demo gives records under its own name and command, one of them at least with a verdict, and a page that shows
+    something and loads nothing from elsewhere.
+    """
     for demo, settings in FEW.items():
         for name, value in settings.items():
             monkeypatch.setattr(demo, name, value)
     tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
     monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
+    assert run(["demo", "--only", system, "--out", str(out)]) == 0
+    records = read_jsonl(out / "records.jsonl")
+    assert {(each.system, each.command) for each in records} == {(system, f"tersor demo --only {system}")}
+    assert any(each.verdict for each in records)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "<svg" in page or "data:image/" in page
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+    return records, page

@@ -5,21 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_demos import shrink
+from small_demos import run_demo
 
 from tersor.bench.measure import Estimate
-from tersor.bench.records import read_jsonl
-from tersor.cli import run
 from tersor.grids.zipar.demo import judge_loss
 
 
 def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shrink(monkeypatch)
-    assert run(["demo", "--only", "zipar", "--out", str(tmp_path), "--json"]) == 0
-    records = read_jsonl(tmp_path / "records.jsonl")
+    records, page = run_demo("zipar", monkeypatch, tmp_path)
     assert (records[0].claim, records[0].measured, records[0].baseline) == (713, 713, 8190)
     assert [record.peer_name for record in records if record.unit == "x"] == ["if time were passes"] * 3
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     # One for each pass; the adaptive window takes as many as it needs.
     assert page.count("<animate ") > 196 + 136 + 52
     assert page.count("data:image/png;base64,") == 8

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from small_demos import run_demo
 
 from tersor.kv.bench.recall import Scores
+from tersor.kv.bench.tasks import PLANTED
 from tersor.kv.demos import zipcache
 from tersor.kv.demos.zipcache import FULL, OURS, SHOWN, time_paired
 
@@ -30,3 +34,9 @@ def test_the_verdict_follows_from_the_numbers(ours: int, peer: int, verdict: str
 
 def test_the_headline_is_the_paper_s() -> None:
     assert records(100, 60)[0].claim == -0.38
+
+
+def test_the_demo_says_what_it_saved_and_what_it_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, page = run_demo("zipcache", monkeypatch, tmp_path)
+    assert {"accuracy against the full cache", "compression of a 16-bit cache"} <= {each.quantity for each in found}
+    assert found[0].n == 2 * len(PLANTED) and all(task in page for task in zipcache.SHOWN_TASKS)

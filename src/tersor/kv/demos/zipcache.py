@@ -43,10 +43,7 @@ def run(on_progress: OnProgress) -> DemoResult:
             f"compressed cache and answers {len(recall[FULL].values)} questions from it. Bars: 95% bootstrap intervals."
         ),
         figures=[recall_plot(recall, rivals)],
-        samples=[
-            show_answers(model, tokenizer, questions[task][0], rivals)
-            for task in ("needle", "multikey_needle", "quote")
-        ],
+        samples=[show_answers(model, tokenizer, questions[task][0], rivals) for task in SHOWN_TASKS],
     )
     return DemoResult(records, section)
 
