@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from invoke import run
 
 from tersor._lazy import MissingExtraError
 from tersor.grids.cli import images
@@ -22,19 +22,15 @@ from tersor.grids.tokenizer import PatchTokenizer
 GRID = ["schedule", "--grid", "90x90", "--window", "7"]
 
 
-def run(*arguments: str):
-    return CliRunner().invoke(images, [*arguments], catch_exceptions=False)
-
-
 def test_the_schedule_counts_passes() -> None:
-    facts = json.loads(run(*GRID, "--json").output)
+    facts = json.loads(run(images, *GRID, "--json").output)
     assert (facts["passes"], facts["raster_passes"], facts["window"]) == (713, 8190, 7)
     assert facts["reduction"] == pytest.approx(0.913, abs=1e-3)
     assert facts["row_start_pass"][:3] == [1, 8, 15]
-    text = run(*GRID).output
+    text = run(images, *GRID).output
     assert "713 forward passes instead of 8,190: 91.3% fewer, 11.36 tokens a pass" in text
     facts = json.loads(
-        run("schedule", "--grid", "24X24", "--window", "quality", "--row-start", "auto", "--json").output
+        run(images, "schedule", "--grid", "24X24", "--window", "quality", "--row-start", "auto", "--json").output
     )
     assert (facts["row_start"], facts["window"], facts["passes"]) == ("conservative", 16, 48 + 22 * 16)
 
@@ -55,17 +51,17 @@ def test_the_schedule_counts_passes() -> None:
 )
 def test_bad_input(arguments, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        run("schedule", *arguments)
+        run(images, "schedule", *arguments)
 
 
 def test_the_schedule_is_drawn_with_end_of_row_tokens(tmp_path) -> None:
     order, arguments = ZipARSchedule(RasterGrid(4, 5, end_of_row=True), 2, "eol"), ("--grid", "4x5", "--window", "2")
     out = tmp_path / "deep" / "order.svg"
-    run("schedule", *arguments, "--out", str(out))
+    run(images, "schedule", *arguments, "--out", str(out))
     assert out.read_text(encoding="utf-8") == as_svg(order)
     pytest.importorskip("PIL.Image")
     write_gif(order, tmp_path / "wanted.gif")
-    run("schedule", *arguments, "--out", str(out.with_suffix(".gif")))
+    run(images, "schedule", *arguments, "--out", str(out.with_suffix(".gif")))
     assert out.with_suffix(".gif").read_bytes() == (tmp_path / "wanted.gif").read_bytes()
     assert sorted(each.name for each in out.parent.iterdir()) == ["order.gif", "order.svg"]
 
@@ -73,7 +69,7 @@ def test_the_schedule_is_drawn_with_end_of_row_tokens(tmp_path) -> None:
 def test_a_gif_without_pillow_names_the_extra(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tersor\[images\]'"):
-        run("schedule", "--grid", "4x5", "--out", str(tmp_path / "order.gif"))
+        run(images, "schedule", "--grid", "4x5", "--out", str(tmp_path / "order.gif"))
 
 
 def test_the_schedule_loads_no_torch() -> None:
@@ -96,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 def make(folder, out, *arguments: str) -> dict:
-    return json.loads(run("generate", "--model", str(folder), "--out", str(out), "--json", *arguments).output)
+    return json.loads(run(images, "generate", "--model", str(folder), "--out", str(out), "--json", *arguments).output)
 
 
 def test_images_are_made_and_counted(folder, tmp_path) -> None:
@@ -109,7 +105,7 @@ def test_images_are_made_and_counted(folder, tmp_path) -> None:
     assert (facts["window_size"], facts["adaptive"]) == (3, False)
     with pillow.open(out) as sheet:
         assert sheet.size == (7 * (3 * 16 + 2), 7 * (2 * 12 + 1))
-    text = run("generate", "--model", str(folder), "--out", str(out), "--window", "3", "-n", "2").output
+    text = run(images, "generate", "--model", str(folder), "--out", str(out), "--window", "3", "-n", "2").output
     assert "2 images in" in text and "28 forward passes each instead of 48" in text
 
 
@@ -136,7 +132,7 @@ def test_greedy_decoding_needs_no_seed(folder, tmp_path) -> None:
 
 def test_the_zoo_model_is_the_default(tmp_path) -> None:
     out = tmp_path / "grid.png"
-    facts = json.loads(run("generate", "--window", "7", "-n", "2", "--out", str(out), "--json").output)
+    facts = json.loads(run(images, "generate", "--window", "7", "-n", "2", "--out", str(out), "--json").output)
     assert (facts["model"], facts["passes"]) == ("tiny-raster", [28 + 12 * 7])
 
 
@@ -168,19 +164,19 @@ def test_bad_requests_for_images(arguments, message, folder, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     given = arguments if "--model" in arguments else ["--model", str(folder), *arguments]
     with pytest.raises(ValueError, match=re.escape(message)):
-        run("generate", *given)
+        run(images, "generate", *given)
     assert not list(tmp_path.iterdir())
 
 
 def test_incomplete_folders_are_refused(folder, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no readable config\.json"):
-        run("generate", "--model", str(tmp_path))
+        run(images, "generate", "--model", str(tmp_path))
     shutil.copy(folder / "config.json", tmp_path)
     with pytest.raises(ValueError, match="has no image tokenizer"):
-        run("generate", "--model", str(tmp_path))
+        run(images, "generate", "--model", str(tmp_path))
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"condition": "text", "condition_tokens": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="conditioned on text features"):
-        run("generate", "--model", str(tmp_path))
+        run(images, "generate", "--model", str(tmp_path))
