@@ -35,7 +35,7 @@ def test_weights_are_found_under_the_first_key_that_is_there(tmp_path: Path, con
 
 
 @pytest.mark.parametrize(
-    "content", [{"step": 3}, {"other": WEIGHTS}, [1], {"model": {"model": WEIGHTS}}, WEIGHTS["bias"]]
+    "content", [{"step": 3}, {"other": WEIGHTS}, [1], {"ema": {"model": WEIGHTS}}, WEIGHTS["bias"]]
 )
 def test_what_holds_no_tensors_is_refused(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "c.pt")
@@ -65,4 +65,6 @@ def test_every_difference_is_listed(model: nn.Linear) -> None:
     )
     with pytest.raises(ValueError, match=message):
         load_strictly(model, wrong, "c.pt", "linear")
+    with pytest.raises(ValueError, match=r"missing \[\], unknown \[\], other shapes \['bias: \(3,\), not \(2,\)'\]"):
+        load_strictly(model, {**WEIGHTS, "bias": torch.zeros(3)}, "c.pt", "linear")
     assert model.weight.is_meta, "nothing was loaded"
