@@ -10,7 +10,6 @@ import pytest
 from typer.main import get_command
 
 from tersor import __version__, zoo
-from tersor.bench.records import Record, read_jsonl
 from tersor.cli import app, run
 
 GENERATE = ["generate", "--max-new-tokens", "8"]
@@ -129,61 +128,6 @@ def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["kernels"] == dict.fromkeys(("packed_attention", "quantize_pack", "delta_linear"), "cpu on cpu")
     assert run(["env"]) == 0
     assert "packed_attention: cpu on cpu" in capsys.readouterr().out
-
-
-BENCH = ["bench", "kv", "--samples", "2", "--continuations", "2", "--task", "needle", "--context-bytes", "256"]
-PAIR = ["--contender", "ZipCache 4/2 r=0.6", "--contender", "uniform 2-bit"]
-
-
-def test_bench_kv_writes_records_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "kv.jsonl"
-    assert run([*BENCH, *PAIR, "--out", str(out), "--json"]) == 0
-    printed = [Record.from_json(line) for line in capsys.readouterr().out.splitlines()]
-    assert printed == read_jsonl(out)
-    assert {record.item.split(":")[0] for record in printed} == {"full cache", "ZipCache 4/2 r=0.6", "uniform 2-bit"}
-    assert list(tmp_path.iterdir()) == [out]
-    assert run([*BENCH, *PAIR]) == 0
-    assert "ZipCache 4/2 r=0.6" in capsys.readouterr().out
-
-
-def test_bench_kv_resumes_and_refuses_another_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tersor.kv.bench import recall as kv
-
-    out = tmp_path / "kv.jsonl"
-    arguments = [*BENCH, "--task", "quote", *PAIR, "--out", str(out)]
-    real, calls = kv.score_recall, []
-
-    def dies_at_the_second_task(*args, **kwargs):
-        calls.append(args[2][0].task)
-        if len(calls) == 2:
-            raise RuntimeError("power cut")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(kv, "score_recall", dies_at_the_second_task)
-    assert run(arguments) == 1
-    assert "power cut" in capsys.readouterr().err
-    assert run([*arguments, "--seed", "9"]) == 2
-    assert "other settings" in capsys.readouterr().err
-    assert run(arguments) == 0
-    assert calls == ["needle", "quote", "quote"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "mention"),
-    [
-        (["--task", "chess"], "choose from"),
-        (["--contender", "magic"], "choose from"),
-        (["--mode", "blind"], "'aware' or 'agnostic'"),
-        (["--samples", "0"], "at least 1"),
-        (["--text", "/no/such/file"], "no such file"),
-        (["--context-bytes", "10"], "context_bytes"),
-    ],
-)
-def test_bench_kv_refuses_bad_input(arguments: list[str], mention: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "kv", *arguments]) == 2
-    assert mention in capsys.readouterr().err
 
 
 def test_demo_refuses_unknown_systems(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from original_weights import broken, original_weights
 from raster_models import TEXT_CONDITION, llamagen_config
 from transformers import AutoConfig
 
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, convert_llamagen
 
 
-def original_weights(
-    *, width=64, layers=2, vocabulary=50, kv_width=64, text=False, classes=7
-) -> dict[str, torch.Tensor]:
-    """A state dict with the names and shapes of the authors' checkpoints, written down from their layout."""
-    hidden = 256 * math.ceil(int(8 * width / 3) / 256)
-    shapes = {
-        "tok_embeddings.weight": (vocabulary, width),
-        "norm.weight": (width,),
-        "output.weight": (vocabulary, width),
-        "freqs_cis": (20, 4, 2),
-    }
-    for layer in range(layers):
-        shapes |= {
-            f"layers.{layer}.attention.wqkv.weight": (width + 2 * kv_width, width),
-            f"layers.{layer}.attention.wo.weight": (width, width),
-            f"layers.{layer}.feed_forward.w1.weight": (hidden, width),
-            f"layers.{layer}.feed_forward.w3.weight": (hidden, width),
-            f"layers.{layer}.feed_forward.w2.weight": (width, hidden),
-            f"layers.{layer}.attention_norm.weight": (width,),
-            f"layers.{layer}.ffn_norm.weight": (width,),
-        }
-    if text:
-        shapes |= {
-            "cls_embedding.cap_proj.fc1.weight": (width, 12),
-            "cls_embedding.cap_proj.fc2.weight": (width, width),
-            "cls_embedding.uncond_embedding": (6, 12),
-        }
-    else:
-        shapes["cls_embedding.embedding_table.weight"] = (classes + 1, width)
-    generator = torch.Generator().manual_seed(0)
-    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize("key", ["model", "module", "state_dict", None])
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("kv_width", [64, 32])
 def test_original_checkpoints_load_name_by_name(tmp_path, key, text, kv_width) -> None:
-    weights = original_weights(text=text, kv_width=kv_width)
+    weights = original_weights("raster text" if text else "raster", kv_width=kv_width)
     torch.save(weights if key is None else {key: weights, "steps": 3}, tmp_path / "c.pt")
     model = convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5), num_attention_heads=4)
     loaded = model.state_dict()
@@ -62,10 +28,6 @@ def test_original_checkpoints_load_name_by_name(tmp_path, key, text, kv_width) -
     model.save_pretrained(tmp_path / "saved")
     again = LlamaGen.from_pretrained(tmp_path / "saved")
     assert torch.equal(model.generate(**given, do_sample=False), again.generate(**given, do_sample=False))
-
-
-def broken(weights, **changes):
-    return {name: each for name, each in {**weights, **changes}.items() if each is not None}
 
 
 @pytest.mark.parametrize(

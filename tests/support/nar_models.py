@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
+from tersor.grids.tokenizer import PatchTokenizer
 
 TEXT = {"condition": "text", "condition_tokens": 7}
 
@@ -53,3 +55,10 @@ def condition(of: NARForImageGeneration, *, padded: bool = False) -> dict[str, T
 def random_ids(of: NARForImageGeneration, seed: int = 2, batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, of.config.vocab_size, (batch, *of.config.grid_size), generator=generator)
+
+
+def tokenizer(channels: int, folder: Path, vocabulary: int = 20) -> Path:
+    """A tokenizer of 2 by 2 patches, saved in ``folder``."""
+    pixels = torch.rand(40, channels, 6, 8, generator=torch.Generator().manual_seed(0))
+    PatchTokenizer.fit(pixels, patch_size=2, codebook_size=vocabulary, seed=0, rounds=1).save_pretrained(folder)
+    return folder

@@ -30,11 +30,7 @@ def test_it_loads_as_its_own_class() -> None:
     assert model.config.vocab_size == zoo.load_image_tokenizer("tiny-raster").codebook_size
 
 
-def test_a_model_without_images_says_so() -> None:
-    with pytest.raises(ValueError, match="makes no images"):
-        zoo.load_image_tokenizer("tiny-lm")
-    with pytest.raises(ValueError, match="holds no classifier"):
-        zoo.load_judge("tiny-lm")
+def test_a_model_of_ids_has_no_text_tokenizer() -> None:
     with pytest.raises(ValueError, match="has no tokenizer"):
         zoo.load("tiny-raster")
 

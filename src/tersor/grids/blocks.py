@@ -141,6 +141,20 @@ class ClassEmbedding(nn.Module):
         # The last row is the null class.
         self.embedding_table = nn.Embedding(config.num_classes + 1, config.hidden_size)
 
+    def prefix(self, labels: Tensor, *, guided: bool, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One token a sample, ``[rows, 1, width]``, and which of them are no padding: all.
+
+        Args:
+            labels: Classes, ``[batch]``.
+            guided: Append the null class for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null class instead of their own.
+        """
+        null = torch.full_like(labels, self.embedding_table.num_embeddings - 1)
+        labels = labels if dropped is None else torch.where(dropped, null, labels)
+        labels = torch.cat([labels, null]) if guided else labels
+        embeddings: Tensor = self.embedding_table(labels)[:, None]
+        return embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+
 
 class CaptionProjection(nn.Module):
     """From text features to the model's width."""
@@ -167,3 +181,19 @@ class CaptionEmbedding(nn.Module):
     def init_null(self) -> None:
         """Draw the null condition, of the power of normed features."""
         nn.init.normal_(self.uncond_embedding, std=self.uncond_embedding.shape[-1] ** -0.5)
+
+    def prefix(self, features: Tensor, valid: Tensor, *, guided: bool, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[rows, condition_tokens, width]``, and which of them are no padding (bool).
+
+        Args:
+            features: ``[batch, condition_tokens, caption_size]``, padded on the left.
+            valid: Bool ``[batch, condition_tokens]``, False for padding.
+            guided: Append the null condition for each sample, as further rows.
+            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
+        """
+        null = self.uncond_embedding.type_as(features).expand_as(features)
+        features = features if dropped is None else torch.where(dropped[:, None, None], null, features)
+        if guided:
+            # The authors' code masks the null condition like the text beside it.
+            features, valid = torch.cat([features, null]), torch.cat([valid, valid])
+        return self.cap_proj(features.to(self.uncond_embedding.dtype)), valid

@@ -131,22 +131,13 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
                 raise ValueError("this model is conditioned on a class: give class_labels [batch]")
             if class_labels.ndim != 1 or not bool(((class_labels >= 0) & (class_labels < config.num_classes)).all()):
                 raise ValueError(f"class_labels must be [batch], each from 0 to {config.num_classes - 1}")
-            null = torch.full_like(class_labels, config.num_classes)
-            labels = class_labels if dropped is None else torch.where(dropped, null, class_labels)
-            labels = torch.cat([labels, null]) if guided else labels
-            embeddings = self.cls_embedding.embedding_table(labels)[:, None]
-            return embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+            return self.cls_embedding.prefix(class_labels, guided=guided, dropped=dropped)
         shape = (config.condition_tokens, config.caption_size)
         if text_features is None or class_labels is not None or text_features.shape[1:] != shape:
             given = None if text_features is None else tuple(text_features.shape)
             raise ValueError(f"this model is conditioned on text: text_features must be [batch, {shape}], got {given}")
-        null = self.cls_embedding.uncond_embedding.expand_as(text_features).type_as(text_features)
-        features = text_features if dropped is None else torch.where(dropped[:, None, None], null, text_features)
-        features = torch.cat([features, null]) if guided else features
-        valid = torch.ones(text_features.shape[:2], device=features.device) if text_mask is None else text_mask
-        # The authors' code masks the null condition like the text beside it.
-        valid = torch.cat([valid, valid]) if guided else valid
-        return self.cls_embedding.cap_proj(features), valid.bool()
+        valid = torch.ones(text_features.shape[:2], device=text_features.device) if text_mask is None else text_mask
+        return self.cls_embedding.prefix(text_features, valid.bool(), guided=guided, dropped=dropped)
 
     @property
     def axes(self) -> tuple[int, ...]:

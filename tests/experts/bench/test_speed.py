@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tersor.cli import run
 from tersor.experts.bench.speed import CONTEXT, Decoder, random_expert, random_model, time_registered, with_expert
 from tersor.experts.config import DeltaConfig
 from tersor.experts.delta import ExpertDelta
@@ -67,33 +65,3 @@ def test_registered_experts_are_all_resident(model: Any) -> None:
     assert {count: len(seconds) for count, seconds in found.items()} == {1: 2, 3: 2}
     assert set(host.list_experts().values()) == {"device"}
     host.close()
-
-
-def test_every_part_gives_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    parts = [part for name in ("decode", "switch", "mixed", "registered", "load") for part in ("--what", name)]
-    out = tmp_path / "speed.jsonl"
-    assert run(["experts", "bench", *parts, "--shape", "tiny", "--repeats", "3", "--out", str(out), "--json"]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [json.loads(line) for line in out.read_text().splitlines()] == told
-    known = {(row["item"], row["quantity"]): row for row in told}
-    assert known["decoding one row", "time per token over the base's"]["peer"] > 1
-    assert known["switching among resident experts", "time of a switch"]["measured"] < 1
-    assert known["8 rows of 4 experts", "time of four passes over that of one batch"]["measured"] > 0
-    assert (
-        known["1 experts registered", "tokens per second"]["baseline"]
-        == known["16 experts registered", "tokens per second"]["baseline"]
-    )
-    assert known["from cold files until loaded", "time of a whole model over that of a delta"]["peer"] > 1
-    assert all("random, tiny" in row["shapes"] for row in told)
-
-
-def test_the_table(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert run(["experts", "bench", "--what", "switch", "--shape", "tiny"]) == 0
-    assert "time of a switch" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("options", [["--what", "all"], ["--shape", "huge"], ["--repeats", "0"], ["--bits", "5"]])
-def test_bad_input(options: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert run(["experts", "bench", *options]) == 2
-    assert capsys.readouterr().err.startswith("tersor: ")

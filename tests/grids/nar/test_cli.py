@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nar_models import model
-from typer.testing import CliRunner
+from invoke import run
+from nar_models import model, tokenizer
 
 from tersor.grids.cli import images
 from tersor.grids.nar.cli import as_gif
-from tersor.grids.tokenizer import PatchTokenizer
-
-
-def run(app, *arguments: str):
-    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
-
-
-def tokenizer(channels: int, folder: Path, vocabulary: int = 20) -> Path:
-    pixels = torch.rand(40, channels, 6, 8, generator=torch.Generator().manual_seed(0))
-    PatchTokenizer.fit(pixels, patch_size=2, codebook_size=vocabulary, seed=0, rounds=1).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

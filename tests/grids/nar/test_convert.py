@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 import pytest
 import torch
+from original_weights import VIDEO, broken, original_weights
 from safetensors.torch import save_file
 
 from tersor.grids.nar.convert import convert_nar, original_state_dict
 from tersor.grids.nar.heads import NARForImageGeneration
 
-IMAGE, VIDEO = (4, 5), (2, 3, 4)
-
-
-def original_weights(kind: str, *, width=64, layers=2, vocabulary=50, classes=7) -> dict[str, torch.Tensor]:
-    """A state dict with the names and shapes of the authors' checkpoints, written down from their layout."""
-    hidden = 256 * math.ceil(int(8 * width / 3) / 256)
-    heads = ["R", "D", "B"] if kind == "video" else ["", "medusa_"]
-    names = [(f"norm_{h}", f"output_{h}") if kind == "video" else (f"{h}norm", f"{h}output") for h in heads]
-    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (vocabulary, width)}
-    for norm, output in names:
-        shapes |= {f"{norm}.weight": (width,), f"{output}.weight": (vocabulary, width)}
-    for layer in range(layers + len(heads) - 1):
-        shapes |= {
-            f"layers.{layer}.attention.wqkv.weight": (3 * width, width),
-            f"layers.{layer}.attention.wo.weight": (width, width),
-            f"layers.{layer}.feed_forward.w1.weight": (hidden, width),
-            f"layers.{layer}.feed_forward.w3.weight": (hidden, width),
-            f"layers.{layer}.feed_forward.w2.weight": (width, hidden),
-            f"layers.{layer}.attention_norm.weight": (width,),
-            f"layers.{layer}.ffn_norm.weight": (width,),
-        }
-    if kind == "text":
-        shapes |= {
-            "cls_embedding.cap_proj.fc1.weight": (width, 12),
-            "cls_embedding.cap_proj.fc2.weight": (width, width),
-            "cls_embedding.uncond_embedding": (6, 12),
-        }
-    else:
-        shapes["cls_embedding.embedding_table.weight"] = (classes + 1, width)
-    if kind == "video":
-        shapes["abs_pe"] = (1, 1 + math.prod(VIDEO), width)
-    generator = torch.Generator().manual_seed(0)
-    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+IMAGE = (4, 5)
 
 
 def convert(path, kind, **options) -> NARForImageGeneration:
@@ -107,10 +75,6 @@ def test_each_head_reads_the_block_that_it_was_trained_on(tmp_path) -> None:
 
 def raster(weights):
     return {name: each for name, each in weights.items() if "medusa" not in name}
-
-
-def broken(weights, **changes):
-    return {name: each for name, each in {**weights, **changes}.items() if each is not None}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nar_models import model
-from typer.testing import CliRunner
+from invoke import run
+from nar_models import model, tokenizer
 
 from tersor.grids.cli import images
 from tersor.grids.drawing import as_png
@@ -17,17 +17,6 @@ from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.tokens import Tokens
 from tersor.grids.nar.train_cli import train
-from tersor.grids.tokenizer import PatchTokenizer
-
-
-def run(app, *arguments: str):
-    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
-
-
-def tokenizer(channels: int, folder: Path, vocabulary: int = 20) -> Path:
-    pixels = torch.rand(40, channels, 6, 8, generator=torch.Generator().manual_seed(0))
-    PatchTokenizer.fit(pixels, patch_size=2, codebook_size=vocabulary, seed=0, rounds=1).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

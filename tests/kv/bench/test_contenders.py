@@ -8,9 +8,7 @@ import pytest
 import torch
 from tiny_models import prompt
 from transformers import AutoModelForCausalLM, LlamaConfig
-from typer.testing import CliRunner
 
-from tersor.cli import bench
 from tersor.kv.bench.contenders import FULL, bytes_at_half_precision, contenders, half_precision_dense, peers, pick
 from tersor.kv.bench.peers import unavailable
 from tersor.kv.bench.recall import RECORDER, record, replay
@@ -85,14 +83,3 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "transformers" in unavailable()["KIVI"]
     monkeypatch.setattr("tersor.kv.bench.peers.find_spec", lambda name: None)
     assert "pip install hqq" in unavailable()["QuantizedCache hqq"]
-
-
-def test_the_command_adds_peers_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    options = ["kv", "--peers", "--contender", "uniform 4-bit", "--task", "needle", "--samples", "1"]
-    result = CliRunner().invoke(bench, [*options, "--continuations", "0", "--context-bytes", "256"])
-    assert result.exit_code == 0, result.output
-    rows = [line.split("  ")[1].strip() for line in result.stdout.splitlines() if line.startswith("  ")]
-    assert [row for row in rows if row in {FULL, "uniform 4-bit", *NAMES}] == [FULL, "uniform 4-bit", *NAMES]
-    for name, reason in unavailable().items():
-        assert f"{name} was not run: {reason[:40]}" in result.stdout

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.kv.bench.heatmap import heatmap, kept_cells
 from tersor.kv.bench.tiles import CELL, COLOURS, KINDS, MOST_COUNTED, picture, samples
 
 
@@ -60,17 +59,3 @@ def test_bad_requests_are_refused() -> None:
     absent = next(name for name in COLOURS if not shown.keyed(name))
     with pytest.raises(ValueError, match="exactly one"):
         shown.ask("color", absent)
-
-
-def test_a_heat_map_darkens_what_was_left_out() -> None:
-    shown = picture(np.random.default_rng(1), grid=4, tiles=2)
-    kept = kept_cells([0, 2, 7, 17, 18], first=2, rows=4, width=4)  # columns outside the picture are text
-    assert np.argwhere(kept).tolist() == [[0, 0], [1, 1], [3, 3]]
-    svg = heatmap(shown.pixels, [kept], ["layer 0"], description="kept cells", relevant=[(1, 1)])
-    assert svg.count("h8v8h-8z") == 13
-    assert 'stroke="#fff"' in svg
-    assert 'aria-label="kept cells"' in svg
-    with pytest.raises(ValueError, match="one label"):
-        heatmap(shown.pixels, [kept], [], description="d")
-    with pytest.raises(ValueError, match="does not divide"):
-        heatmap(shown.pixels[:30], [kept], ["a"], description="d")

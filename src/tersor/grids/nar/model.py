@@ -234,16 +234,15 @@ class NARModel(NARPreTrainedModel):
             what = {"class": "give class_labels [batch]", "text": "give text_features", "none": "give neither"}
             raise ValueError(f"this model's condition is {config.condition!r}: {what[config.condition]}")
         if text_features is not None:
-            return self._text(*fit_text(text_features, text_mask, config), guided=guided, dropped=dropped)
+            features, valid = fit_text(text_features, text_mask, config)
+            empty = ~valid.any(-1)
+            valid, dropped = valid | empty[:, None], empty if dropped is None else empty | dropped
+            return self.cls_embedding.prefix(features, valid, guided=guided, dropped=dropped)
         if class_labels is None:
             labels = torch.zeros(batch, dtype=torch.long, device=self.device)
         else:
             labels = self._checked(class_labels)
-        null = torch.full_like(labels, config.num_classes)
-        labels = labels if dropped is None else torch.where(dropped, null, labels)
-        labels = torch.cat([labels, null]) if guided else labels
-        embeddings = self.cls_embedding.embedding_table(labels)[:, None]
-        return embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        return self.cls_embedding.prefix(labels, guided=guided, dropped=dropped)
 
     def _checked(self, labels: Tensor) -> Tensor:
         most = self.config.num_classes - 1
@@ -252,17 +251,6 @@ class NARModel(NARPreTrainedModel):
         if bad or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels <= most)).all())):
             raise ValueError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
         return labels
-
-    def _text(self, features: Tensor, valid: Tensor, *, guided: bool, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        null = self.cls_embedding.uncond_embedding.type_as(features).expand_as(features)
-        empty = ~valid.any(-1)
-        valid = valid | empty[:, None]
-        absent = empty if dropped is None else empty | dropped
-        features = torch.where(absent[:, None, None], null, features)
-        if guided:
-            # The authors' code masks the null condition like the text beside it.
-            features, valid = torch.cat([features, null]), torch.cat([valid, valid])
-        return self.cls_embedding.cap_proj(features.to(self.dtype)), valid
 
     def forward(
         self,

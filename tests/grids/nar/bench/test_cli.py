@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
+from invoke import run
 
 from tersor.bench.measure import PairedTimes
 from tersor.cli import app
@@ -61,4 +61,4 @@ def test_records_say_what_was_measured() -> None:
 )  # fmt: skip
 def test_bad_arguments(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
-        CliRunner().invoke(app, ["bench", "nar", *arguments], catch_exceptions=False)
+        run(app, "bench", "nar", *arguments)
