@@ -1,6 +1,6 @@
 """Latency and memory of KV caches on a Llama-3-8B-shaped model with random weights.
 
-    python benchmarks/kv_gpu.py --out benchmarks/results/kv_gpu.jsonl
+    python benchmarks/kv_gpu.py --out kv_gpu.jsonl
 
 Every cache reads the same prompt and generates the same number of tokens, in turns with the others: prefill latency,
 decoding latency per token (100 tokens by default, so that a streaming gap is compressed once) and peak memory, weights

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         split = load(args.data, seed=1, count=plan.images, download=args.out)
         clips, held_out = clips_of(split)
-        tokenizer = fit_tokenizer(plan, clips, args.out / "tokenizer")
+        tokenizer = fit_tokenizer(plan, split, clips, args.out / "tokenizer")
         judge = train_judge(plan, split, held_out, tokenizer, args.out / "classifier")
         tokens, others = (
             Tokens(tokenizer.encode(each.pixels[:count]), plan.codebook, {"class_labels": each.digits[:count]})

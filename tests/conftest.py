@@ -50,7 +50,9 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         return allocate
 
     with torch.device("cpu"):
-        torch.empty(0)  # the first use notes for good which functions of torch follow a device; it must see the real ones
+        torch.empty(
+            0
+        )  # the first use notes for good which functions of torch follow a device; it must see the real ones
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from nar.cli import with_losses_apart
 from nar.clips import Clips, judged_clips
 from nar.export import floors_of
-from raster.data import Split
+from raster.data import Split, source_facts
 from shared.lock import share_of
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ def new_model(kind: str, plan: Plan, grid: tuple[int, int, int]) -> PreTrainedMo
     return with_losses_apart(model) if kind == "single-head" else model
 
 
-def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
+def fit_tokenizer(plan: Plan, split: Split, clips: Clips, folder: Path) -> TubeletTokenizer:
     """The codebook, from ``folder`` if an earlier run has left it there."""
 
     def fit(target: Path) -> None:
@@ -104,7 +104,7 @@ def fit_tokenizer(plan: Plan, clips: Clips, folder: Path) -> TubeletTokenizer:
             on_progress=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
         ).save_pretrained(target)
 
-    made_once(folder, fit)
+    made_once(folder, {"plan": asdict(plan), **source_facts(split)}, fit)
     return TubeletTokenizer(PatchTokenizer.from_pretrained(folder), DEPTH)
 
 
@@ -144,7 +144,7 @@ def train_judge(
         features, _ = judge.judge(restored(tokenizer, held_out.pixels))
         save_judge(target, judge.eval(), Reference.of(features, held_out.digits))
 
-    made_once(folder, fit)
+    made_once(folder, {"plan": asdict(plan), **source_facts(split)}, fit)
     judge, reference = load_judge(folder)
     assert isinstance(judge, ClipClassifier)
     return judge, reference

@@ -60,7 +60,7 @@ def load(data: str, *, seed: int, count: int | None, download: Path) -> Split:
     """
     if data == "procedural":
         pixels, labels = draw_strokes(count or 70_000, seed=seed)
-        source, digest = "strokes drawn by recipes/tiny_raster_data.py", None
+        source, digest = "strokes drawn by recipes/raster/data.py", None
     else:
         archive = fetch(download) if data == "mnist" else Path(data) / ARCHIVE
         if not archive.is_file():
@@ -130,6 +130,6 @@ def _distance(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
     return np.linalg.norm(grid - (start + share[..., None] * along), axis=-1)
 
 
-def source_facts(split: Split) -> dict[str, str]:
+def source_facts(split: Split) -> dict[str, str | None]:
     """What a lock says of the data."""
     return {"data": split.source, "sha256": split.sha256}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from raster.data import Split
+from raster.data import Split, source_facts
 from shared.run import Progress, Run, set_rate
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def fit_tokenizer(plan: Plan, split: Split, seed: int, folder: Path) -> PatchTok
             on_progress=lambda number, error: print(f"codebook, round {number}: error {error:.6f}", flush=True),
         ).save_pretrained(target)
 
-    made_once(folder, fit)
+    made_once(folder, {"plan": asdict(plan), "seed": seed, **source_facts(split)}, fit)
     return PatchTokenizer.from_pretrained(folder)
 
 
@@ -88,7 +88,7 @@ def train_classifier(plan: Plan, split: Split, seed: int, folder: Path) -> tuple
         features, _ = classifier.judge(split.held_out)
         save_judge(target, classifier.eval(), Reference.of(features, split.held_out_labels))
 
-    made_once(folder, fit)
+    made_once(folder, {"plan": asdict(plan), "seed": seed, **source_facts(split)}, fit)
     return load_judge(folder)
 
 

@@ -8,20 +8,21 @@ from pathlib import Path
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def image_files(folder: Path, *, below: bool = True) -> list[Path]:
+def image_files(folder: Path, *, below: bool = True, option: str = "") -> list[Path]:
     """The pictures in a folder, by name.
 
     Args:
         folder: Where to look.
         below: Whether to look into its sub-folders too.
+        option: The option that names the folder, for messages.
 
     Raises:
         ValueError: If it is not a folder, or holds no picture.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of pictures")
+        raise ValueError(f"{option} {folder}: no such folder of pictures".lstrip())
     files = folder.rglob("*") if below else folder.iterdir()
     found = sorted(file for file in files if file.suffix.lower() in ENDINGS)
     if not found:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
+        raise ValueError(f"{option} {folder} holds no pictures ({', '.join(ENDINGS)})".lstrip())
     return found

@@ -35,8 +35,9 @@ def test_names_make_recipes_and_compositions() -> None:
 REFUSED = {
     "method": ("magic", [], "'magic' is unknown; choose one of"),
     "name": ("zipcache", ["tau=0.9"], "'tau=0.9' is no setting of --cache zipcache; its settings are saliency_ratio, "),
-    "no value": ("zipvl", ["tau"], "'tau' is no setting"),
-    "none": ("none", ["high_bits=4"], "no setting of --cache none"),
+    "no value": ("zipvl", ["tau"], "'tau' must be name=value"),
+    "none": ("none", ["high_bits=4"], "no setting of --cache none; it has none"),
+    "twice": ("zipcache", ["high_bits=4", "high_bits=8"], "high_bits is given twice"),
     "word": ("zipvl", ["policy=drop"], "policy=drop must be one of evict, quantize, keep"),
     "number": ("zipcache", ["saliency_ratio=half"], "saliency_ratio=half must be a number"),
     "whole number": ("zipcache", ["high_bits=4.5"], "high_bits=4.5 must be a whole number"),

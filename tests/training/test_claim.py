@@ -41,11 +41,14 @@ def test_what_was_made_is_not_made_again_and_half_of_it_does_not_count(tmp_path:
         (folder / "file").write_text("whole")
 
     with pytest.raises(KeyboardInterrupt):
-        made_once(tmp_path / "parts", make)
+        made_once(tmp_path / "parts", {"seed": 1}, make)
     assert not (tmp_path / "parts").exists()
     for _ in range(2):
-        made_once(tmp_path / "parts", make)
+        made_once(tmp_path / "parts", {"seed": 1}, make)
     assert len(made) == 2 and (tmp_path / "parts" / "file").read_text() == "whole"
+    with pytest.raises(ValueError, match="belongs to another run"):
+        made_once(tmp_path / "parts", {"seed": 2}, make)
+    assert len(made) == 2
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:

@@ -35,8 +35,13 @@ def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals or name not in known:
-            raise ValueError(f"--set {setting!r} is no setting of --cache {cache}; its settings are {', '.join(known)}")
+        if not equals:
+            raise ValueError(f"--set {setting!r} must be name=value")
+        if name not in known:
+            offer = f"its settings are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"--set {setting!r} is no setting of --cache {cache}; {offer}")
+        if name in given:
+            raise ValueError(f"--set {name} is given twice; give it once")
         given[name] = _value(name, text, known[name])
     recipes = [each(**{name: given[name] for name in given if name in _hints(each)}) for each in classes]
     return compose(*recipes) if len(recipes) > 1 else next(iter(recipes), None)

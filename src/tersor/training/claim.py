@@ -29,8 +29,8 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
     if mark.is_file():
         if json.loads(mark.read_text(encoding="utf-8")) != json.loads(text):
             raise ValueError(
-                f"{folder} belongs to another run; repeat its settings and inputs to go on, give another folder, or "
-                "remove it"
+                f"{folder} belongs to another run; repeat its settings and inputs to go on, give another "
+                "output, or remove it"
             )
     elif empty and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
@@ -38,12 +38,19 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
         _atomic.write_text(mark, text)
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have ``make`` fill ``folder``, unless an earlier run has; it appears when it is whole."""
-    if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
-        make(partial)
-        partial.replace(folder)
+def made_once(folder: Path, facts: dict[str, Any], make: Callable[[Path], None]) -> None:
+    """Have ``make`` fill ``folder``, unless an earlier run has; it appears when it is whole.
+
+    Raises:
+        ValueError: If it was made by a run with other ``facts``; see `claim`.
+    """
+    if folder.is_dir():
+        claim(folder, facts)
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    make(partial)
+    _atomic.write_text(partial / MARK, json.dumps(facts, indent=1) + "\n")
+    partial.replace(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -84,7 +84,7 @@ def bench_photos(
         raise ValueError(f"--repeats {repeats} must be at least 2")
     from tersor.kv.bench.photos import measure_photo
 
-    files = image_files(images, below=False)
+    files = image_files(images, below=False, option="--images")
     location = loading.resolve(model)
     network, _ = loading.load(location, device)
     processor = loading.load_processor(location)
