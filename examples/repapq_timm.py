@@ -31,7 +31,7 @@ prepare = Preprocessing(
 images = read_folder(args.photos, prepare, count=256, seed=0)
 
 config = RepAPQConfig.of(args.bits, iterations=args.iterations)
-result = quantize(model, images, config, folder=args.out.with_suffix(".stages"), say=print)
+result = quantize(model, images, config, folder=args.out.with_suffix(".stages"), on_progress=print)
 integers = export_quantized(result.model, images, args.out)
 floats = export_float(result.merged, images, args.out.with_suffix(".float.onnx"))
 
