@@ -12,7 +12,7 @@ from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_against_peer
 from tersor.experts.bench.quality import BASE, LSQ, MINMAX, MODEL, MSE, ROWS, SVD, Family, Kept, compress, quality_table
 from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
 from tersor.experts.bench.skills import examples
@@ -113,9 +113,7 @@ def _sample(family: Family) -> Sample:
 
 def judge(lost: Estimate, peer: float) -> str:
     """In points: "holds" if no more is lost than allowed and less than by the naive quantizer."""
-    if lost.value >= -ALLOWED_LOSS and lost.value > peer:
-        return "holds"
-    return "partly" if lost.high >= -ALLOWED_LOSS else "fails"
+    return judge_against_peer(lost, peer, allowed=ALLOWED_LOSS)
 
 
 def _against_expert(kept: Kept) -> Estimate:

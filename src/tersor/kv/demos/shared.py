@@ -12,7 +12,7 @@ from tersor.bench.measure import Estimate
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample
-from tersor.bench.runs import DEMO_SEED, OnProgress
+from tersor.bench.runs import DEMO_SEED, OnProgress, judge_against_peer
 from tersor.kv.bench.contenders import FULL, Contender
 from tersor.kv.bench.recall import RECORDER, Scores, record, replay, score_recall
 from tersor.kv.bench.tasks import RecallSample, recall_samples
@@ -89,9 +89,7 @@ def strongest_peer(recall: dict[str, Scores], ours: str) -> str:
 
 def judge(difference: Estimate, peer_loss: float) -> str:
     """In points: "holds" if no more is lost than allowed and less than by the peer, "partly" if it still may be."""
-    if difference.value >= -ALLOWED_LOSS and difference.value > peer_loss:
-        return "holds"
-    return "partly" if difference.high >= -ALLOWED_LOSS else "fails"
+    return judge_against_peer(difference, peer_loss, allowed=ALLOWED_LOSS)
 
 
 def recall_plot(recall: dict[str, Scores], rivals: list[Contender]) -> Figure:
