@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.cache_utils import DynamicCache, QuantoQuantizedLayer
 from turns import command_of, show_records
 
+from tersor._compat import with_cache
 from tersor.bench.measure import PairedTimes, machine, storage_bytes, time_paired
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
@@ -135,7 +136,7 @@ def whole_model_records(shape: Shape, repeats: int, seed: int, record: Callable[
     token = torch.tensor([[17]])
 
     def step(cache: Any) -> None:
-        model(token, past_key_values=cache)
+        model(token, **with_cache(cache))
         cache.crop(-1)
 
     def step_ours() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from tersor._compat import with_cache
 from tersor.bench.measure import PairedTimes, storage_bytes, time_paired
 from tersor.bench.records import Record
 from tersor.bench.runs import show
@@ -58,11 +59,11 @@ def run_once(
         cache = alternative.build(model.config)
         synchronize()
         start = time.perf_counter()
-        token = model(ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+        token = model(ids, **with_cache(cache), logits_to_keep=1).logits.argmax(-1)
         synchronize()
         prefilled = time.perf_counter()
         for _ in range(steps):
-            token = model(token, past_key_values=cache).logits.argmax(-1)
+            token = model(token, **with_cache(cache)).logits.argmax(-1)
         synchronize()
         return prefilled - start, (time.perf_counter() - prefilled) / steps, cache
 

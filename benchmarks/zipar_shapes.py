@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache, Emu3ForCausalLM, Emu3TextConfig
 from turns import command_of, show_records
 
+from tersor._compat import with_cache
 from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time_paired
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
@@ -140,7 +141,7 @@ class Pass:
             inputs_embeds=self.embeddings,
             position_ids=(PREFIX + self.fed).expand(ROWS, -1),
             attention_mask=mask,
-            past_key_values=self.cache,
+            **with_cache(self.cache),
             use_cache=True,
         )
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import turns
 
+from tersor._compat import with_cache
 from tersor.bench.measure import Estimate
 from tersor.bench.records import read_jsonl
 
@@ -70,7 +71,7 @@ def test_kv_gpu_scores_are_those_of_the_attention_matrix() -> None:
     for method in (probed, next(each.engine for each in kv_gpu.alternatives() if each.name == kv_gpu.MIKV)):
         cache = method.cache(model.config)
         with method.on(model), torch.inference_mode():
-            model(ids, past_key_values=cache)
+            model(ids, **with_cache(cache))
         positions.append(cache.layers[0].segments[0].groups[0].positions)
     assert torch.equal(*positions)
 

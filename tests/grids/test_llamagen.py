@@ -8,6 +8,7 @@ from original_weights import broken, original_weights
 from raster_models import TEXT_CONDITION, llamagen_config
 from transformers import AutoConfig
 
+from tersor._compat import with_cache
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, convert_llamagen
 
 
@@ -128,9 +129,9 @@ def test_several_tokens_on_a_filled_cache_need_a_mask() -> None:
 
     model, cache = LlamaGen(llamagen_config()).eval(), DynamicCache()
     with torch.no_grad():
-        model(class_labels=torch.tensor([1]), past_key_values=cache)
+        model(class_labels=torch.tensor([1]), **with_cache(cache))
         with pytest.raises(ValueError, match="attention_mask"):
-            model(input_ids=torch.ones(1, 2, dtype=torch.long), past_key_values=cache)
+            model(input_ids=torch.ones(1, 2, dtype=torch.long), **with_cache(cache))
 
 
 def test_the_published_sizes_are_as_published() -> None:

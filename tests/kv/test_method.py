@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import build, model, prompt, question
+from tiny_models import SLIDING, build, model, prompt, question
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from tersor._compat import with_cache
 from tersor.kv.depth.pairs import MergedPairs
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.method import KVMethod
@@ -62,12 +64,26 @@ def test_enable_and_disable(llama) -> None:
     assert llama.config._attn_implementation == "sdpa"
 
 
-def test_use_cache_false_and_own_caches_are_left_alone(llama) -> None:
-    expected = llama.generate(prompt(1, 40), max_new_tokens=4, do_sample=False)
+def test_without_a_cache_there_is_nothing_to_compress(llama) -> None:
     with ZipCache().on(llama) as session:
-        output = llama.generate(prompt(1, 40), max_new_tokens=4, do_sample=False, use_cache=False)
+        with pytest.raises(ValueError, match="use_cache=False leaves zipcache nothing to compress"):
+            llama.generate(prompt(1, 40), max_new_tokens=4, do_sample=False, use_cache=False)
         assert session.cache is None
-        assert torch.equal(output, expected)
+
+
+def test_a_cache_of_ones_own_is_used_and_named(llama) -> None:
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = llama.generate(prompt(1, 40), **options)
+    filled = DynamicCache(config=llama.config)
+    llama(prompt(1, 10), **with_cache(filled))
+    with ZipCache().on(llama) as session:
+        with pytest.warns(UserWarning, match="given a DynamicCache, which zipcache does not compress"):
+            output = llama.generate(prompt(1, 40), **with_cache(filled), **options)
+        assert session.cache is None and filled.get_seq_length() == 43
+        # An empty one of the library's is what `generate` makes itself.
+        assert torch.equal(llama.generate(prompt(1, 40), **with_cache(DynamicCache()), **options), expected)
+        assert session.cache.get_seq_length() == 43
+    assert output.shape == expected.shape
 
 
 def test_leaving_the_session_with_a_live_cache_stays_right(llama) -> None:
@@ -76,9 +92,9 @@ def test_leaving_the_session_with_a_live_cache_stays_right(llama) -> None:
     ids = prompt(1, 60)
     cache = recipe.cache(llama.config)
     with recipe.on(llama), torch.no_grad():
-        llama(ids[:, :50], past_key_values=cache)
+        llama(ids[:, :50], **with_cache(cache))
     with torch.no_grad():
-        output = llama(ids[:, 50:], past_key_values=cache).logits
+        output = llama(ids[:, 50:], **with_cache(cache)).logits
         torch.testing.assert_close(output, llama(ids).logits[:, 50:], rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +152,7 @@ def test_leaving_restores_every_bit(name: str) -> None:
 UNSUPPORTED = {
     "prompt lookup": ({"prompt_lookup_num_tokens": 4}, "assisted decoding, prompt lookup and crop"),
     "chunks": ({"prefill_chunk_size": 16}, "prefill_chunk_size does not go"),
-    "static": ({"cache_implementation": "static"}, "cache_implementation='static' cannot hold"),
+    "static": ({"cache_implementation": "static"}, "cache_implementation='static' is a cache of the library's"),
 }
 
 
@@ -159,7 +175,7 @@ def test_crop_is_refused() -> None:
     net = model("llama")
     cache = SPARSE.cache(net.config)
     with SPARSE.on(net), torch.no_grad():
-        net(prompt(1, 60), past_key_values=cache)
+        net(prompt(1, 60), **with_cache(cache))
     assert not cache.is_croppable
     with pytest.raises(NotImplementedError, match="none can be taken back"):
         cache.crop(-1)
@@ -176,14 +192,14 @@ def test_evicted_tokens_cannot_be_read_outside_of_a_session() -> None:
     net = model("llama")
     cache = SPARSE.cache(net.config)
     with SPARSE.on(net), torch.no_grad():
-        net(prompt(1, 60), past_key_values=cache)
+        net(prompt(1, 60), **with_cache(cache))
     with pytest.raises(RuntimeError, match="evicts tokens"):
-        net(prompt(1, 1), past_key_values=cache)
+        net(prompt(1, 1), **with_cache(cache))
 
 
-def test_a_model_without_full_attention_warns() -> None:
-    with pytest.warns(UserWarning, match="no full-attention layer"):
-        SPARSE.cache(build("mistral_sliding").config)
+def test_a_model_without_full_attention_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="no full-attention layer"):
+        SPARSE.cache(SLIDING)
 
 
 def test_custom_processors_see_the_sparse_logits() -> None:

@@ -15,7 +15,7 @@ from tersor.kv.storage.mixed import MixedPrecisionStorage
 SMALL = {"streaming_gap": 10, "min_tokens_to_compress": 8, "max_relative_error": 2.0}
 
 
-PAIRED_MODELS = [name for name in NAMES if name not in ("mistral_sliding", "gemma2", "gemma3")]
+PAIRED_MODELS = [name for name in NAMES if name not in ("gemma2", "gemma3")]
 
 
 def generate(model, **options) -> list[list[int]]:

@@ -12,6 +12,7 @@ import torch
 from tiny_models import build, prompt
 
 from tersor import MiniCache, ZipCache, compose
+from tersor._compat import with_cache
 from tersor.bench.measure import storage_bytes
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def cycle(model, recipe, leaked: list[weakref.ref]) -> tuple[int, int]:
     """
     cache = recipe.cache(model.config)
     with recipe.on(model):
-        model(prompt(2, PROMPT), past_key_values=cache)
+        model(prompt(2, PROMPT), **with_cache(cache))
         token = torch.tensor([[3], [5]])
         for layer in cache.compressed_layers():
             leaked += [weakref.ref(layer.keys.untyped_storage()), weakref.ref(layer.values.untyped_storage())]
@@ -54,7 +55,7 @@ def cycle(model, recipe, leaked: list[weakref.ref]) -> tuple[int, int]:
         ):
             token = change(token)
             for _ in range(100):
-                token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+                token = model(token, **with_cache(cache)).logits[:, -1:].argmax(-1)
     return cache.memory_footprint(), live_tensor_bytes()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import build, prompt
 
+from tersor._compat import with_cache
 from tersor.kv.zipcache import ZipCache
 
 BAD = {
@@ -68,7 +69,7 @@ def test_values_may_have_their_own_width() -> None:
     recipe = ZipCache(saliency_ratio=0.5, value_high_bits=2, value_low_bits=3, min_tokens_to_compress=8)
     with recipe.on(model), torch.no_grad():
         cache = recipe.cache(model.config)
-        model(prompt(1, 20), past_key_values=cache)
+        model(prompt(1, 20), **with_cache(cache))
     high, low = cache.layers[0].segments[0].groups
     assert (high.keys.bits, high.values.bits, low.keys.bits, low.values.bits) == (4, 2, 2, 3)
     assert recipe.nominal_compression_ratio() == pytest.approx(16 / (0.5 * 3 + 0.5 * 2.5), rel=0.02)

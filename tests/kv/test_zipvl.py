@@ -20,6 +20,7 @@ from kv_driver import (
 from tiny_models import build, model, prompt
 
 import tersor
+from tersor._compat import with_cache
 from tersor.kv.engine.attention import tersor_attention
 from tersor.kv.engine.call import causal_rows
 from tersor.kv.prefill.sparse import SparsePrefill
@@ -195,25 +196,25 @@ def test_every_way_of_generating_is_that_of_the_dense_model_at_tau_one(name: str
 
 @pytest.mark.parametrize("policy", ["evict", "quantize", "keep"])
 def test_a_second_turn_goes_on_with_the_cache(policy) -> None:
-    """The first prompt's choice stays, and the second prompt is read whole."""
+    """The first prompt's choice stays, and the second prompt, which is short, is read whole."""
     net = model("llama")
-    recipe = ZipVL(tau=0.8, min_tokens=0, policy=policy, high_bits=16, low_bits=16)
+    recipe = ZipVL(tau=0.8, min_tokens=40, policy=policy, high_bits=16, low_bits=16)
     with recipe.on(net) as session:
         cache = recipe.cache(net.config)
-        first = net.generate(prompt(1, 60), past_key_values=cache, max_new_tokens=10, do_sample=False)
+        first = net.generate(prompt(1, 60), **with_cache(cache), max_new_tokens=10, do_sample=False)
         kept, ratio = len(session.stats.kept[0][0]), session.stats.token_ratio
         physical = session.stats.physical_lengths[0]
         assert physical == (kept if policy == "evict" else 60) + 9
         longer = torch.cat([first, prompt(1, 30, seed=5)], dim=1)
-        second = net.generate(longer, past_key_values=cache, max_new_tokens=10, do_sample=False)
+        second = net.generate(longer, **with_cache(cache), max_new_tokens=10, do_sample=False)
         assert session.stats.token_ratio == ratio
     assert cache.get_seq_length() == 109
     assert session.stats.physical_lengths[0] == physical + 1 + 30 + 9
     # What it says is what the same steps say one by one.
     with recipe.on(net), torch.no_grad():
         fresh = recipe.cache(net.config)
-        net(second[:, :60], past_key_values=fresh)
-        logits = [net(second[:, i : i + 1], past_key_values=fresh).logits for i in range(60, 109)]
+        net(second[:, :60], **with_cache(fresh))
+        logits = [net(second[:, i : i + 1], **with_cache(fresh)).logits for i in range(60, 109)]
     assert torch.cat(logits, 1)[0, 39:].argmax(-1).tolist() == second[0, 100:].tolist()
 
 

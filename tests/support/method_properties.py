@@ -16,6 +16,7 @@ from tiny_models import build, prompt
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tersor._compat import with_cache
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.tree import iter_tensors
@@ -73,9 +74,9 @@ def a_second_turn_goes_on_with_the_cache(case: Case) -> None:
     net = model()
 
     def turns(cache) -> list[int]:
-        first = net.generate(prompt(1, 45), past_key_values=cache, max_new_tokens=14, do_sample=False)
+        first = net.generate(prompt(1, 45), **with_cache(cache), max_new_tokens=14, do_sample=False)
         second = torch.cat([first, prompt(1, 30, seed=5)], dim=1)
-        return net.generate(second, past_key_values=cache, max_new_tokens=14, do_sample=False).tolist()
+        return net.generate(second, **with_cache(cache), max_new_tokens=14, do_sample=False).tolist()
 
     expected = turns(DynamicCache(config=net.config))
     with case.raw.on(net):
@@ -100,11 +101,11 @@ def padding_changes_nothing_that_is_stored(case: Case, side: str) -> None:
     places = (mask.cumsum(-1) - 1).clamp_min(0)
     with case.recipe.on(net), torch.no_grad():
         together = case.recipe.cache(net.config)
-        net(ids, attention_mask=mask, position_ids=places, past_key_values=together)
+        net(ids, attention_mask=mask, position_ids=places, **with_cache(together))
         for row, length in enumerate(LENGTHS):
             own = own_place(side, length)
             alone = case.recipe.cache(net.config)
-            net(ids[row : row + 1, own], past_key_values=alone)
+            net(ids[row : row + 1, own], **with_cache(alone))
             for layer in range(2):
                 for many, one in zip(together.dequantize(layer), alone.dequantize(layer), strict=True):
                     torch.testing.assert_close(many[row, :, own], one[0], rtol=1e-9, atol=1e-9)
@@ -114,9 +115,9 @@ def run_steps(net: PreTrainedModel, cache: CompressedCache, ids: Tensor, mask: T
     """Read a prompt, or go on one given token at a time; returns the last logits ``[batch, vocabulary]``."""
     if start == 0:
         start = TOKENS
-        out = net(ids[:, :TOKENS], attention_mask=mask[:, :TOKENS], past_key_values=cache)
+        out = net(ids[:, :TOKENS], attention_mask=mask[:, :TOKENS], **with_cache(cache))
     for i in range(start, ids.shape[1]):
-        out = net(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache)
+        out = net(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], **with_cache(cache))
     return out.logits[:, -1]
 
 
@@ -181,7 +182,7 @@ def bytes_are_counted_exactly_and_shrink(case: Case) -> None:
     net = model(torch.bfloat16)
     cache = case.recipe.cache(net.config)
     with case.recipe.on(net), torch.no_grad():
-        net(prompt(1, 600), past_key_values=cache)
+        net(prompt(1, 600), **with_cache(cache))
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in cache.state_dict().values()}
     assert cache.memory_footprint() == sum(storages.values())
     owned = [list(layer.owned().values()) for layer in cache.compressed_layers()]

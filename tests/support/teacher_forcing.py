@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tersor._compat import with_cache
+
 
 def completion_of(ids: Tensor, tokens: int) -> Tensor:
     """The last ``tokens`` of every row."""
@@ -22,9 +24,9 @@ def by_decoding(net: PreTrainedModel, method: Any, inputs: dict[str, Tensor], to
     start = ids.shape[1] - tokens
     per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
     first = {name: x[:, :start] if name in per_token else x for name, x in inputs.items()}
-    logits = [net(**first, past_key_values=cache).logits]
+    logits = [net(**first, **with_cache(cache)).logits]
     padded = not bool(inputs.get("attention_mask", ids + 1).all())
     for i in range(start, ids.shape[1]):
         mask = {"attention_mask": inputs["attention_mask"][:, : i + 1]} if padded else {}
-        logits.append(net(input_ids=ids[:, i : i + 1], past_key_values=cache, **mask).logits)
+        logits.append(net(input_ids=ids[:, i : i + 1], **with_cache(cache), **mask).logits)
     return torch.cat(logits, 1), cache

@@ -48,8 +48,6 @@ MIXED = ["sliding_attention", "full_attention"]
 CONFIGS = {
     "llama": lambda: LlamaConfig(**SHAPE),
     "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None, head_dim=8),
-    # Nothing to compress here: every layer is the library's own sliding window.
-    "mistral_sliding": lambda: MistralConfig(**SHAPE, sliding_window=24, head_dim=8),
     "qwen2": lambda: Qwen2Config(**SHAPE),
     "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
     "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=8, sliding_window=24, query_pre_attn_scalar=8),
@@ -58,6 +56,8 @@ CONFIGS = {
     ),
     "phi": lambda: PhiConfig(**SHAPE),
 }
+#: Nothing to compress here: every layer is the library's own sliding window.
+SLIDING = MistralConfig(**SHAPE, sliding_window=24, head_dim=8)
 NAMES = [*CONFIGS, "qwen2_5_vl"]
 VL_NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"]
 

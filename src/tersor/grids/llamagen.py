@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tersor._compat import with_cache
 from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
@@ -166,6 +167,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -182,14 +184,16 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
             inputs_embeds: Embeddings instead of ids, with ``position_ids`` and an additive 4-D ``attention_mask``.
             attention_mask: See ``inputs_embeds``.
             position_ids: Places in the sequence ``[batch, tokens]``.
-            past_key_values: Tokens of earlier passes; it is appended to.
+            cache: Tokens of earlier passes; it is appended to.
+            past_key_values: The same, under its name before transformers 5.24.
             use_cache: Not used; a cache is used if it is given.
             logits_to_keep: How many of the last tokens have logits, 0 for all; or which tokens.
         """
         if inputs_embeds is None:
             inputs_embeds, attention_mask = self._embed(input_ids, class_labels, text_features, text_mask)
         batch, tokens, _ = inputs_embeds.shape
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        seen = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(seen, seen + tokens, device=inputs_embeds.device).expand(batch, tokens)
         if attention_mask is None and seen and tokens > 1:
@@ -197,7 +201,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         rotation = self.rotation(position_ids)
         hidden = inputs_embeds
         for block in self.layers:
-            hidden = block(hidden, rotation, attention_mask, past_key_values)
+            hidden = block(hidden, rotation, attention_mask, cache)
         hidden = self.norm(hidden)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.output(hidden[:, kept])
@@ -205,7 +209,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         if labels is not None:
             predicted = logits[:, self.config.condition_tokens - 1 :][:, : labels.shape[1]]
             loss = F.cross_entropy(predicted.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **with_cache(cache))
 
     def _embed(
         self, ids: Tensor | None, labels: Tensor | None, features: Tensor | None, text_mask: Tensor | None
@@ -292,7 +296,7 @@ class RasterReader(AppendingReader):
             inputs_embeds=embeddings,
             position_ids=places[None],
             attention_mask=mask,
-            past_key_values=self.cache,
+            cache=self.cache,
             logits_to_keep=len(ready.step.cells),
         )
         return out.logits.float()

@@ -38,7 +38,7 @@ class MiniCache(Recipe):
         param_dtype: Precision of lengths, minima, steps and scales: "float16", "bfloat16" or "float32".
         streaming_gap: New tokens that are merged together.
         recent_fp_tokens: Newest tokens that stay raw.
-        min_tokens_to_compress: Shorter prompts wait in the buffer.
+        min_tokens_to_compress: Shorter sequences wait uncompressed.
         skip_layers: Layers kept at model precision, and never paired.
 
     Example:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tersor._compat import with_cache
 from tersor.kv.engine.choices import pick
 from tersor.kv.engine.state import ForwardState
 from tersor.kv.method import KVMethod
@@ -104,6 +105,6 @@ def _ratio(selection: MassSelection, waiting: Waiting) -> float:
 def _read(method: KVMethod, model: PreTrainedModel, sample: Mapping[str, Any]) -> tuple[float, ForwardState]:
     """Read one prompt; returns the mean ratio of its tokens and what happened in each layer."""
     with method.on(model) as session, torch.no_grad():
-        model(**sample, past_key_values=method.cache(model.config), use_cache=True)
+        model(**sample, **with_cache(method.cache(model.config)), use_cache=True)
         assert session.state is not None
         return session.stats.token_ratio, session.state

@@ -31,7 +31,7 @@ class ZipCache(Recipe):
         max_probe_tokens: Largest number of probe rows; 2048 is a good one above 32k tokens. None sets no limit.
         streaming_gap: New tokens that are compressed together.
         recent_fp_tokens: Newest tokens that stay raw.
-        min_tokens_to_compress: Shorter prompts wait in the buffer.
+        min_tokens_to_compress: Shorter sequences wait uncompressed.
         param_dtype: Precision of minima, steps and scales: "float16", "bfloat16" or "float32".
         skip_layers: Layers kept at model precision.
         check_finite: Raise on NaN or infinity in a cache, naming the layer.

@@ -129,10 +129,15 @@ class ZipVL(Recipe):
         by = f"policy={self.policy!r}"
         return own if self.policy == "keep" else {**own, "selection": by, "storage": by}
 
+    @property
+    def _first(self) -> int:
+        """Tokens from which ``policy="quantize"`` stores what was read: a prompt's choice, or a segment's worth."""
+        return max(1, min(self.min_tokens, self.recompress_every))
+
     def engine_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"skip_layers": self.skip_layers} if self.skip_layers else {}
         if self.policy == "quantize":
-            options |= {"streaming_gap": self.recompress_every, "min_tokens_to_compress": max(1, self.min_tokens)}
+            options |= {"streaming_gap": self.recompress_every, "min_tokens_to_compress": self._first}
         elif self.policy == "evict":
             options |= {"streaming_gap": None, "min_tokens_to_compress": None}
         return options

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import tersor
+from tersor._compat import with_cache
 from tersor.grids.zipar.adapters import find_adapter
 from tersor.grids.zipar.generation import zipar_generate
 
@@ -167,7 +168,7 @@ def test_a_static_cache_of_the_named_length_is_enough(cases) -> None:
     inputs = case.inputs(1, False)
     # 6 of the prompt, 20 cells less the last: the number in the error above.
     cache = StaticCache(case.model.config, max_cache_len=25)
-    out = case.zipar(inputs, window_size=2, past_key_values=cache)
+    out = case.zipar(inputs, window_size=2, **with_cache(cache))
     assert torch.equal(out.sequences, case.zipar(inputs, window_size=2).sequences)
 
 
@@ -175,9 +176,9 @@ def test_a_cache_serves_image_after_image(cases) -> None:
     case = cases("llama")
     cache = DynamicCache(config=case.model.config)
     inputs = case.inputs(1, False)
-    first = case.zipar(inputs, window_size=2, past_key_values=cache)
+    first = case.zipar(inputs, window_size=2, **with_cache(cache))
     cache.reset()
-    assert torch.equal(case.zipar(inputs, window_size=2, past_key_values=cache).sequences, first.sequences)
+    assert torch.equal(case.zipar(inputs, window_size=2, **with_cache(cache)).sequences, first.sequences)
 
 
 def test_a_cache_with_tokens_is_refused(cases) -> None:
@@ -185,14 +186,14 @@ def test_a_cache_with_tokens_is_refused(cases) -> None:
     cache = DynamicCache(config=case.model.config)
     inputs = case.inputs(1, False)
     with torch.no_grad():
-        case.model(inputs["input_ids"], past_key_values=cache)
+        case.model(inputs["input_ids"], **with_cache(cache))
     with pytest.raises(ValueError, match="already holds tokens"):
         tersor.zipar(
             case.model,
             inputs["input_ids"],
             generation_config=case.model.generation_config,
             grid_size=(4, 5),
-            past_key_values=cache,
+            **with_cache(cache),
         )
 
 

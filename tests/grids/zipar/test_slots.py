@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tersor._compat import with_cache
 from tersor.grids.zipar.slots import SlotLayer, Slots, write
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
@@ -61,7 +62,7 @@ def test_the_poison_works(cases, monkeypatch) -> None:
 def test_the_cache_holds_each_token_once(cases, name, options) -> None:
     case, cache = cases(name), DynamicCache()
     inputs = case.inputs(3, False)
-    case.zipar(inputs, window_size=1, past_key_values=cache, **options)
+    case.zipar(inputs, window_size=1, **with_cache(cache), **options)
     rows, columns = case.grid
     last = 1 + case.end_of_row  # the last cell and the end of its row are never fed
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + rows * (columns + case.end_of_row) - last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tiny_models import prompt
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tersor._compat import with_cache
 from tersor.kv.bench.contenders import FULL, bytes_at_half_precision, contenders, half_precision_dense, peers, pick
 from tersor.kv.bench.peers import unavailable
 from tersor.kv.bench.recall import RECORDER, record, replay
@@ -36,8 +38,9 @@ def model():
 def test_generates(model, name: str) -> None:
     cache = pick([name])[1].build(model.config)
     ids = prompt(2, 60)
-    with RECORDER.on(model):
-        output = model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    with RECORDER.on(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "generate was given a")
+        output = model.generate(ids, **with_cache(cache), max_new_tokens=4, do_sample=False)
     assert output.shape == (2, 64)
     assert cache.get_seq_length() == 63
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tersor import zoo
+from tersor._compat import with_cache
 from tersor.kv.bench.contenders import FULL, bytes_at_half_precision, half_precision_dense, pick
 from tersor.kv.bench.recall import RECORDER, Scores, answers_correct, record, replay, score_continuation, score_recall
 from tersor.kv.bench.tasks import recall_samples
@@ -29,7 +30,7 @@ def test_replaying_equals_prefilling(tiny) -> None:
     cache = recipe.cache(model.config)
     with RECORDER.on(model), torch.inference_mode():
         replayed = replay(record(model, ids), recipe.cache(model.config))
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
     for name, tensor in cache.state_dict().items():
         assert torch.equal(replayed.state_dict()[name], tensor), name
 
@@ -41,10 +42,10 @@ def test_scoring_equals_generating(tiny) -> None:
     for index, sample in enumerate(samples):
         cache = ZipCache().cache(model.config)
         with ZipCache().on(model), torch.inference_mode():
-            model(torch.tensor([tokenizer.encode(sample.context)]), past_key_values=cache)
+            model(torch.tensor([tokenizer.encode(sample.context)]), **with_cache(cache))
             text = sample.context + sample.question + sample.answer_prefix
             ids = torch.tensor([tokenizer.encode(text)])
-            output = model.generate(ids, past_key_values=cache, max_new_tokens=len(sample.answer), do_sample=False)
+            output = model.generate(ids, **with_cache(cache), max_new_tokens=len(sample.answer), do_sample=False)
         right = tokenizer.decode(output[0, ids.shape[1] :]) == sample.answer
         assert scores[NAMES[0]].values[index] == float(right)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import alike, prompt
 
+from tersor._compat import with_cache
 from tersor.kv.depth.merging import MergeRule
 from tersor.kv.depth.similarity import PairSimilarity, SimilarityReport, analyze_layer_similarity
 from tersor.kv.engine.choices import pick
@@ -33,7 +34,7 @@ def test_the_report_predicts_what_merging_finds(granularity: str) -> None:
     report = analyze_layer_similarity(model, prompt(2, 60), attention_mask=mask, rule=pick(MergeRule, recipe))
     cache = recipe.cache(model.config)
     with recipe.on(model), torch.no_grad():
-        model(prompt(2, 60), attention_mask=mask, past_key_values=cache)
+        model(prompt(2, 60), attention_mask=mask, **with_cache(cache))
     for row in cache.summary()["pairs"]:
         layers = tuple(row["layers"])
         own = [each for each in report.rows if each.layers == layers]

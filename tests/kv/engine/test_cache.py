@@ -8,10 +8,11 @@ import pickle
 
 import pytest
 import torch
-from tiny_models import build, prompt
+from tiny_models import SLIDING, build, prompt
 from transformers import DeepseekV3Config, MambaConfig, T5Config
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from tersor._compat import with_cache
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.layer import CompressedLayer
@@ -27,7 +28,7 @@ def llama():
 def prefilled(model, recipe, tokens: int = 1024, batch: int = 1) -> CompressedCache:
     cache = recipe.cache(model.config)
     with recipe.on(model), torch.no_grad():
-        model(prompt(batch, tokens), past_key_values=cache)
+        model(prompt(batch, tokens), **with_cache(cache))
     return cache
 
 
@@ -72,7 +73,7 @@ def test_copies_and_state_dict_hold_the_same(llama) -> None:
             assert torch.equal(clone.state_dict()[name], tensor)
         with recipe.on(llama), torch.no_grad():
             outputs = [
-                llama.generate(prompt(1, 100), past_key_values=c, max_new_tokens=20, do_sample=False)
+                llama.generate(prompt(1, 100), **with_cache(c), max_new_tokens=20, do_sample=False)
                 for c in (clone, copy.deepcopy(cache))
             ]
         assert torch.equal(*outputs)
@@ -83,9 +84,9 @@ def test_window_and_full_layers_share_a_cache() -> None:
     assert [type(layer) for layer in cache.layers] == [DynamicSlidingWindowLayer, CompressedLayer]
 
 
-def test_a_model_of_windows_only_warns() -> None:
-    with pytest.warns(UserWarning, match="no full-attention layer to compress"):
-        ZipCache().cache(build("mistral_sliding").config)
+def test_a_model_of_windows_only_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="no full-attention layer to compress"):
+        ZipCache().cache(SLIDING)
 
 
 def test_encoder_decoders_and_recurrent_models_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ class Layer(nn.Module):
 
     num_key_value_groups = 2
     is_causal = True
+    config = SimpleNamespace(_attn_implementation="tersor")
 
 
 class GemmaLayer(Layer):

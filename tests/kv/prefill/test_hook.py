@@ -9,6 +9,7 @@ from tiny_models import IMAGE, VL_NAMES, model, prompt, question
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
+from tersor._compat import with_cache
 from tersor.kv.zipvl import ZipVL
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
@@ -37,15 +38,15 @@ def test_a_forward_of_unknown_prompt_is_dense_and_says_so() -> None:
 def test_an_empty_library_cache_is_replaced_and_a_filled_one_refused() -> None:
     net = model("llama")
     filled = DynamicCache(config=net.config)
-    net(prompt(1, 10), past_key_values=filled)
+    net(prompt(1, 10), **with_cache(filled))
     with SPARSE.on(net) as session, torch.no_grad():
-        out = net(prompt(1, 60), past_key_values=DynamicCache(config=net.config))
+        out = net(prompt(1, 60), **with_cache(DynamicCache(config=net.config)))
         assert out.past_key_values is session.cache
         assert session.cache.layers[0].segments
         with pytest.raises(ValueError, match="holds 10 tokens already"):
-            net(prompt(1, 60), past_key_values=filled)
-        with pytest.raises(NotImplementedError, match="StaticCache cannot hold"):
-            net(prompt(1, 60), past_key_values=StaticCache(config=net.config, max_cache_len=80))
+            net(prompt(1, 60), **with_cache(filled))
+        with pytest.raises(NotImplementedError, match="StaticCache cannot be compressed"):
+            net(prompt(1, 60), **with_cache(StaticCache(config=net.config, max_cache_len=80)))
 
 
 def test_text_is_protected_only_where_it_can_be_told() -> None:
@@ -70,7 +71,7 @@ def test_wrong_completion_masks_are_refused() -> None:
             net(ids, completion_mask=early)
         cache = net(ids).past_key_values
         with pytest.raises(ValueError, match="without a filled cache"):
-            net(ids, completion_mask=~early, past_key_values=cache)
+            net(ids, completion_mask=~early, **with_cache(cache))
 
 
 @pytest.mark.parametrize("name", VL_NAMES)

@@ -8,6 +8,7 @@ from tiny_models import build, prompt
 from torch import Tensor
 
 from tersor import MiniCache, ZipCache, compose
+from tersor._compat import with_cache
 from tersor.kv.engine.call import AttentionCall
 from tersor.kv.storage.key_bias import KeyBias, RotaryTable
 
@@ -36,7 +37,7 @@ def rotated_by_the_model(model, positions: Tensor) -> Tensor:
     hidden = torch.zeros(positions.shape[0], positions.shape[1], model.config.hidden_size)
     cache = DynamicCache()
     waves = model.get_decoder().rotary_emb(hidden, positions)
-    attention(hidden, position_embeddings=waves, attention_mask=None, past_key_values=cache)
+    attention(hidden, position_embeddings=waves, attention_mask=None, **with_cache(cache))
     return cache.layers[attention.layer_idx].keys
 
 
@@ -60,7 +61,7 @@ def reconstruction_error(model, recipe: ZipCache) -> float:
         exact = model(ids, use_cache=True).past_key_values.layers
         with recipe.on(model):
             cache = recipe.cache(model.config)
-            model(ids, past_key_values=cache)
+            model(ids, **with_cache(cache))
     return max(float((cache.dequantize(i)[0] - exact[i].keys).abs().max()) for i in range(len(exact)))
 
 
@@ -105,10 +106,10 @@ def test_batch_operations_and_crop_keep_positions() -> None:
     with recipe.on(model):
         cache, alone = recipe.cache(model.config), recipe.cache(model.config)
         places = (mask.cumsum(-1) - 1).clamp_min(0)
-        model(ids, attention_mask=mask, position_ids=places, past_key_values=cache)
+        model(ids, attention_mask=mask, position_ids=places, **with_cache(cache))
         cache.batch_select_indices(torch.tensor([1]))
         cache.crop(-3)
-        model(ids[1:, 9:37], past_key_values=alone)
+        model(ids[1:, 9:37], **with_cache(alone))
     assert torch.equal(cache.layers[0].key_bias.first_place, torch.tensor([9]))
     for got, expected in zip(cache.dequantize(1), alone.dequantize(1), strict=True):
         # Cropping keeps the parameters of the longer prompt.
@@ -128,13 +129,13 @@ def test_what_cannot_be_done_is_refused() -> None:
     recipe = ZipCache(subtract_key_bias=True, **SMALL)
     with recipe.on(model), torch.no_grad():
         cache = recipe.cache(model.config)
-        model(prompt(1, 20), past_key_values=cache)
+        model(prompt(1, 20), **with_cache(cache))
         with pytest.raises(ValueError, match="count up by one"):
-            model(prompt(1, 1), past_key_values=cache, position_ids=torch.tensor([[77]]))
+            model(prompt(1, 1), **with_cache(cache), position_ids=torch.tensor([[77]]))
     with pytest.raises(RuntimeError, match="add back"), torch.no_grad():
         cache = recipe.cache(model.config)
         for _ in range(2):
-            model(prompt(1, 20), past_key_values=cache)
+            model(prompt(1, 20), **with_cache(cache))
 
 
 def test_another_rotation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

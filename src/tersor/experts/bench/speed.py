@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
+from tersor._compat import with_cache
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.experts.config import DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
@@ -111,14 +112,14 @@ class Decoder:
         self.model, self.cache = model, DynamicCache(config=model.config)
         ids = torch.arange(rows * CONTEXT).view(rows, CONTEXT) % model.config.vocab_size
         with torch.inference_mode():
-            model(input_ids=ids, past_key_values=self.cache)
+            model(input_ids=ids, **with_cache(self.cache))
         self.ids = ids[:, :1]
 
     @torch.inference_mode()
     def __call__(self, tokens: int = 1) -> None:
         """Decode ``tokens`` steps and forget them."""
         for _ in range(tokens):
-            self.model(input_ids=self.ids, past_key_values=self.cache)
+            self.model(input_ids=self.ids, **with_cache(self.cache))
         self.cache.crop(-tokens)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tersor._compat import with_cache
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
@@ -132,7 +134,7 @@ class RasterAdapter:
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
+            **with_cache(cache),
             use_cache=True,
             **selection,
         ).logits
@@ -232,7 +234,7 @@ class JanusAdapter(RasterAdapter):
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
+            **with_cache(cache),
             use_cache=True,
         ).last_hidden_state
         return self.model.model.generation_head(hidden[:, keep])

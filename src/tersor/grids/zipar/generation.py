@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from tersor._compat import take_cache
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.zipar.adapters import Prefix, Size, find_adapter
 from tersor.grids.zipar.attention import grouped
@@ -111,7 +112,7 @@ def zipar(
     processors, guidance, null_ids, null_mask = take_guidance(list(logits_processor or []), input_ids)
     request = Request(adapter, grid, config, generation_config, processors, list(stopping_criteria or []), generator)
     prefix = adapter.prefix_of_ids(input_ids, mask, null_ids, null_mask)
-    return _decode(request, prefix, guidance, cache=model_kwargs.get("past_key_values"), eol_id=eol)
+    return _decode(request, prefix, guidance, cache=take_cache(model_kwargs), eol_id=eol)
 
 
 #: Settings of `zipar` that are not the library's.

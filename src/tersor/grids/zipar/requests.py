@@ -20,6 +20,7 @@ from transformers.generation import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
+from tersor._compat import cache_keyword
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import Frontier, resolve_row_start, resolve_window
@@ -104,7 +105,7 @@ class Request:
                 "compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
             )
         if cache.get_seq_length() > 0:
-            raise ValueError("past_key_values already holds tokens; start an image with an empty cache")
+            raise ValueError("the cache already holds tokens; start an image with an empty cache")
         needed = prefix.valid.shape[1] + max_fed_tokens(self.grid)
         held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
         if held < needed:
@@ -142,7 +143,7 @@ def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any
         raise ValueError(f"the prompt has shape {tuple(input_ids.shape)}; ZipAR takes ids [batch, tokens], at least 1")
     if bool((mask[:, 1:] < mask[:, :-1]).any()) or bool((mask[:, -1] == 0).any()):
         raise ValueError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
-    known = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "image_sizes"}
+    known = {"attention_mask", "position_ids", cache_keyword(), "use_cache", "logits_to_keep", "image_sizes"}
     # The library hands an empty `mm_encoder_outputs` to mixed models.
     given = {name for name, value in model_kwargs.items() if not (value is None or value == {})}
     if other := sorted(given - known):

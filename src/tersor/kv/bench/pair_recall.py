@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tersor._compat import with_cache
 from tersor.kv.bench.contenders import Contender, bytes_at_half_precision, half_precision_dense
 from tersor.kv.bench.recall import RECORDER, Scores, record, replay
 
@@ -61,7 +62,7 @@ def score_pairs(
             for rival in rivals:
                 cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)
-                logits = model(questions[:, :-1], past_key_values=cache).logits
+                logits = model(questions[:, :-1], **with_cache(cache)).logits
                 right = logits[:, 1::2].argmax(-1) == questions[:, 2::2]
                 dense = half_precision_dense(model.config, len(rows), CONTEXT)
                 scores[rival.name].add(right.float().mean(-1).tolist(), held, dense)

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from tersor._compat import with_cache
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
 from tersor.bench.runs import Finished
 from tersor.kv.bench.contenders import (
@@ -90,7 +91,7 @@ def record(model: PreTrainedModel, ids: Tensor) -> Tape:
     cache = RECORDER.cache(model.config)
     if len(cache.compressed_layers()) != len(cache.layers):
         raise NotImplementedError("only models whose layers all use full attention can be recorded")
-    model(ids, past_key_values=cache, logits_to_keep=1)
+    model(ids, **with_cache(cache), logits_to_keep=1)
     return Tape([layer.recorded for layer in cache.layers])
 
 
@@ -108,7 +109,7 @@ def replay(tape: Tape, cache: Cache) -> Cache:
 @torch.inference_mode()
 def answers_correct(model: PreTrainedModel, cache: Cache, prompt: Tensor, answer: Tensor) -> list[bool]:
     """Whether greedy decoding after ``prompt`` ``[batch, p]`` yields ``answer`` ``[batch, a]`` exactly."""
-    logits = model(torch.cat([prompt, answer[:, :-1]], 1), past_key_values=cache).logits
+    logits = model(torch.cat([prompt, answer[:, :-1]], 1), **with_cache(cache)).logits
     predicted = logits[:, prompt.shape[1] - 1 :].argmax(-1)
     return [bool(right) for right in (predicted == answer).all(-1)]
 
@@ -116,7 +117,7 @@ def answers_correct(model: PreTrainedModel, cache: Cache, prompt: Tensor, answer
 @torch.inference_mode()
 def continuation_loss(model: PreTrainedModel, cache: Cache, text: Tensor) -> list[float]:
     """Mean negative log-likelihood in nats of ``text`` ``[batch, tokens]``, its first token given."""
-    logits = model(text[:, :-1], past_key_values=cache).logits
+    logits = model(text[:, :-1], **with_cache(cache)).logits
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none")
     return [float(x) for x in loss.mean(-1)]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from tersor._compat import with_cache
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval, storage_bytes
 from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.peers.sparse import fastv, fixed_share, random_share
@@ -150,7 +151,7 @@ def run_method(
             method = choose(start // BATCH)
             with method.on(model) as session:
                 cache = method.cache(model.config)
-                first = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
+                first = model(**inputs, **with_cache(cache), logits_to_keep=1).logits[:, -1].argmax(-1)
                 stats = session.stats
                 outcome.add(stats, len(part), layers)
                 outcome.kv_bytes += stats.kv_bytes
@@ -180,13 +181,13 @@ def prompt(processor: Any, part: Sequence[Task]) -> dict[str, Tensor]:
 
 
 def _two_turns(model: PreTrainedModel, inputs: dict[str, Tensor], follow: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-    first = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
+    first = model(**inputs, **with_cache(cache), logits_to_keep=1).logits[:, -1].argmax(-1)
     return first, _next_turn(model, follow, cache)
 
 
 def _next_turn(model: PreTrainedModel, follow: Tensor, cache: Any) -> Tensor:
     """The answer after ``follow``, read on top of what the cache holds of the prompt; no row is padded."""
-    said: Tensor = model(input_ids=follow, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
+    said: Tensor = model(input_ids=follow, **with_cache(cache), logits_to_keep=1).logits[:, -1].argmax(-1)
     return said
 
 

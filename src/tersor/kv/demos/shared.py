@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tersor._compat import with_cache
 from tersor.bench.measure import Estimate
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
@@ -131,6 +132,6 @@ def show_answers(model: PreTrainedModel, tokenizer: Any, sample: RecallSample, r
 def _greedy(model: PreTrainedModel, cache: Any, ids: torch.Tensor, count: int) -> list[int]:
     written = []
     for _ in range(count):
-        ids = model(ids, past_key_values=cache).logits[:, -1:].argmax(-1)
+        ids = model(ids, **with_cache(cache)).logits[:, -1:].argmax(-1)
         written.append(int(ids))
     return written

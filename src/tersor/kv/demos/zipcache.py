@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tersor import zoo
+from tersor._compat import with_cache
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.bench.records import Record
 from tersor.bench.report import Section
@@ -71,7 +72,7 @@ def _decode_times(model: PreTrainedModel, context: list[int], rivals: list[Conte
         step = ids[:, -1:]
 
         def decode(name: str) -> None:
-            model(step, past_key_values=built[name])
+            model(step, **with_cache(built[name]))
             built[name].crop(-1)
 
         functions = {"full": lambda: decode(FULL), "ZipCache": lambda: decode(OURS)}

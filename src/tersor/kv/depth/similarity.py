@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tersor._compat import with_cache
 from tersor.kv.depth.guard import Pair
 from tersor.kv.depth.merging import MergeRule
 from tersor.kv.depth.pairing import unpairable_reason
@@ -115,7 +116,7 @@ def analyze_layer_similarity(
             f"{type(model).__name__} has no two neighbouring layers that could be merged; its layers are {types}"
         )
     cache = DynamicCache(config=model.config)
-    model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, logits_to_keep=1)
+    model(input_ids=input_ids, attention_mask=attention_mask, **with_cache(cache), logits_to_keep=1)
     valid = None if attention_mask is None else attention_mask.bool()
     rows: list[PairSimilarity] = []
     for first in candidates:

@@ -7,23 +7,23 @@ queries to the layer; every other call goes to the library's own implementation 
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tersor.kv.engine.call import EAGER_ONLY, AttentionCall, causal_rows
-from tersor.kv.engine.layer import ATTENTION_NAME, TAG, CompressedLayer
+from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME, AttentionCall
+from tersor.kv.engine.layer import TAG, CompressedLayer
 from tersor.kv.engine.state import STATE, ForwardState
 from tersor.lowbit.kernels import get_kernel
 
-#: Keywords that the packed kernel does not implement.
-UNFUSED = (*EAGER_ONLY, "position_bias", "sliding_window")
+#: Keywords that SDPA takes and the packed kernel does not.
+UNFUSED = ("position_bias", "sliding_window")
 
 
+@torch.compiler.disable
 def tersor_attention(
     module: nn.Module,
     query: Tensor,
@@ -39,8 +39,15 @@ def tersor_attention(
     Raises:
         RuntimeError: When a compressed cache is used while training, since compression has no gradient.
         ValueError: When the mask does not cover the cached sequence.
+        NotImplementedError: When the model changes keys or values between its cache and its attention.
     """
     layer: CompressedLayer | None = getattr(key, TAG, None)
+    if layer is not getattr(value, TAG, None):
+        changed = "keys" if layer is None else "values"
+        raise NotImplementedError(
+            f"{type(module).__name__} changes its {changed} after the cache has returned them, so what is stored is "
+            "not what it attends to; use the library's own cache for this model"
+        )
     state: ForwardState | None = kwargs.pop(STATE, None)
     if state is not None or (layer is not None and layer.choices.prefill.sparse):
         _without_weights(kwargs)
@@ -52,15 +59,14 @@ def tersor_attention(
         return call.dense()
     _check(call, layer)
     lse = weights = None
-    if not layer.segments:
+    if not layer.segments or state is not None:
         output, weights = layer.choices.prefill.attend(call)
     elif _fusable(call):
         kernel = get_kernel("packed_attention", device=query.device.type)
         output, lse = kernel(query, layer.parts(call), scaling=scaling)
         output = output.transpose(1, 2).to(query.dtype).contiguous()
     else:
-        keys, values, present = layer.dequantize()
-        output, weights = replace(call, key=keys, value=values, mask=_close_absent(call, present)).dense()
+        output, weights = call.over_stored().dense()
     layer.observe(call, lse)
     return output, weights
 
@@ -78,6 +84,12 @@ def _check(call: AttentionCall, layer: CompressedLayer) -> None:
         raise RuntimeError(
             "a compressed cache has no gradient: call model.eval(), or train with use_cache=False and without the cache"
         )
+    own = call.mask is not None and (call.mask.shape[1] > 1 or call.mask.dtype != torch.bool)
+    if own and call.mask.shape[-1] == call.key.shape[2] != layer.get_seq_length():
+        raise NotImplementedError(
+            f"{type(call.module).__name__} makes its mask from the values that the cache returns, and compressed "
+            "tokens are not among them; use the library's own cache for this model"
+        )
     if call.mask is not None and call.mask.shape[-1] != layer.get_seq_length():
         raise ValueError(
             f"the attention mask covers {call.mask.shape[-1]} tokens but the cache holds {layer.get_seq_length()}; "
@@ -88,27 +100,14 @@ def _check(call: AttentionCall, layer: CompressedLayer) -> None:
 def _fusable(call: AttentionCall) -> bool:
     """Whether the packed kernel can compute the call."""
     plain_mask = call.mask is None or (call.mask.dtype == torch.bool and call.mask.shape[1] == 1)
-    return plain_mask and call.dropout == 0.0 and not call.given(*UNFUSED)
-
-
-def _close_absent(call: AttentionCall, present: Tensor) -> Tensor | None:
-    """The mask without the tokens that are not stored (``present`` is bool ``[batch, kv_heads, sequence]``)."""
-    mask, query = call.mask, call.query
-    if bool(present.all()):
-        return mask
-    groups = query.shape[1] // present.shape[1]
-    stored = present.repeat_interleave(groups, dim=1)[:, :, None, :]
-    if mask is None:
-        return stored & causal_rows(query.shape[2], present.shape[-1], query.device)[:, None]
-    if mask.dtype == torch.bool:
-        return mask & stored
-    return mask.masked_fill(~stored, torch.finfo(mask.dtype).min)
+    return plain_mask and call.dropout == 0.0 and not call.beyond_sdpa and not call.given(*UNFUSED)
 
 
 def register() -> None:
-    """Make ``tersor`` known to transformers; the mask function keeps left padding closed."""
-    AttentionInterface.register(ATTENTION_NAME, tersor_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    """Make tersor's attention known to transformers; the mask functions keep left padding closed."""
+    for name, mask in ((ATTENTION_NAME, sdpa_mask), (EAGER_ATTENTION_NAME, eager_mask)):
+        AttentionInterface.register(name, tersor_attention)
+        AttentionMaskInterface.register(name, mask)
 
 
 register()

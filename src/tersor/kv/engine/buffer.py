@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tersor.kv.engine.call import AttentionCall, causal_rows
-from tersor.kv.selection.base import Chosen, Selection, Waiting
+from tersor.kv.selection.base import Chosen, Selection, Waiting, compact
 from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
 
 
@@ -50,6 +50,21 @@ class Buffer:
             self.valid = self.valid[:, start:stop].clone()
             if bool(self.valid.all()):
                 self.valid = None
+
+    def decide(self, chosen: tuple[Chosen, Chosen], sums: Tensor, counts: Tensor) -> None:
+        """Note what becomes of the newest tokens, those of ``sums``; see `CompressedLayer.decide`."""
+        earlier = len(self) - sums.shape[-1]
+        if earlier:
+            sums, counts = (nn.functional.pad(x, (earlier, 0)) for x in (sums, counts))
+            kept, others = chosen
+            place, empty = torch.arange(earlier, device=kept.index.device), len(self)
+            before = place.expand(len(kept.index), 1, earlier)
+            if self.valid is not None:
+                before = before.masked_fill(~self.valid[:, None, :earlier], empty)
+            newest = (kept.index + earlier).masked_fill(~kept.slots, empty)
+            chosen = compact(torch.cat([before, newest], -1), empty), Chosen(others.index + earlier, others.valid)
+        self.scores.add_sums(sums, counts)
+        self.decided = chosen
 
     def oldest(self, tokens: int, segment: int) -> Waiting:
         """The ``tokens`` oldest, as the selection sees what becomes number ``segment``."""
@@ -115,3 +130,5 @@ class Buffer:
         if not selection.per_head:
             rows = rows.mean(1, keepdim=True)
         self.scores.rows += [rows[:, :, i, : first + step + 1].clone() for i, step in enumerate(steps)]
+        # A crop reaches back by a few drafts; rows that are older than a segment only have to be summed.
+        self.scores.fold(len(self) - gap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_laye
 
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.choices import Choices
+from tersor.kv.engine.hybrid import HybridLayer
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.tree import iter_tensors
 
@@ -19,11 +19,15 @@ from tersor.kv.engine.tree import iter_tensors
 BuildLayers = Callable[[Choices, list[int], PreTrainedConfig], dict[int, CompressedLayer]]
 
 
+class NothingToCompressError(NotImplementedError):
+    """The model keeps no keys and values that a method could compress."""
+
+
 class CompressedCache(Cache):
     """A transformers `Cache` whose full-attention layers are compressed.
 
-    Sliding-window, chunked, linear and KV-sharing layers are the library's own classes, untouched. Warns if no layer
-    can be compressed.
+    Sliding-window, chunked, linear and KV-sharing layers are the library's own classes, untouched; of layers that have
+    both, the attention is compressed.
 
     Args:
         config: Configuration of the model; composite models are reduced to their text decoder.
@@ -32,7 +36,7 @@ class CompressedCache(Cache):
         offloading: Keep all layers but the current one on the CPU (CUDA only, as in transformers).
 
     Raises:
-        NotImplementedError: For encoder-decoder models, latent attention (MLA), and models without attention.
+        NotImplementedError: For encoder-decoder models, latent attention (MLA), and models without full attention.
     """
 
     def __init__(self, config: PreTrainedConfig, choices: Choices, build: BuildLayers, *, offloading: bool = False):
@@ -49,25 +53,26 @@ class CompressedCache(Cache):
         types, kwargs = get_layer_types_and_kwargs(text)
         chosen = compressible_layers(text, choices.skip_layers)
         if not any("attention" in kind or "hybrid" in kind for kind in set(types) - {"linear_attention"}):
-            raise NotImplementedError(
+            raise NothingToCompressError(
                 f"{type(text).__name__} has no attention layer and so no KV cache (layer types: {sorted(set(types))})"
             )
         if not chosen:
-            warnings.warn(
-                f"{type(text).__name__} has no full-attention layer to compress (layer types: {sorted(set(types))}); "
-                "its layers stay as the library keeps them",
-                stacklevel=2,
+            skipped = f", skip_layers={choices.skip_layers}" if choices.skip_layers else ""
+            raise NothingToCompressError(
+                f"{type(text).__name__} has no full-attention layer to compress (layer types: {sorted(set(types))}"
+                f"{skipped}); the library's own cache is what it needs"
             )
         compressed = build(choices, chosen, text)
-        layers = [
-            compressed[index] if index in compressed else DYNAMIC_LAYER_TYPE_MAPPING[kind](**kwargs[index])
-            for index, kind in enumerate(types)
-        ]
+        for index in chosen[1:]:
+            compressed[index].speaks = False
+        layers = [_layer(kind, kwargs[index], compressed.get(index)) for index, kind in enumerate(types)]
         super().__init__(layers=layers, offloading=offloading)
         self.choices = choices
 
     def compressed_layers(self) -> list[CompressedLayer]:
-        return [layer for layer in self.layers if isinstance(layer, CompressedLayer)]
+        """The layers that are compressed, in the model's order."""
+        own = [layer.attention if isinstance(layer, HybridLayer) else layer for layer in self.layers]
+        return [layer for layer in own if isinstance(layer, CompressedLayer)]
 
     def memory_footprint(self) -> int:
         """Bytes of every storage that the compressed layers own: codes, parameters, positions, buffers, scores."""
@@ -95,11 +100,10 @@ class CompressedCache(Cache):
         Raises:
             ValueError: For a layer that is not compressed or holds nothing yet.
         """
-        layer = self.layers[layer_idx] if 0 <= layer_idx < len(self.layers) else None
-        if not isinstance(layer, CompressedLayer) or not layer.is_initialized:
-            able = [each.layer_idx for each in self.compressed_layers() if each.is_initialized]
-            raise ValueError(f"layer {layer_idx} holds no compressed tokens; layers that do: {able}")
-        keys, values, _ = layer.dequantize()
+        able = {each.layer_idx: each for each in self.compressed_layers() if each.is_initialized}
+        if layer_idx not in able:
+            raise ValueError(f"layer {layer_idx} holds no compressed tokens; layers that do: {list(able)}")
+        keys, values, _ = able[layer_idx].dequantize()
         return keys, values
 
     def summary(self) -> dict[str, Any]:
@@ -137,6 +141,13 @@ class CompressedCache(Cache):
         return named
 
 
+def _layer(kind: str, settings: dict[str, Any], compressed: CompressedLayer | None) -> Any:
+    """The cache layer of one of the model's layers."""
+    if compressed is None:
+        return DYNAMIC_LAYER_TYPE_MAPPING[kind](**settings)
+    return HybridLayer(compressed, **settings) if kind == "hybrid" else compressed
+
+
 def layer_types(config: PreTrainedConfig) -> list[str]:
     """The library's name for what each layer of a text decoder caches."""
     types: list[str] = get_layer_types_and_kwargs(config)[0]
@@ -151,5 +162,5 @@ def compressible_layers(config: PreTrainedConfig, skip: Sequence[int] = ()) -> l
     return [
         index
         for index, kind in enumerate(types)
-        if kind == "full_attention" and sharing[index] is None and index not in skip
+        if kind in ("full_attention", "hybrid") and sharing[index] is None and index not in skip
     ]

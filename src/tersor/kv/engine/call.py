@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache as once
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +16,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tersor.kv.selection.probes import Queries
 
-#: Keywords of attention variants that only the model's own eager function implements.
-EAGER_ONLY = ("softcap", "s_aux", "output_attentions")
+#: The attention functions of tersor: masks and kernels as SDPA takes them, or, for models that SDPA cannot compute, as
+#: the model's own eager function does.
+ATTENTION_NAME, EAGER_ATTENTION_NAME = "tersor", "tersor_eager"
+#: Keywords of attention variants that SDPA does not compute, whether a model's eager function names them or not.
+EAGER_ONLY = ("softcap", "s_aux", "sinks", "output_attentions")
+#: Keywords that change no output of attention, or that the mask and SDPA hold already.
+HARMLESS = frozenset(
+    (
+        *("position_ids", "cache_position", "position_embeddings", "logits_to_keep", "layer_idx"),
+        *("use_cache", "return_dict", "output_hidden_states", "output_router_logits", "num_items_in_batch"),
+        *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "target_dtype"),
+        *("is_causal", "sliding_window", "attention_chunk_size"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,23 @@ class AttentionCall:
         """Those of the options ``names`` that the model makes use of."""
         return [name for name in names if self.options.get(name) is not None and self.options[name] is not False]
 
+    @cached_property
+    def beyond_sdpa(self) -> list[str]:
+        """Why SDPA does not compute this call: keywords that it does not know and the model's eager function does.
+
+        A keyword is also one of them where the model has no eager function and nothing else says that it is harmless.
+        """
+        if self.module.config._attn_implementation == EAGER_ATTENTION_NAME:
+            return [f"{type(self.module).__name__}'s own attention"]
+        eager = eager_attention(self.module)
+        own = sorted(self.options.keys() - _known_to_sdpa()) if eager is None else _beyond_sdpa(eager)
+        return self.given(*EAGER_ONLY, *own)
+
+    def over_stored(self) -> AttentionCall:
+        """The same call over the whole sequence in model precision, where segments hold a part of it."""
+        keys, values, present = self.layer.dequantize()
+        return replace(self, key=keys, value=values, mask=self._close_absent(present))
+
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """What the model would do without tersor: SDPA, or its own eager function where SDPA lacks a feature.
 
@@ -65,17 +97,28 @@ class AttentionCall:
             NotImplementedError: If SDPA lacks a feature and the model has no eager function.
         """
         settings = {"dropout": self.dropout, "scaling": self.scaling, **self.options}
-        needed = self.given(*EAGER_ONLY)
-        if not needed:
+        if not self.beyond_sdpa:
             function = ALL_ATTENTION_FUNCTIONS["sdpa"]
             return function(self.module, self.query, self.key, self.value, self.mask, **settings)
-        eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
+        eager = eager_attention(self.module)
         if eager is None:
             raise NotImplementedError(
-                f"{type(self.module).__name__} asks for {needed}, which SDPA lacks, and has no eager attention to fall "
-                "back on; run this model without tersor"
+                f"{type(self.module).__name__} asks for {self.beyond_sdpa}, which SDPA lacks, and has no eager "
+                "attention to fall back on; run this model without tersor"
             )
         return eager(self.module, self.query, self.key, self.value, self._additive_mask(), **settings)
+
+    def _close_absent(self, present: Tensor) -> Tensor | None:
+        """The mask without the tokens that are not stored (``present`` is bool ``[batch, kv_heads, sequence]``)."""
+        if bool(present.all()):
+            return self.mask
+        groups = self.query.shape[1] // present.shape[1]
+        stored = present.repeat_interleave(groups, dim=1)[:, :, None, :]
+        if self.mask is None:
+            return stored & causal_rows(self.query.shape[2], present.shape[-1], self.query.device)[:, None]
+        if self.mask.dtype == torch.bool:
+            return self.mask & stored
+        return self.mask.masked_fill(~stored, torch.finfo(self.mask.dtype).min)
 
     def _additive_mask(self) -> Tensor | None:
         """The mask as eager attention functions want it: 0 where open, the lowest number where closed."""
@@ -86,6 +129,24 @@ class AttentionCall:
             return mask
         closed = torch.finfo(self.query.dtype).min
         return torch.zeros(mask.shape, dtype=self.query.dtype, device=mask.device).masked_fill(~mask, closed)
+
+
+def eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
+    """The eager attention function of the model that ``module`` belongs to, where it has one."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+@once
+def _known_to_sdpa() -> frozenset[str]:
+    """Keywords that SDPA computes, that change nothing, or that `EAGER_ONLY` lists."""
+    sdpa = inspect.signature(ALL_ATTENTION_FUNCTIONS["sdpa"]).parameters
+    return frozenset(sdpa) | HARMLESS | frozenset(EAGER_ONLY)
+
+
+@once
+def _beyond_sdpa(eager: Callable[..., Any]) -> tuple[str, ...]:
+    """Keywords that an eager attention function computes and SDPA does not."""
+    return tuple(sorted(inspect.signature(eager).parameters.keys() - _known_to_sdpa()))
 
 
 def boolean_mask(mask: Tensor) -> Tensor:

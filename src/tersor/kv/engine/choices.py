@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 
 class Prefill(Protocol):
-    """How a layer attends while nothing of its sequence is compressed; a frozen dataclass that holds no tensors."""
+    """How a layer attends while nothing of its sequence is compressed, and how a sparse one reads a later part.
+
+    A frozen dataclass that holds no tensors.
+    """
 
     @property
     def sparse(self) -> bool:
@@ -32,8 +35,11 @@ class Prefill(Protocol):
     def protect_text(self) -> bool:
         """Whether only tokens that show an image or a video may be left out."""
 
+    def takes_part(self, tokens: int) -> bool:
+        """Whether a later part of a conversation, of so many tokens, is read sparsely, too."""
+
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Output, and weights or None, over raw keys.
+        """Output, and weights or None, over what the layer holds.
 
         A prefill that leaves tokens out tells the layer before it computes the output which ones stay
         (`CompressedLayer.decide`), so that one choice serves both.
@@ -49,6 +55,9 @@ class DensePrefill:
 
     sparse = False
     protect_text = False
+
+    def takes_part(self, tokens: int) -> bool:
+        return False
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         return call.dense()
@@ -67,7 +76,7 @@ class Choices:
         prefill: How a prompt attends.
         streaming_gap: New tokens that make a segment; None never compresses them.
         recent_fp_tokens: Newest tokens that are never compressed.
-        min_tokens_to_compress: Shorter prompts wait in the buffer; None lets every prompt wait.
+        min_tokens_to_compress: Nothing is compressed before so many tokens are there; None lets every prompt wait.
         skip_layers: Layers kept at model precision.
         name: The method in reports.
 
@@ -86,6 +95,10 @@ class Choices:
 
     def __post_init__(self) -> None:
         check_engine_options(self, never=True)
+
+    def starts_at(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens is long enough for its first compression."""
+        return self.min_tokens_to_compress is None or tokens >= self.min_tokens_to_compress
 
     def fills_gap(self, tokens: int) -> bool:
         """Whether so many new tokens are to be compressed."""

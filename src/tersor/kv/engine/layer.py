@@ -18,15 +18,15 @@ from transformers import PreTrainedConfig
 
 from tersor.kv.engine.batch import BatchedLayer
 from tersor.kv.engine.buffer import Buffer
-from tersor.kv.engine.call import AttentionCall
+from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME, AttentionCall
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.tree import map_tensors
 from tersor.kv.selection.base import Chosen
+from tersor.kv.selection.probes import ProbeScores
 from tersor.kv.storage.key_bias import KeyBias
 from tersor.lowbit.kernels.packed_attention import Part, RawPart
 
 TAG = "_tersor_layer"
-ATTENTION_NAME = "tersor"
 
 
 class CompressedLayer(BatchedLayer):
@@ -43,8 +43,8 @@ class CompressedLayer(BatchedLayer):
     def __init__(self, choices: Choices, layer_idx: int):
         self.choices = choices
         self.layer_idx = layer_idx
-        #: Set by assisted decoding: compress only in `crop`.
-        self.record_past = False
+        #: Whether this layer warns, for all layers of its cache.
+        self.speaks = True
         # The configuration of the model whose attention function met this layer's tag last.
         self._model_config: PreTrainedConfig | None = None
         self.reset()
@@ -54,6 +54,12 @@ class CompressedLayer(BatchedLayer):
         self.is_initialized = False
         self.segments: list[Any] = []
         self.seen = 0
+        #: Set by assisted decoding: compress only in `crop`.
+        self.record_past = False
+        # Tokens since the last `crop` of a recording; None before the first, which ends a prompt.
+        self._since_crop: int | None = None
+        #: Whether tersor's attention function has met this layer.
+        self.attended = False
         self.key_bias: KeyBias | None = None
         #: Set by a prompt or another long update until its tokens are compressed.
         self.due = False
@@ -84,11 +90,17 @@ class CompressedLayer(BatchedLayer):
         """Values of the waiting tokens."""
         return self.buffer.values
 
+    @property
+    def scores(self) -> ProbeScores:
+        """Attention that the waiting tokens got so far."""
+        return self.buffer.scores
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.buffer.keys, self.buffer.values = key_states[:, :, :0].clone(), value_states[:, :, :0].clone()
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append ``[batch, kv_heads, new, head_dim]`` and return what the model's attention must read.
 
@@ -116,11 +128,17 @@ class CompressedLayer(BatchedLayer):
             returned = self.keys.view_as(self.keys), self.values.view_as(self.values)
         self.seen += key_states.shape[2]
         self._awaits_attention = True
+        if self._since_crop:
+            # Drafts are followed by a crop; two updates without one are ordinary decoding again.
+            self.record_past, self._since_crop = False, None
+        elif self._since_crop is not None:
+            self._since_crop = key_states.shape[2]
         if self.segments and not self.fused:
             if self._model_config is not None:
                 self._check_readable()
             returned = self.dequantize()[:2]
-        setattr(returned[0], TAG, self)
+        for each in returned:
+            setattr(each, TAG, self)
         return returned
 
     def get_seq_length(self) -> int:
@@ -163,6 +181,7 @@ class CompressedLayer(BatchedLayer):
             self.buffer.keep(0, max(self.waiting - removed, 0))
             self.crop_segments(self.seen)
         if self.record_past:
+            self._since_crop = 0
             self.compress_if_due()
 
     def offload(self) -> None:
@@ -191,7 +210,8 @@ class CompressedLayer(BatchedLayer):
     @property
     def fused(self) -> bool:
         """Whether the attention function reads the segments itself, so that `update` need not dequantize."""
-        return self._model_config is not None and self._model_config._attn_implementation == ATTENTION_NAME
+        names = (ATTENTION_NAME, EAGER_ATTENTION_NAME)
+        return self._model_config is not None and self._model_config._attn_implementation in names
 
     def parts(self, call: AttentionCall) -> list[Part]:
         """Segments and buffer as the attention kernel reads them for a call whose mask all heads share."""
@@ -230,12 +250,11 @@ class CompressedLayer(BatchedLayer):
         """Store what attention used, without scoring it again; called by a sparse prefill before `observe`.
 
         Args:
-            chosen: Important and regular tokens among those that wait.
-            sums: Attention that they got, as in `ProbeScores`.
+            chosen: Important and regular tokens among the newest ones; all that wait before them are important.
+            sums: Attention that the newest tokens got, as in `ProbeScores`.
             counts: Probe rows that see them.
         """
-        self.buffer.scores.add_sums(sums, counts)
-        self.buffer.decided = chosen
+        self.buffer.decide(chosen, sums, counts)
 
     def observe(self, call: AttentionCall, lse: Tensor | None = None) -> None:
         """Score the waiting tokens and compress what is due; called by the attention function after the output.
@@ -245,7 +264,7 @@ class CompressedLayer(BatchedLayer):
             lse: Log-sum-exp of each query's row, where the kernel gives one; without it, the buffer must be the
                 whole sequence or the rows are normalized within the buffer.
         """
-        self._model_config, self._awaits_attention = call.module.config, False
+        self._model_config, self._awaits_attention, self.attended = call.module.config, False, True
         choices, buffer, segment = self.choices, self.buffer, len(self.segments)
         if choices.storage.subtract_key_bias:
             self.key_bias = self.key_bias or KeyBias.of(call.module)
@@ -271,7 +290,7 @@ class CompressedLayer(BatchedLayer):
         """The last update never met the attention function: compress by key norms instead, and say so once."""
         self._awaits_attention, self._model_config = False, None
         self._check_readable()
-        if self.layer_idx == 0:
+        if self.speaks:
             warnings.warn(
                 f"the model does not use the attention function {ATTENTION_NAME!r}, so tokens are ranked by key norm "
                 "and every step dequantizes the cache; run it inside `with method.on(model):`",
@@ -303,7 +322,8 @@ class CompressedLayer(BatchedLayer):
     def compress_if_due(self) -> None:
         """Compress the waiting tokens, but for the most recent ones, if there are enough or an update asked for it."""
         ready = self.waiting - self.choices.recent_fp_tokens
-        if ready > 0 and (self.due or self.choices.fills_gap(ready)):
+        started = bool(self.segments) or self.choices.starts_at(self.seen)
+        if ready > 0 and started and (self.due or self.choices.fills_gap(ready)):
             self.due = False
             self.compress(ready)
 

@@ -20,8 +20,6 @@ from tersor.kv.selection.base import Chosen, Waiting
 STATE = "tersor_state"
 #: Keyword of the user: bool ``[batch, tokens]``, True where a token belongs to a completion and not to the prompt.
 COMPLETION = "completion_mask"
-#: Keyword by which `generate` without a cache tells each of its forwards where the prompt ends.
-UNCACHED = "tersor_uncached_prompt"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class ForwardState:
 
     def covers(self, module: nn.Module, options: dict[str, Any]) -> bool:
         """Whether ``module`` is an attention layer of the text decoder that may be sparse without a cache."""
-        if self.completion is None or not getattr(module, "is_causal", True) or options.get("sliding_window"):
+        own = getattr(module, "is_causal", True) and "Cross" not in type(module).__name__
+        if self.completion is None or not own or options.get("sliding_window"):
             return False
         return getattr(module, "layer_idx", None) in self.layers
 

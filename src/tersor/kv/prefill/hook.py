@@ -1,4 +1,7 @@
-"""The hook that tells a model's attention layers which forward they are part of; see `tersor.kv.engine.state`."""
+"""The hooks of a session: each forward gets a compressed cache, and, where the prefill is sparse, its state.
+
+See `tersor.kv.engine.state` for what attention layers are told.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from tersor._compat import take_cache
 from tersor.kv.engine.cache import CompressedCache, compressible_layers
 from tersor.kv.engine.choices import Choices
-from tersor.kv.engine.state import COMPLETION, STATE, UNCACHED, ForwardState
+from tersor.kv.engine.state import COMPLETION, STATE, ForwardState, UncachedPrompt
+from tersor.kv.engine.takeover import cache_name
 
 
 @dataclass
@@ -25,31 +30,58 @@ class Latest:
     Args:
         cache: The compressed cache.
         state: The forward over a prompt, where the prefill is sparse.
+        uncached: Where the prompt of a running `generate` without a cache ends.
     """
 
     cache: CompressedCache | None = None
     state: ForwardState | None = None
+    uncached: UncachedPrompt | None = None
+
+
+def compressed(given: Any, new_cache: Callable[[], CompressedCache]) -> CompressedCache:
+    """The cache that a call was given if it is compressed, a new one instead of none or an empty one of the library.
+
+    Raises:
+        ValueError: If it holds tokens that the method has not read.
+        NotImplementedError: If it is of a kind that no compressed cache can stand in for.
+    """
+    if isinstance(given, CompressedCache):
+        return given
+    if given is not None and not isinstance(given, DynamicCache):
+        raise NotImplementedError(
+            f"a {type(given).__name__} cannot be compressed; pass no cache, or one made by .cache(model.config)"
+        )
+    if given is not None and given.get_seq_length():
+        raise ValueError(
+            f"the {type(given).__name__} holds {given.get_seq_length()} tokens already; start with an empty one, "
+            "or one made by .cache(model.config), so that the prompt is read by the method"
+        )
+    return new_cache()
 
 
 class ForwardHook:
-    """The pre-hook of a session whose prefill is sparse.
+    """What happens before and after each forward of a model in a session.
 
     Args:
         choices: The method's choices.
-        model: The model that gets the hook.
+        model: The model that gets the hooks.
         new_cache: Makes an empty cache for it.
         latest: Told of the cache and the state of each forward.
 
     Raises:
-        NotImplementedError: If a keyword of the model's forward cannot reach its attention layers.
+        NotImplementedError: If the model takes no cache, or a keyword of its forward cannot reach its attention layers
+            where the prefill is sparse.
     """
 
     def __init__(
         self, choices: Choices, model: PreTrainedModel, new_cache: Callable[[], CompressedCache], latest: Latest
     ):
         self.choices, self.new_cache, self.latest = choices, new_cache, latest
+        self.cache_name = cache_name(model)
         parameters = inspect.signature(model.forward).parameters
-        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        if choices.prefill.sparse and not any(
+            each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()
+        ):
             raise NotImplementedError(
                 f"{type(model).__name__}.forward takes no further keywords, so the state of a sparse prefill cannot "
                 "reach its attention layers; use a method with a dense prefill, such as ZipCache"
@@ -57,37 +89,45 @@ class ForwardHook:
         self.names = list(parameters)
         text = model.config.get_text_config(decoder=True)
         self.layers = frozenset(compressible_layers(text, choices.skip_layers))
+        self._checked: CompressedCache | None = None
 
-    def __call__(
+    def before(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Check and complete the keywords of one forward.
 
         Raises:
-            ValueError: For a mask of a wrong shape, a filled cache of another kind, or ``protect="text"`` where nothing
-                says which tokens are text.
+            ValueError: For a mask of a wrong shape or without a sparse prefill, a filled cache of another kind, or
+                ``protect="text"`` where nothing says which tokens are text.
             NotImplementedError: For a static cache.
         """
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        completion, uncached = kwargs.pop(COMPLETION, None), kwargs.pop(UNCACHED, None)
+        completion = kwargs.pop(COMPLETION, None)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return (), kwargs  # for the model to complain about
-        if completion is None and uncached is not None:
-            uncached.tokens = uncached.tokens or tokens.shape[1]
-            place = torch.arange(tokens.shape[1], device=tokens.device)
-            completion = (place >= uncached.tokens).expand(tokens.shape[0], -1)
+        if completion is not None and not self.choices.prefill.sparse:
+            raise ValueError(f"{COMPLETION} is for a sparse prefill; {self.choices.name} reads prompts densely")
+        past = take_cache(kwargs)
+        if completion is None and self.latest.uncached is not None:
+            completion = self._after_prompt(self.latest.uncached, tokens)
         if completion is not None:
-            completion = self._teacher_forced(completion, tokens, kwargs)
-        elif not self._with_cache(model, kwargs):
-            warnings.warn(
-                "without a cache nothing says where the prompt ends, so this forward is dense; pass "
-                f"{COMPLETION}= (bool [batch, tokens], True for tokens after the prompt)",
-                stacklevel=3,
-            )
+            completion = self._teacher_forced(completion, tokens, past, kwargs)
+        elif not self._uses_cache(model, past, kwargs):
+            if self.choices.prefill.sparse:
+                warnings.warn(
+                    "without a cache nothing says where the prompt ends, so this forward is dense; pass "
+                    f"{COMPLETION}= (bool [batch, tokens], True for tokens after the prompt)",
+                    stacklevel=3,
+                )
             return (), kwargs
-        elif kwargs["past_key_values"].get_seq_length():
-            return (), kwargs  # a later chunk of text, or a decoding step: dense over what is stored
+        else:
+            if past is not None and not self.choices.prefill.sparse and not isinstance(past, CompressedCache):
+                kwargs[self.cache_name] = past  # the caller's own choice; a dense prefill needs nothing of it
+                return (), kwargs
+            self.latest.cache = kwargs[self.cache_name] = past = compressed(past, self.new_cache)
+            if not self.choices.prefill.sparse or not self._reads_sparsely(past, tokens.shape[1]):
+                return (), kwargs
         visual = visual_tokens(model.config, kwargs, tokens.shape[1])
         if visual is None and self.choices.prefill.protect_text:
             raise ValueError(
@@ -98,14 +138,47 @@ class ForwardHook:
         self.latest.state = kwargs[STATE] = state
         return (), kwargs
 
-    def _teacher_forced(self, completion: Tensor, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def after(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Check that attention read what the forward cached.
+
+        Raises:
+            NotImplementedError: If it did not: nothing would ever be compressed, or only by guesses.
+        """
+        state: ForwardState | None = kwargs.get(STATE)
+        if state is not None and not state.records:
+            self.latest.state = None
+            raise NotImplementedError(
+                f"no layer of {type(model).__name__} read the prompt sparsely: its attention layers do not get the "
+                "keywords of its forward; use a method with a dense prefill, such as ZipCache"
+            )
+        cache = kwargs.get(self.cache_name)
+        if not isinstance(cache, CompressedCache) or cache is self._checked:
+            return
+        used = [layer for layer in cache.compressed_layers() if layer.get_seq_length()]
+        if not used or not all(layer.attended for layer in used):
+            what = "does not fill the cache that it is given" if not used else "changes keys and values that it cached"
+            raise NotImplementedError(
+                f"{type(model).__name__} {what}, so its cache cannot be compressed; use the library's own here"
+            )
+        self._checked = cache
+
+    def _reads_sparsely(self, past: CompressedCache, tokens: int) -> bool:
+        """Whether a forward over so many tokens is a prompt, or a long enough part of a conversation."""
+        return not past.get_seq_length() or self.choices.prefill.takes_part(tokens)
+
+    def _after_prompt(self, prompt: UncachedPrompt, tokens: Tensor) -> Tensor:
+        """Where the completion is in a forward of `generate` without a cache."""
+        prompt.tokens = prompt.tokens or tokens.shape[1]
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        return (place >= prompt.tokens).expand(tokens.shape[0], -1)
+
+    def _teacher_forced(self, completion: Tensor, tokens: Tensor, past: Any, kwargs: dict[str, Any]) -> Tensor:
         completion = completion.bool()
         if completion.shape != tokens.shape[:2]:
             raise ValueError(
                 f"{COMPLETION} has shape {tuple(completion.shape)}, but the input is {tuple(tokens.shape[:2])}; it "
                 "needs one entry a token"
             )
-        past = kwargs.get("past_key_values")
         if past is not None and past.get_seq_length():
             raise ValueError(
                 f"{COMPLETION} is for a forward over prompt and completion at once, without a filled cache"
@@ -114,32 +187,16 @@ class ForwardHook:
         prompt = ~completion if real is None or real.ndim != 2 else ~completion & real.bool()
         if bool((prompt & completion.cummax(1).values).any()):
             raise ValueError(f"{COMPLETION} marks tokens in front of others of the prompt; completions come last")
-        kwargs |= {"past_key_values": None, "use_cache": False}
+        kwargs["use_cache"] = False
         return completion
 
-    def _with_cache(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
-        """Whether the forward fills a compressed cache; makes one where the library would make its own."""
-        past = kwargs.get("past_key_values")
-        if past is None:
-            use = kwargs.get("use_cache")
-            wanted = getattr(model.config.get_text_config(decoder=True), "use_cache", True) if use is None else use
-            if not wanted or (model.training and torch.is_grad_enabled()):
-                return False
-            past = self.new_cache()
-        elif not isinstance(past, CompressedCache):
-            if not isinstance(past, DynamicCache):
-                raise NotImplementedError(
-                    f"a {type(past).__name__} cannot hold a different number of tokens in each layer; pass no cache, "
-                    "or one made by .cache(model.config)"
-                )
-            if past.get_seq_length():
-                raise ValueError(
-                    f"the {type(past).__name__} holds {past.get_seq_length()} tokens already; start with an empty one, "
-                    "or one made by .cache(model.config), so that the prompt is read by the method"
-                )
-            past = self.new_cache()
-        self.latest.cache = kwargs["past_key_values"] = past
-        return True
+    def _uses_cache(self, model: PreTrainedModel, past: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the forward fills a cache, its own or one that the library would make."""
+        if past is not None:
+            return True
+        use = kwargs.get("use_cache")
+        wanted = getattr(model.config.get_text_config(decoder=True), "use_cache", True) if use is None else use
+        return bool(wanted) and not (model.training and torch.is_grad_enabled())
 
 
 def visual_tokens(config: PreTrainedConfig, kwargs: dict[str, Any], columns: int) -> Tensor | None:

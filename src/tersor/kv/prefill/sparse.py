@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tersor.kv.engine.call import AttentionCall, boolean_mask, causal_rows
 from tersor.kv.engine.layer import CompressedLayer
@@ -26,7 +26,9 @@ QueryMode = Literal["drop", "compute"]
 class SparsePrefill:
     """Attention of a prompt among the tokens of ``selection``; what follows the prompt is dense over what is stored.
 
-    A layer whose method has the same ``selection`` stores exactly the tokens that took part.
+    A later part of a conversation that is as long as a prompt is chosen from by itself: a picture in the second turn
+    is read as one in the first, and attends to all that is stored before it. A layer whose method has the same
+    ``selection`` stores exactly the tokens that took part.
 
     Args:
         selection: Which tokens take part.
@@ -52,6 +54,9 @@ class SparsePrefill:
                 "own; use one choice a layer"
             )
 
+    def takes_part(self, tokens: int) -> bool:
+        return tokens >= max(self.min_tokens, 2)
+
     def operations(self, share: Tensor) -> Tensor:
         """Without the others' queries the paper's square (section 2.8), otherwise the share itself."""
         return share**2 if self.query_mode == "drop" else share
@@ -61,8 +66,9 @@ class SparsePrefill:
         layer: CompressedLayer | None = call.layer
         state: ForwardState | None = call.state
         tokens = call.query.shape[2]
-        if call.key.shape[2] != tokens or (layer is not None and layer.seen != tokens):
-            return call.dense()
+        past = (call.key.shape[2] if layer is None else layer.seen) - tokens
+        if past:
+            return call.dense() if layer is None or state is None else self._attend_part(call.over_stored(), past)
         completion = None if state is None or state.completion is None else state.completion.to(call.query.device)
         real = real_tokens(call)
         with torch.no_grad():
@@ -74,6 +80,16 @@ class SparsePrefill:
         if state is not None and completion is not None and not state.choices.storage.evicts and bool(completion.any()):
             output = _completion_dense(output, completion, call)
         return output, None
+
+    def _attend_part(self, call: AttentionCall, past: int) -> tuple[Tensor, Tensor | None]:
+        """A later part, whose tokens are the columns of ``call`` behind the first ``past``."""
+        mask = None if call.mask is None else call.mask[..., past:]
+        own = replace(call, key=call.key[:, :, past:], value=call.value[:, :, past:], mask=mask)
+        with torch.no_grad():
+            kept, skipped = self.choose(own, real_tokens(own))
+        if skipped is not None:
+            return call.dense()
+        return (attend_among if self.query_mode == "drop" else attend_to)(call, kept, past), None
 
     def choose(self, call: AttentionCall, prompt: Tensor | None) -> tuple[Chosen, str | None]:
         """The tokens that take part, and why they are all there are or None; tells the layer and the state.
@@ -166,12 +182,13 @@ def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
     return torch.where(total > 0, held.sum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
 
 
-def attend_among(call: AttentionCall, chosen: Chosen) -> Tensor:
+def attend_among(call: AttentionCall, chosen: Chosen, past: int = 0) -> Tensor:
     """``O[T] = Attn(Q[T], K[T], V[T])`` under the mask restricted to ``T x T``, and ``O[U] = 0``.
 
     Args:
         call: The attention of the whole prompt.
         chosen: The tokens ``T`` of each row.
+        past: Columns in front of the prompt's that every token of ``T`` may look at, too.
 
     Returns:
         Output ``[batch, tokens, heads, value_dim]``, as the library's functions return it.
@@ -180,25 +197,27 @@ def attend_among(call: AttentionCall, chosen: Chosen) -> Tensor:
     output = call.query.new_zeros(batch, tokens, heads, call.value.shape[-1])
     if chosen.index.shape[-1] == 0:
         return output
-    query, key, value = (_take(x, chosen) for x in (call.query, call.key, call.value))
-    small, _ = replace(call, query=query, key=key, value=value, mask=_restricted(call.mask, chosen)).dense()
+    columns = _behind(chosen, past)
+    query, key, value = _take(call.query, chosen), _take(call.key, columns), _take(call.value, columns)
+    small, _ = replace(call, query=query, key=key, value=value, mask=_restricted(call.mask, chosen, past)).dense()
     for row in range(batch):
         slots = slice(None) if chosen.valid is None else chosen.valid[row, 0]
         output[row, chosen.index[row, 0][slots]] = small[row][slots]
     return output
 
 
-def attend_to(call: AttentionCall, chosen: Chosen) -> Tensor:
+def attend_to(call: AttentionCall, chosen: Chosen, past: int = 0) -> Tensor:
     """``O = Attn(Q, K[T], V[T])``: every query, restricted keys; see `attend_among`.
 
     A query that sees none of them gets zero.
     """
     batch, heads, tokens, _ = call.query.shape
+    chosen = _behind(chosen, past)
     if chosen.index.shape[-1] == 0:
         return call.query.new_zeros(batch, tokens, heads, call.value.shape[-1])
     index = chosen.index[:, 0]
     if call.mask is None:
-        allowed = index[:, None, None, :] <= torch.arange(tokens, device=index.device)[:, None]
+        allowed = index[:, None, None, :] <= torch.arange(past, past + tokens, device=index.device)[:, None]
     else:
         allowed = boolean_mask(torch.stack([own[..., picked] for own, picked in zip(call.mask, index, strict=True)]))
     if chosen.valid is not None:
@@ -219,26 +238,40 @@ def _completion_dense(output: Tensor, completion: Tensor, call: AttentionCall) -
     return torch.cat([output[:, :start], late], dim=1)
 
 
+def _behind(chosen: Chosen, past: int) -> Chosen:
+    """The columns of the chosen tokens and of all ``past`` ones in front of them."""
+    if past == 0:
+        return chosen
+    before = torch.arange(past, device=chosen.index.device).expand(*chosen.index.shape[:2], past)
+    valid = None if chosen.valid is None else nn.functional.pad(chosen.valid, (past, 0), value=True)
+    return Chosen(torch.cat([before, chosen.index + past], -1), valid)
+
+
 def _take(x: Tensor, chosen: Chosen) -> Tensor:
     """Pick tokens of ``[batch, heads, tokens, dim]``, row by row: whole vectors are copied at once."""
     rows = [own[:, index[0]] for own, index in zip(x, chosen.index, strict=True)]
     return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
-def _restricted(mask: Tensor | None, chosen: Chosen) -> Tensor | None:
-    """The mask restricted to ``T x T``; None where plain causal attention does. Empty slots see themselves only."""
-    index = chosen.index[:, 0]
+def _restricted(mask: Tensor | None, chosen: Chosen, past: int) -> Tensor | None:
+    """The mask restricted to ``T x T`` and what is ``past``; None where plain causal attention does.
+
+    Empty slots see nothing but themselves and the past.
+    """
+    index, columns = chosen.index[:, 0], _behind(chosen, past)
     if mask is not None:
-        mask = torch.stack([own[:, i[:, None], i] for own, i in zip(mask, index, strict=True)])
-    if chosen.valid is None:
+        both = zip(mask, index, columns.index[:, 0], strict=True)
+        mask = torch.stack([own[:, rows[:, None], seen] for own, rows, seen in both])
+    if columns.valid is None and (mask is not None or past == 0):
         return mask
-    count = index.shape[1]
     if mask is None:
-        mask = torch.ones(count, count, dtype=torch.bool, device=index.device).tril().repeat(len(index), 1, 1, 1)
+        mask = causal_rows(index.shape[1], columns.index.shape[-1], index.device).repeat(len(index), 1, 1, 1)
+    if columns.valid is None or chosen.valid is None:
+        return mask
     opened, closed = (True, False) if mask.dtype == torch.bool else (0.0, torch.finfo(mask.dtype).min)
-    mask = mask.masked_fill(~chosen.valid[:, :, None, :], closed)
+    mask = mask.masked_fill(~columns.valid[:, :, None, :], closed)
     # Else their rows would have nothing to look at.
-    mask.diagonal(dim1=-2, dim2=-1).masked_fill_(~chosen.valid, opened)
+    mask[..., past:].diagonal(dim1=-2, dim2=-1).masked_fill_(~chosen.valid, opened)
     return mask
 
 

@@ -194,6 +194,17 @@ class ProbeScores:
             counts[..., : row.shape[-1]] += 1
         return sums, counts
 
+    def fold(self, columns: int) -> None:
+        """Sum up the rows of the first ``columns`` tokens, so that rows take no more than a few of them."""
+        old = [row for row in self.rows if row.shape[-1] <= columns]
+        if not old:
+            return
+        width = max(old[-1].shape[-1], 0 if self.sums is None else self.sums.shape[-1])
+        totals = ProbeScores(self.sums, self.counts, old).totals(width)
+        assert totals is not None
+        self.sums, self.counts = totals
+        self.rows = self.rows[len(old) :]
+
     def keep_columns(self, start: int, stop: int) -> ProbeScores:
         """What remains when only the waiting tokens ``start:stop`` stay; a row goes with its own token."""
         rows = [row[..., start:].clone() for row in self.rows if start < row.shape[-1] <= stop]

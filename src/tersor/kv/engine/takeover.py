@@ -1,0 +1,100 @@
+"""Give a model's text decoder tersor's attention function, and give it back as it was."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from tersor.kv.engine.cache import NothingToCompressError
+from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME
+
+
+def inner_model(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers whose ``generate`` runs: ``model`` itself, or what a wrapper (PEFT, compiled) holds.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    found = model.modules() if isinstance(model, nn.Module) else iter(())
+    for each in found:
+        if isinstance(each, PreTrainedModel) and isinstance(each, GenerationMixin):
+            return each
+    raise TypeError(
+        f"{type(model).__name__} is no model of transformers that generates, and holds none; give the model that "
+        "from_pretrained returned"
+    )
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The keyword under which a model's forward takes its cache.
+
+    Raises:
+        NotImplementedError: If it takes none.
+    """
+    names = inspect.signature(model.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in names:
+            return name
+    raise NothingToCompressError(f"{type(model).__name__}.forward takes no cache of keys and values to compress")
+
+
+class Takeover:
+    """The attention function of one model, changed and restored.
+
+    The implementation is set on the text decoder's own configuration and on no other: towers for pictures and sound
+    keep theirs.
+
+    Args:
+        model: A model of transformers.
+
+    Raises:
+        NotImplementedError: If the model's attention cannot be chosen, or its cache is one of its own.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        text = model.config.get_text_config(decoder=True)
+        parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        #: The parts of the model that are configured by the text decoder's configuration, or by a copy of it.
+        decoders = [part for part in parts if part.config is text or type(part.config) is type(text)] or [model]
+        if not all(part._can_set_attn_implementation() for part in decoders):
+            raise NotImplementedError(
+                f"{type(model).__name__} does not let its attention function be chosen "
+                "(it does not go through transformers' AttentionInterface), so its cache cannot be compressed"
+            )
+        if not model._supports_default_dynamic_cache():
+            raise NotImplementedError(
+                f"{type(model).__name__} keeps a cache class of its own, which tersor cannot stand in for; use the "
+                "library's"
+            )
+        eager = not all(part._supports_sdpa for part in decoders)
+        self.name = EAGER_ATTENTION_NAME if eager else ATTENTION_NAME
+        self.configs: list[PreTrainedConfig] = list({id(each.config): each.config for each in decoders}.values())
+        if text not in self.configs:
+            self.configs.append(text)
+        self.previous: list[str | None] = []
+
+    def change(self) -> None:
+        """Set tersor's function."""
+        self.previous = [config._attn_implementation for config in self.configs]
+        for config in self.configs:
+            _set(config, self.name)
+
+    def restore(self) -> None:
+        """Set what was there before."""
+        for config, name in zip(self.configs, self.previous, strict=False):
+            _set(config, name)
+        self.previous = []
+
+
+def _set(config: PreTrainedConfig, name: str | None) -> None:
+    """Set the implementation of one configuration and of none below it."""
+    config._attn_implementation = {**_as_they_are(config), "": name}
+
+
+def _as_they_are(config: PreTrainedConfig) -> dict[str, Any]:
+    """The implementations of a configuration and of those below it, in the form that its setter takes."""
+    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    return {"": config._attn_implementation, **{key: _as_they_are(part) for key, part in parts.items()}}
