@@ -1,5 +1,4 @@
 import io
-import xml.etree.ElementTree as ET
 
 import pytest
 from rich.console import Console
@@ -10,7 +9,6 @@ from tersor.bench.scoreboard import (
     format_peer,
     format_value,
     print_scoreboard,
-    to_svg,
 )
 
 
@@ -29,10 +27,6 @@ def render(records, width):
     console = Console(width=width, record=True, file=io.StringIO())
     print_scoreboard(records, console)
     return console.export_text()
-
-
-def squeezed(text):
-    return "".join(text.split())
 
 
 def test_groups_keep_order_and_lead_with_the_first_verdict(records):
@@ -76,16 +70,6 @@ def test_brackets_are_text_and_not_markup(make_record):
 def test_nothing_to_show_is_an_error():
     with pytest.raises(ValueError, match="no records"):
         print_scoreboard([])
-
-
-def test_the_picture_is_a_valid_svg_that_loads_nothing_and_repeats_itself(records):
-    svg = to_svg(records)
-    root = ET.fromstring(svg)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    shown = squeezed("".join(root.itertext()).replace("\xa0", " "))
-    assert "theheadline" in shown and "4.61x" in shown and "partly" in shown
-    assert "@import" not in svg and "url(http" not in svg and 'url("http' not in svg
-    assert svg == to_svg(records)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""The scoreboard: records as a table in the terminal, and as a picture of that table."""
+"""The scoreboard: records as a table in the terminal."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -88,22 +86,6 @@ def print_scoreboard(records: Sequence[Record], console: Console | None = None) 
     """Print the table on ``console`` (standard output by default), fitted to its width."""
     console = console or Console()
     console.print(build_table(records, width=console.width))
-
-
-def to_svg(records: Sequence[Record], *, width: int = 120, title: str = "tersor demo") -> str:
-    """The table as an SVG picture of a terminal ``width`` columns wide; it loads nothing from elsewhere."""
-    console = Console(
-        record=True,
-        width=width,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-        legacy_windows=False,
-    )
-    print_scoreboard(records, console)
-    svg = console.export_svg(title=title, unique_id="tersor")
-    # rich names a web font from a public host; a picture in a README must not ask for it.
-    return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
 def format_number(value: float | None) -> str:
