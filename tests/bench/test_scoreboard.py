@@ -91,3 +91,14 @@ def test_units_and_peers(make_record):
     assert format_value(None, "x") == "–"
     assert format_peer(make_record()) == "3.20x uniform 4-bit"
     assert format_peer(make_record(peer=None, peer_name=None)) == "–"
+
+
+def test_a_share_is_shown_in_percent_with_its_interval(make_record):
+    record = make_record(unit="share", measured=0.85, low=0.8, high=0.9, interval="95% bootstrap", claim=None)
+    assert format_value(record.measured, record.unit) == "85.0%"
+    assert "[80.0, 90.0]" in render([record], 120) and "share" not in render([record], 120)
+
+
+def test_words_that_rows_use_are_explained_below_the_table(make_record):
+    text = render([make_record(item="by raster", quantity="images a second")], 120)
+    assert "raster: writing an image token after token" in text and "PAR-4X" not in text
