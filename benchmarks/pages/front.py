@@ -95,7 +95,8 @@ def saved(find: Find, docs: str) -> str:
         "pictures of what was asked, in a hundred. MiniCache's layers were trained to be alike. ZipVL leaves the first "
         f"layer as it is, which its paper does not. ZipAR takes {zipar}; NAR takes {nar}, and its images are "
         f"{distance[0]} from real ones where those of one token after the other are {distance[1]}. ME-Switch "
-        f"stores three models of 7B, and a token takes {token} times as long. RepAPQ is in 8 bits; 4 bits cost {low} points.\n"
+        f"stores three models of 7B, and a token takes {token} times as long. RepAPQ is in 8 bits; "
+        f"4 bits cost {low} points.\n"
     )
 
 
