@@ -68,11 +68,11 @@ def rows(find: Find) -> list[Row]:
          f"+{100 * added / whole:.1f} % loss"),
         ("ZipVL", "zipvl", "picture attention", fewer(f"{sparse}, layer 0 dense"),
          points("zipvl", f"{sparse}, layer 0 dense: both kinds", against)),
-        ("in its paper", "zipvl", "picture attention", fewer(sparse),
+        ("ZipVL, as published", "zipvl", "picture attention", fewer(sparse),
          points("zipvl", f"{sparse}: both kinds", against)),
         ("ZipAR", "zipar", "image time", fast("images_speed", "window 9: batch 1", "speed-up over raster"),
          points("images", "window 9: samples", "accuracy against raster")),
-        ("NAR", "nar", "image time", fast("nar_speed", "raster: batch 1", "speed-up of NAR"), "a training"),
+        ("NAR", "nar", "image time", fast("nar_speed", "raster: batch 1", "speed-up of NAR"), "training"),
         ("ME-Switch", "meswitch", "model memory", number(three, ".1f") + "× smaller",
          f"{100 * (right - 1):+.1f} points".replace("-", "−")),
         ("RepAPQ", "repapq", "RepVGG time", fast("ptq_speed", "repvgg_a0: batch 1", "speed-up"),
@@ -93,7 +93,7 @@ def saved(find: Find, docs: str) -> str:
         + "\nMeasured on small models that tersor trains, and on shapes of real ones. The *cache* is what a model "
         "keeps of a text it has read; *loss* says how badly it predicts new text; *points* are right answers, or "
         "pictures of what was asked, in a hundred. MiniCache's layers were trained to be alike. ZipVL leaves the first "
-        f"layer as it is, which its paper does not. ZipAR takes {zipar}; NAR takes {nar}, and its images are "
+        f"layer as it is; as published it does not. ZipAR takes {zipar}; NAR takes {nar}, and its images are "
         f"{distance[0]} from real ones where those of one token after the other are {distance[1]}. ME-Switch "
         f"stores three models of 7B, and a token takes {token} times as long. RepAPQ is in 8 bits; "
         f"4 bits cost {low} points.\n"
