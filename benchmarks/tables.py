@@ -3,26 +3,25 @@
     python benchmarks/tables.py
 
 reads ``benchmarks/results/*.jsonl`` (each written by the command that its records name) and writes
-``docs/tables/*.md`` and ``docs/assets/*.svg``. A test compares the result with what is committed.
+``docs/tables/*.md``, ``docs/assets/*.svg`` and the parts of README and ``docs/index.md`` that stand between markers. A
+test compares the result with what is committed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pages import experts, kv, merging, nar, ptq, speed, vlm, zipar
-from pages.shared import ASSETS, RESULTS, ROOT
+from pages import experts, front, kv, merging, nar, ptq, speed, vlm, zipar
+from pages.shared import ROOT
 
 from tersor import _atomic
-from tersor.bench.records import read_jsonl
-from tersor.bench.scoreboard import to_svg
 
-PAGES = (experts, kv, merging, nar, ptq, speed, vlm, zipar)
+PAGES = (front, experts, kv, merging, nar, ptq, speed, vlm, zipar)
 
 
 def build() -> dict[Path, str]:
     """Every generated file of the docs with its text."""
-    files = {ASSETS / "scoreboard.svg": to_svg(read_jsonl(RESULTS / "demo.jsonl"))}
+    files: dict[Path, str] = {}
     for page in PAGES:
         files |= page.build()
     return files

@@ -1,12 +1,14 @@
-"""Code in README and docs runs; tables and pictures are those that the committed records give."""
+"""Python in README and docs runs; tables, pictures and figures are those that the committed records give."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import tables
+from pages import front
 
 from tersor import zoo
 
@@ -34,6 +36,17 @@ def test_python_blocks_run(page: Path, namespace: dict[str, object]) -> None:
 def test_generated_files_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, text in tables.build().items():
         assert path.read_text(encoding="utf-8") == text, f"run benchmarks/tables.py: {path} is out of date"
+
+
+def test_every_figure_of_readme_is_made_from_a_record() -> None:
+    """What is typed by hand, outside code and addresses, holds years and the oldest Python alone."""
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    for page in front.FRONT_PAGES:
+        text = front._PART.sub("", page.read_text(encoding="utf-8"))
+        text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+        typed = re.findall(r"(?<![\w.-])\d[\d.,]*\d|(?<![\w.-])\d(?!\w)", text)
+        figures = [each for each in typed if not re.fullmatch(r"20\d\d", each) and each != python.removeprefix(">=")]
+        assert figures == [], page
 
 
 def test_nothing_points_at_missing_files() -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 #: Floors from the top; rooms on the same floor know nothing of each other. The root package lists all rooms.
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("rl", "experts", "opening"),
     ("kv", "grids", "ptq", "drag"),

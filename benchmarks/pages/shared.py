@@ -82,6 +82,6 @@ def made_on(record: Record) -> str:
     return f"Model {record.model}; {device(record)}, torch {record.versions['torch']}."
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are right-aligned."""
-    return "\n".join(markdown(titles, rows)) + "\n"
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
+    """A Markdown table; columns after the first ``names`` are right-aligned."""
+    return "\n".join(markdown(titles, rows, names=names)) + "\n"

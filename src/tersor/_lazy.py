@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -22,11 +26,26 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name or module
-        raise MissingExtraError(
-            f"{missing} is missing: this needs tersor[{extra}]: pip install 'tersor[{extra}]'",
-            name=error.name,
-        ) from error
+        raise MissingExtraError(advice(error.name or module, extra), name=error.name) from error
+
+
+def installed(module: str) -> bool:
+    """Whether ``module`` can be found; it is not imported, only the packages that it lies in."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def advice(module: str, extra: str) -> str:
+    """One line that says what is missing, and the command that brings all of ``extra``, wherever tersor came from."""
+    own = re.compile(rf";\s*extra == ['\"]{extra}['\"]\s*$")
+    try:
+        stated = metadata.requires("tersor") or []
+    except metadata.PackageNotFoundError:  # source files on the path, nothing installed
+        stated = []
+    wanted = [own.sub("", each) for each in stated if own.search(each)] or [module.partition(".")[0]]
+    return f"{module} is missing (extra {extra}): pip install {shlex.join(wanted)}"
 
 
 #: Name of a package -> what it offers although a room above it defines it; the root package fills this in.

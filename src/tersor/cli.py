@@ -17,7 +17,7 @@ import typer
 from tersor import __version__
 from tersor._console import prefixed, spinner
 from tersor._lazy import MissingExtraError
-from tersor.bench.runs import AsJson
+from tersor.bench.runs import AsJson, Demo, without
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
@@ -33,15 +33,19 @@ from tersor.ptq.cli import quantize
 if TYPE_CHECKING:
     from tersor.bench.runs import DemoResult, OnProgress
 
-#: System of `tersor demo` -> "module:function", loaded when it runs; the function reports progress to its argument.
-DEMOS: dict[str, str] = {
-    "zipcache": "tersor.kv.demos.zipcache:run",
-    "minicache": "tersor.kv.demos.minicache:run",
-    "zipar": "tersor.grids.zipar.demo:run",
-    "nar": "tersor.grids.nar.demo:run",
-    "zipvl": "tersor.kv.demos.zipvl:run",
-    "ptq": "tersor.ptq.demo:run",
-    "meswitch": "tersor.experts.demo:run",
+_PLOTS = {"matplotlib": ("bench", "plots")}
+_QUANTO = {"optimum.quanto": ("bench", "the comparison with quanto's cache")}
+_PICTURES = {"PIL": "images"}
+_ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
+#: System of `tersor demo` -> its demo.
+DEMOS: dict[str, Demo] = {
+    "zipcache": Demo(home="tersor.kv.demos.zipcache:run", parts=_PLOTS | _QUANTO),
+    "minicache": Demo(home="tersor.kv.demos.minicache:run", parts=_PLOTS),
+    "zipar": Demo(home="tersor.grids.zipar.demo:run", needs=_PICTURES),
+    "nar": Demo(home="tersor.grids.nar.demo:run", needs=_PICTURES),
+    "zipvl": Demo(home="tersor.kv.demos.zipvl:run", needs=_PICTURES, parts=_PLOTS),
+    "ptq": Demo(home="tersor.ptq.demo:run", needs=_ONNX, parts=_PLOTS),
+    "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {
@@ -103,9 +107,11 @@ def demo(
     from tersor.bench.runs import report_records
     from tersor.bench.scoreboard import print_scoreboard
 
-    runs = {system: get_demo(system) for system in only or DEMOS}
+    runs = {system: get_demo(system) for system in only or runnable()}
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder for the report")
+    for line in without({system: DEMOS[system] for system in runs}):
+        typer.echo(line, err=True)
     records, sections = [], []
     with spinner() as status:
         for system, run_demo in runs.items():
@@ -122,11 +128,24 @@ def demo(
     report_records(records, out / "records.jsonl", as_json, print_table)
 
 
+def runnable() -> list[str]:
+    """The systems whose packages are installed; says of each other one how to have it."""
+    found = []
+    for system, each in DEMOS.items():
+        if (obstacle := each.obstacle()) is None:
+            found.append(system)
+        else:
+            typer.echo(f"left out: {system}; {obstacle}", err=True)
+    return found
+
+
 def get_demo(system: str) -> Callable[[OnProgress], DemoResult]:
-    """The demo of ``system``; raises `ValueError` for an unknown one."""
+    """The demo of ``system``; raises `ValueError` for an unknown one, `MissingExtraError` for one that cannot run."""
     if system not in DEMOS:
         raise ValueError(f"--only {system!r} is no system of the demo; choose one of {sorted(DEMOS)}")
-    module, _, name = DEMOS[system].partition(":")
+    if (obstacle := DEMOS[system].obstacle()) is not None:
+        raise MissingExtraError(obstacle)
+    module, _, name = DEMOS[system].home.partition(":")
     function: Callable[[OnProgress], DemoResult] = getattr(import_module(module), name)
     return function
 

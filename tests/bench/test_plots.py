@@ -132,7 +132,7 @@ def test_bad_points_are_refused():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"tersor\[bench\]"):
+    with pytest.raises(MissingExtraError, match=r"extra bench"):
         plot_quality_vs_bytes([point("a", 1, 1)], **LABELS)
 
 

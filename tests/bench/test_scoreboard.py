@@ -1,5 +1,4 @@
 import io
-import xml.etree.ElementTree as ET
 
 import pytest
 from rich.console import Console
@@ -10,7 +9,6 @@ from tersor.bench.scoreboard import (
     format_peer,
     format_value,
     print_scoreboard,
-    to_svg,
 )
 
 
@@ -29,10 +27,6 @@ def render(records, width):
     console = Console(width=width, record=True, file=io.StringIO())
     print_scoreboard(records, console)
     return console.export_text()
-
-
-def squeezed(text):
-    return "".join(text.split())
 
 
 def test_groups_keep_order_and_lead_with_the_first_verdict(records):
@@ -78,16 +72,6 @@ def test_nothing_to_show_is_an_error():
         print_scoreboard([])
 
 
-def test_the_picture_is_a_valid_svg_that_loads_nothing_and_repeats_itself(records):
-    svg = to_svg(records)
-    root = ET.fromstring(svg)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    shown = squeezed("".join(root.itertext()).replace("\xa0", " "))
-    assert "theheadline" in shown and "4.61x" in shown and "partly" in shown
-    assert "@import" not in svg and "url(http" not in svg and 'url("http' not in svg
-    assert svg == to_svg(records)
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -107,3 +91,14 @@ def test_units_and_peers(make_record):
     assert format_value(None, "x") == "–"
     assert format_peer(make_record()) == "3.20x uniform 4-bit"
     assert format_peer(make_record(peer=None, peer_name=None)) == "–"
+
+
+def test_a_share_is_shown_in_percent_with_its_interval(make_record):
+    record = make_record(unit="share", measured=0.85, low=0.8, high=0.9, interval="95% bootstrap", claim=None)
+    assert format_value(record.measured, record.unit) == "85.0%"
+    assert "[80.0, 90.0]" in render([record], 120) and "share" not in render([record], 120)
+
+
+def test_words_that_rows_use_are_explained_below_the_table(make_record):
+    text = render([make_record(item="by raster", quantity="images a second")], 120)
+    assert "raster: writing an image token after token" in text and "PAR-4X" not in text

@@ -28,17 +28,22 @@ FEW = {
 }
 
 
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples in every demo."""
+    for demo, settings in FEW.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(demo, name, value)
+    tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
+    monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
+
+
 def run_demo(system: str, monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[list[Record], str]:
     """Records and page of the demo of ``system`` with few samples.
 
     Every demo gives records under its own name and command, one of them at least with a verdict, and a page that shows
     something and loads nothing from elsewhere.
     """
-    for demo, settings in FEW.items():
-        for name, value in settings.items():
-            monkeypatch.setattr(demo, name, value)
-    tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
-    monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
+    shrink(monkeypatch)
     assert run(["demo", "--only", system, "--out", str(out)]) == 0
     records = read_jsonl(out / "records.jsonl")
     assert {(each.system, each.command) for each in records} == {(system, f"tersor demo --only {system}")}

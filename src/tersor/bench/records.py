@@ -50,7 +50,7 @@ class Record:
     baseline: float | None
     """The same quantity without the method."""
     peer: float | None
-    """The same quantity for the strongest simple alternative."""
+    """The same quantity for a simple alternative, which ``peer_name`` names."""
     peer_name: str | None
     n: int | None
     """How many cases or rounds ``measured`` is taken over."""

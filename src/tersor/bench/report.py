@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tersor import _atomic
 from tersor.bench.records import Record
-from tersor.bench.scoreboard import by_system, format_interval, format_number, format_peer, format_value
+from tersor.bench.scoreboard import by_system, explained, format_interval, format_number, format_peer, format_value
 
 _ID = re.compile(r'\bid="([^"]+)"')
 _ID_USE = re.compile(r'(href="#|url\(#)([^")]+)')
@@ -80,6 +80,7 @@ def write_report(path: str | os.PathLike[str], records: Sequence[Record], sectio
         .get_template("report.html")
         .render(
             groups=by_system(records),
+            words=explained(records, "item", "quantity", "unit", "peer_name", "claim_source"),
             sections=sections,
             commands=_commands(records),
             settings=_settings(records),

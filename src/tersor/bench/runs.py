@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
 from tersor import _atomic
+from tersor._lazy import MissingExtraError, advice, installed
 
 if TYPE_CHECKING:
     from tersor.bench.measure import Estimate
     from tersor.bench.records import Record
-    from tersor.bench.report import Section
+    from tersor.bench.report import Figure, Section
 
 Out = Annotated[Path | None, typer.Option(help="Write records here.")]
 ResumableOut = Annotated[Path | None, typer.Option(help="Write records here; an interrupted run resumes.")]
@@ -38,6 +39,47 @@ class DemoResult:
 
     records: list[Record]
     section: Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A system of `tersor demo`.
+
+    Args:
+        home: "module:function", loaded when it runs; the function reports progress to its argument.
+        needs: Packages without which it cannot run -> the extra that brings them.
+        parts: Packages without which a part is left out -> their extra, and what that part is.
+    """
+
+    home: str
+    needs: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def obstacle(self) -> str | None:
+        """The line that says what is missing for it to run, if something is."""
+        return next((advice(name, extra) for name, extra in self.needs.items() if not installed(name)), None)
+
+
+def without(demos: Mapping[str, Demo]) -> list[str]:
+    """A line for each package that is missing: what ``demos`` leave out, and how to have it."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for system, demo in demos.items():
+        for package, (extra, part) in demo.parts.items():
+            if not installed(package):
+                lines.setdefault((package, extra, part), []).append(system)
+    return [
+        f"left out: {part} of {', '.join(systems)}; {advice(package, extra)}"
+        for (package, extra, part), systems in lines.items()
+    ]
+
+
+def drawn(*figures: Callable[[], Figure]) -> list[Figure]:
+    """The figures whose packages are installed; `without` has said before which are not."""
+    found = []
+    for draw in figures:
+        with suppress(MissingExtraError):
+            found.append(draw())
+    return found
 
 
 def command_line() -> str:

@@ -12,7 +12,7 @@ from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_against_peer
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_against_peer
 from tersor.experts.bench.quality import BASE, LSQ, MINMAX, MODEL, MSE, ROWS, SVD, Family, Kept, compress, quality_table
 from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
 from tersor.experts.bench.skills import examples
@@ -59,7 +59,7 @@ def run(on_progress: OnProgress) -> DemoResult:
             "large language models; quantizing their deltas spoils the expert, and keeping two of them in 16 bits "
             "saves it."
         ),
-        figures=[_plot(kept, size)],
+        figures=drawn(lambda: _plot(kept, size)),
         samples=[_sample(family)],
     )
     return DemoResult(_records(kept, routes), section)

@@ -94,7 +94,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="The sheet of images, a .png; of clips a .gif.")] = Path("grid.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make images with a raster model, several rows a pass or token by token, or images and clips with a NAR model.
+    """Make images, several rows a pass (ZipAR) or token by token (raster), or images and clips with a NAR model.
 
     Example: tersor images generate --window 7 -n 16 --labels 3,8 --out grid.png
 

@@ -7,7 +7,7 @@ from tersor.bench.measure import Estimate, wilson_interval
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
 from tersor.ptq.bench.accuracy import METHODS, OURS, Method, Run, logits_of, quantized_run
 from tersor.ptq.bench.data import Labelled, photo_crops
 from tersor.ptq.bench.speed import FLOAT, INTEGER, measure
@@ -71,6 +71,17 @@ def _quality_record(bits: str, found: dict[tuple[str, str], Run]) -> Record:
 
 
 def _section(found: dict[tuple[str, str], Run], count: int) -> Section:
+    return Section(
+        "RepAPQ: a network of merged branches in integers",
+        "Merged branches leave kernels with a few huge entries, and a grid that reaches those rounds the rest of their "
+        "row away. RepAPQ searches the first grids by what reaches the output, trains an affine a channel that is "
+        f"folded away, and supervises each block by the end of its stage. {count:,} squares of 32 x 32 pixels from "
+        "photographs that it was not calibrated with; accuracies on labelled images are in the documentation.",
+        figures=drawn(lambda: _plot(found)),
+    )
+
+
+def _plot(found: dict[tuple[str, str], Run]) -> Figure:
     points = []
     for (bits, name), each in found.items():
         share = _share(each) * 100
@@ -79,11 +90,4 @@ def _section(found: dict[tuple[str, str], Run], count: int) -> Section:
         points, x_label="bits of a weight", y_label="classified as in floating point, %", baseline=100.0,
         description="Agreement with the floating-point network by bits and method",
     )  # fmt: skip
-    return Section(
-        "RepAPQ: a network of merged branches in integers",
-        "Merged branches leave kernels with a few huge entries, and a grid that reaches those rounds the rest of their "
-        "row away. RepAPQ searches the first grids by what reaches the output, trains an affine a channel that is "
-        f"folded away, and supervises each block by the end of its stage. {count:,} squares of 32 x 32 pixels from "
-        "photographs that it was not calibrated with; accuracies on labelled images are in the documentation.",
-        figures=[Figure(plot, "Agreement by bits: up is better.")],
-    )
+    return Figure(plot, "Agreement by bits: up is better.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,17 @@ def test_from_pictures_to_a_model_that_draws(pictures, tmp_path) -> None:
     text = run(images, "generate", "--model", str(out / "model"), "-n", "5", "--out", str(sheet)).output
     assert "5 samples" in text and "6 forward passes each instead of 12" in text
     assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_accelerate_launches_the_module(tmp_path) -> None:
+    file, out = tmp_path / "tokens.safetensors", tmp_path / "out"
+    Tokens(torch.randint(0, 20, (8, 3, 4)), 20, {"class_labels": torch.arange(8) % 5}).save(file)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "tersor"]
+    options = ["--tokens", str(file), "--out", str(out), "--steps", "2", "--batch-size", "2", "--size", "32x1x2"]
+    done = subprocess.run([*launch, "train", "nar", *options], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert str(out / "model") in done.stdout
+    assert NARForImageGeneration.from_pretrained(out / "model").config.num_classes == 5
 
 
 def test_training_starts_from_a_model(tmp_path) -> None:

@@ -36,13 +36,13 @@ def train(
     fallback: Annotated[str | None, typer.Option(help="An expert; by default the base.")] = None,
     sticky: Annotated[bool, typer.Option(help="Keep a conversation with its first expert.")] = True,
     max_tokens: Annotated[int, typer.Option(help="Tokens that the router reads.")] = 512,
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 300,
-    batch: Annotated[int, typer.Option(help="Requests a step.")] = 32,
+    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 300,
+    batch: Annotated[int, typer.Option(help="Requests an update.")] = 32,
     rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW; by default the kind's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train a router, or check and store the rules of one; prints its share of right experts on the same data.
+    """Train a router, or check and store the rules of one; prints how often it is right on the same data.
 
     Example: tersor experts router train --model Q --data train.jsonl --expert math="word problems" --expert
     code="writes programs" --out router/

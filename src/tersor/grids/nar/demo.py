@@ -62,7 +62,7 @@ def run(on_progress: OnProgress) -> DemoResult:
         intro=(
             "Small transformers draw digits on a grid of 14 by 14 tokens, and moving digits on one of 4 by 7 by 7. "
             "All cells at one distance from the first corner are decided in one pass. Raster and PAR-4X "
-            "have the same backbone and were trained by the same recipe for as many steps. Distances to real samples "
+            "have the same backbone and were trained by the same recipe for as long. Distances to real samples "
             "take more samples than a demo draws; they are in the documentation."
         ),
         figures=[

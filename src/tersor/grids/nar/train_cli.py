@@ -67,23 +67,26 @@ def tokens(
 def nar(
     tokens: Annotated[Path, typer.Option(help="Token file of `tersor train tokens`.")],
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and of the model; an interrupted run resumes.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")],
+    steps: Annotated[int, typer.Option(help="Updates of the weights.")],
     size: Annotated[
         str, typer.Option(help=f"A published size such as 'B' or 'video-L', or {_SIZES} as WIDTHxLAYERSxHEADS.")
     ] = "B",
     start_from: Annotated[
-        Path | None, typer.Option(help="Folder of a NAR model to go on from, or of a raster LlamaGen to start from.")
+        Path | None,
+        typer.Option(help="Folder of a NAR model to go on from, or of a LlamaGen, token by token, to start from."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples of a process and step.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Samples of a process and update.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="The highest one.")] = 1e-4,
     schedule: Annotated[str, typer.Option(help="'step' (the paper's images), 'cosine' or 'constant'.")] = "step",
-    warmup: Annotated[int, typer.Option(help="Steps in which the rate rises.")] = 0,
+    warmup: Annotated[int, typer.Option(help="Updates in which the rate rises.")] = 0,
     dropout: Annotated[float, typer.Option(help="Of tokens and within blocks.")] = 0.1,
-    condition_dropout: Annotated[float, typer.Option(help="Share of samples without their class or text.")] = 0.1,
+    condition_dropout: Annotated[
+        float, typer.Option(help="Part of the samples, from 0 to 1, without their class or text.")
+    ] = 0.1,
     held_out: Annotated[int, typer.Option(help="Samples to keep for the held-out loss; 0 is none.")] = 0,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between held-out losses; 0 is at the end only.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 keeps none.")] = 500,
-    sample_every: Annotated[int, typer.Option(help="Steps between pictures of samples; 0 makes none.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(help="Updates between held-out losses; 0 is at the end only.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Updates between checkpoints; 0 keeps none.")] = 500,
+    sample_every: Annotated[int, typer.Option(help="Updates between pictures of samples; 0 makes none.")] = 0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Zoo name or folder of the image tokenizer, to draw samples with.")
     ] = None,

@@ -33,7 +33,7 @@ def bench_kv(
     out: ResumableOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare KV caches on recall, needles and continuation loss over real text, at their real bytes."""
+    """Compare KV caches on facts planted in a text (inserted, then asked for) and on loss, at their real bytes."""
     from tersor.kv.bench.tasks import TASKS
 
     if unknown := [name for name in task or () if name not in TASKS]:
@@ -76,7 +76,7 @@ def bench_quantizers(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare layouts of minima and steps under outlier channels, key shift and key bias, on tiny-lm."""
+    """Compare ways to store scale and offset of packed numbers, with outliers, key shift and key bias, on tiny-lm."""
     if bits not in (2, 4, 8):
         raise ValueError(f"--bits {bits} must be 2, 4 or 8")
     if passages < 1:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def bench_vlm(
     model: Annotated[str, typer.Option(help="tiny-vlm, or a folder that its recipe wrote.")] = "tiny-vlm",
     samples: Annotated[int, typer.Option(help="Tasks for each kind of question.")] = 200,
-    tau: Annotated[list[float] | None, typer.Option(help="Shares of attention to keep; may be repeated.")] = None,
+    tau: Annotated[
+        list[float] | None, typer.Option(help="How much of the attention to keep, from 0 to 1; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the pictures, the questions and the random choices.")] = 1,
     out: ResumableOut = None,
     as_json: AsJson = False,
@@ -70,7 +72,7 @@ def bench_photos(
     images: Annotated[Path, typer.Option(help="Folder of photographs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-vlm",
     question: Annotated[str, typer.Option(help="Asked about every photograph.")] = "count red",
-    tau: Annotated[float, typer.Option(help="Share of the attention to keep.")] = 0.975,
+    tau: Annotated[float, typer.Option(help="How much of the attention to keep, from 0 to 1.")] = 0.975,
     repeats: Annotated[int, typer.Option(help="Timed prefills of each kind and photograph.")] = 3,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "cpu",
     out: Out = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from tersor._lazy import MissingExtraError, advice, installed
 from tersor.kv.bench.peers.builtin import hqq_cache, quanto_cache
 from tersor.kv.bench.peers.cast import Cast
 from tersor.kv.bench.peers.h2o import HeavyHitterSelection
@@ -36,6 +37,8 @@ class Contender:
     name: str
     family: str
     build: Callable[[PreTrainedConfig], Cache]
+    package: str | None = None
+    """What it needs beside tersor, of the extra ``bench``."""
 
 
 def _ours(name: str, family: str, recipe: ZipCache) -> Contender:
@@ -59,9 +62,9 @@ def _accumulated(ratio: float) -> SaliencySelection:
     return SaliencySelection(ratio=ratio, normalization="none", probe_recent_ratio=1.0, probe_random_ratio=0.0)
 
 
-def _builtin(backend: str, build: Callable[..., Cache], bits: int, group: int) -> Contender:
+def _builtin(backend: str, package: str, build: Callable[..., Cache], bits: int, group: int) -> Contender:
     name = f"QuantizedCache {backend} {bits}-bit"
-    return Contender(name, "transformers", partial(build, bits=bits, group_size=group))
+    return Contender(name, "transformers", partial(build, bits=bits, group_size=group), package)
 
 
 def peers(group_size: int = 32) -> list[Contender]:
@@ -78,7 +81,7 @@ def peers(group_size: int = 32) -> list[Contender]:
         _selected("SnapKV-like 20%", "peer", SnapSelection(ratio=keep), high=16, low=0, streaming_gap=None),
     ]
     if find_spec("hqq"):
-        rows += [_builtin("hqq", hqq_cache, bits, group_size) for bits in (4, 2)]
+        rows += [_builtin("hqq", "hqq", hqq_cache, bits, group_size) for bits in (4, 2)]
     return rows
 
 
@@ -107,7 +110,7 @@ def contenders(group_size: int = 32, *, with_peers: bool = False) -> list[Conten
             _selected(f"4/0 {percent} recent", "4/0", RecentSelection(ratio=ratio), high=4, low=0),
             _selected(f"4/0 {percent} random", "4/0", RandomSelection(ratio=ratio), high=4, low=0),
         ]
-    rows += [_builtin("quanto", quanto_cache, bits, group_size) for bits in (4, 2)]
+    rows += [_builtin("quanto", "optimum.quanto", quanto_cache, bits, group_size) for bits in (4, 2)]
     return [*rows, *peers(group_size)] if with_peers else rows
 
 
@@ -118,16 +121,24 @@ def pick(names: list[str] | None = None, *, group_size: int = 32, with_peers: bo
 
     Raises:
         ValueError: For an unknown name, listing the known ones.
+        MissingExtraError: If one of them cannot run here.
     """
     if names is None:
-        return contenders(group_size, with_peers=with_peers)
+        return _all_run(contenders(group_size, with_peers=with_peers))
     everyone = contenders(group_size, with_peers=True)
     if with_peers:
         names = names + [each.name for each in peers(group_size)]
     known = {each.name for each in everyone}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no contender is called {unknown}; choose from {sorted(known)}")
-    return [each for each in everyone if each.name == FULL or each.name in names]
+    return _all_run([each for each in everyone if each.name == FULL or each.name in names])
+
+
+def _all_run(chosen: list[Contender]) -> list[Contender]:
+    for each in chosen:
+        if each.package is not None and not installed(each.package):
+            raise MissingExtraError(f"{each.name!r}: {advice(each.package, 'bench')}")
+    return chosen
 
 
 def bytes_at_half_precision(cache: Cache) -> int:

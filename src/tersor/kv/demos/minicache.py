@@ -5,7 +5,7 @@ from __future__ import annotations
 from tersor import zoo
 from tersor.bench.records import Record
 from tersor.bench.report import Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import Scores, pooled, score_continuation
 from tersor.kv.bench.tasks import PLANTED
@@ -50,7 +50,7 @@ def run(on_progress: OnProgress) -> DemoResult:
             "stores one direction a token and two lengths, in 4 bits or with ZipCache's 4/2. Merging saves at most a "
             "quarter of the bytes by itself."
         ),
-        figures=[recall_plot(recall, shown)],
+        figures=drawn(lambda: recall_plot(recall, shown)),
         samples=[show_answers(model, tokenizer, questions["multikey_needle"][0], shown)],
     )
     return DemoResult(_records(recall, loss), section)

@@ -7,10 +7,11 @@ from transformers import PreTrainedModel
 
 from tersor import zoo
 from tersor._compat import with_cache
+from tersor._lazy import installed
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.bench.records import Record
 from tersor.bench.report import Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import RECORDER, Scores, pooled, record, replay, score_continuation
 from tersor.kv.bench.tasks import TASKS
@@ -19,7 +20,9 @@ from tersor.kv.demos.shared import ask, quality_records, recall_plot, show_answe
 MODEL = "tiny-lm"
 OURS = "ZipCache 4/2 r=0.6"
 EVICTION = "evict to 20% normalized"
-SHOWN = (FULL, OURS, "uniform 4-bit", "uniform 2-bit", EVICTION, "evict to 20% recent", "QuantizedCache quanto 2-bit")
+SHOWN = (FULL, OURS, "uniform 4-bit", "uniform 3-bit", "uniform 2-bit", EVICTION, "evict to 20% recent")
+#: Compared as well where it is installed.
+QUANTO = "QuantizedCache quanto 2-bit"
 SHOWN_TASKS = ("needle", "multikey_needle", "quote")
 SAMPLES_PER_TASK = 64
 CONTINUATIONS = 64
@@ -29,7 +32,7 @@ def run(on_progress: OnProgress) -> DemoResult:
     """Measure recall, continuation loss, bytes and time; ``on_progress`` is told what is being done."""
     model, tokenizer = zoo.load(MODEL)
     book = zoo.book()
-    rivals = pick(list(SHOWN))
+    rivals = pick([*SHOWN, QUANTO] if installed("optimum.quanto") else [*SHOWN])
     results, questions = ask(model, tokenizer, book, TASKS, rivals, samples=SAMPLES_PER_TASK, on_progress=on_progress)
     on_progress(f"continuation of {CONTINUATIONS} passages of the book")
     loss = score_continuation(model, tokenizer.encode, book, rivals, n=CONTINUATIONS, seed=DEMO_SEED)
@@ -43,7 +46,7 @@ def run(on_progress: OnProgress) -> DemoResult:
             f"A byte-level language model reads 1,024 bytes of a book that it never saw in training, keeps them in a "
             f"compressed cache and answers {len(recall[FULL].values)} questions from it. Bars: 95% bootstrap intervals."
         ),
-        figures=[recall_plot(recall, rivals)],
+        figures=drawn(lambda: recall_plot(recall, rivals)),
         samples=[show_answers(model, tokenizer, questions[task][0], rivals) for task in SHOWN_TASKS],
     )
     return DemoResult(records, section)

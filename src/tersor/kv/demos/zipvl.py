@@ -12,7 +12,7 @@ from tersor import zoo
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
 from tersor.kv.bench.heatmap import heatmap, kept_cells
 from tersor.kv.bench.peers.sparse import fastv
 from tersor.kv.bench.vision import (
@@ -46,12 +46,12 @@ def run(on_progress: OnProgress) -> DemoResult:
     """Measure accuracy, tokens kept and bytes; ``on_progress`` is told what is being done."""
     # In 16 bits, so that bytes are those of a real deployment.
     model, processor = zoo.load_model(MODEL).to(torch.bfloat16), zoo.load_processor(MODEL)
-    drawn = tasks(SAMPLES_PER_KIND, seed=DEMO_SEED)
+    questions = tasks(SAMPLES_PER_KIND, seed=DEMO_SEED)
     results: dict[str, Outcome] = {}
 
     def measure(name: str, choose: Callable[[int], KVMethod] | None) -> None:
-        on_progress(f"{name}: {len(drawn)} pictures, two questions each")
-        results[name] = run_method(model, processor, drawn, choose)
+        on_progress(f"{name}: {len(questions)} pictures, two questions each")
+        results[name] = run_method(model, processor, questions, choose)
 
     measure(DENSE, None)
     paper, once = ZipVL(tau=TAU, min_tokens=0).method(), fastv(0.5, min_tokens=0)
@@ -75,7 +75,10 @@ def run(on_progress: OnProgress) -> DemoResult:
             f"keeps the smallest set of tokens that holds {TAU:.1%} of its attention. Random tokens are visual ones, "
             "as many in each layer; text stays."
         ),
-        figures=[_accuracy_plot(results), *(show_kept(model, processor, drawn[0], tau) for tau in (TAU, LOWER))],
+        figures=[
+            *drawn(lambda: _accuracy_plot(results)),
+            *(show_kept(model, processor, questions[0], tau) for tau in (TAU, LOWER)),
+        ],
     )
     return DemoResult(_records(results), section)
 

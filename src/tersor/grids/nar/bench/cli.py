@@ -47,7 +47,7 @@ def bench_nar(
     out: ResumableOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare NAR with raster, PAR-4X and its ablations: passes, samples a second, Fréchet distance, accuracy."""
+    """Compare NAR with token after token (raster), PAR-4X and ablations: passes, speed, Fréchet distance, accuracy."""
     sizes = whole_numbers("--batches", batches, least=1)
     if model not in _MODELS:
         raise ValueError(f"--model {model!r} must be one of {_MODELS}")

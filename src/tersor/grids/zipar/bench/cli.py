@@ -30,7 +30,7 @@ _WINDOWS = "1,2,3,4,6,7,8,9,10,12,14"
 
 
 def bench_images(
-    model: Annotated[str, typer.Option(help="A raster model of the zoo.")] = "tiny-raster",
+    model: Annotated[str, typer.Option(help="A model of the zoo that writes row by row.")] = "tiny-raster",
     windows: Annotated[str, typer.Option(help="Fixed windows, in columns.")] = _WINDOWS,
     adaptive: Annotated[str, typer.Option(help="Least distances of the adaptive window; '' for none.")] = "1,2,4,7",
     eager: Annotated[str, typer.Option(help="Fixed windows with eager row starts; '' for none.")] = "7",
@@ -41,7 +41,7 @@ def bench_images(
     out: ResumableOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decode a raster model by ZipAR's windows: passes, images a second, Fréchet distance and class accuracy."""
+    """Write images by ZipAR's windows and token by token (raster): passes, speed, Fréchet distance, class accuracy."""
     if samples < 2 or seeds < 1 or repeats < 0 or adaptive_batch < 1:
         raise ValueError(
             f"--samples {samples} must be at least 2, --seeds {seeds} and --adaptive-batch {adaptive_batch} at least 1 "
