@@ -158,7 +158,8 @@ def compressible_layers(config: PreTrainedConfig, skip: Sequence[int] = ()) -> l
     """The full-attention layers of a text decoder, without ``skip`` and those whose cache other layers read."""
     types = layer_types(config)
     # A layer whose keys and values other layers read again must hand out the dense tensors.
-    sharing = getattr(config, "kv_sharing_modes", None) or [None] * len(types)
+    sharing = getattr(config, "kv_sharing_modes", None) or []
+    sharing = sharing if "reuse" in sharing else [None] * len(types)
     return [
         index
         for index, kind in enumerate(types)
