@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import typer
 
 from tersor import _atomic
+from tersor._errors import TersorError
 
 if TYPE_CHECKING:
     from tersor.bench.measure import Estimate
@@ -71,7 +72,7 @@ class Finished(Generic[T]):
         if file is not None and file.is_file():
             state = json.loads(file.read_text(encoding="utf-8"))
             if state["plan"] != self.plan:
-                raise ValueError(
+                raise TersorError(
                     f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume"
                 )
             self.results = {part: read(each) for part, each in state["done"].items()}
@@ -180,5 +181,5 @@ def whole_numbers(option: str, text: str, *, least: int = 0) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) >= least for part in parts):
-        raise ValueError(f"{option} {text!r} must be whole numbers with commas between them, such as 1,4,16")
+        raise TersorError(f"{option} {text!r} must be whole numbers with commas between them, such as 1,4,16")
     return [int(part) for part in parts]

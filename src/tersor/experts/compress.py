@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.bench.measure import versions
 from tersor.bench.runs import OnProgress
 from tersor.experts.calibration import Batches, input_energy
@@ -68,7 +69,7 @@ def compress_expert(
     """
     config = config or DeltaConfig()
     if config.distill and calibration is None:
-        raise ValueError(f"distill={config.distill!r} needs calibration data")
+        raise TersorError(f"distill={config.distill!r} needs calibration data")
     with Source(base) as old, Source(expert) as new:
         check_same_architecture(old.config, new.config)
         before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
@@ -90,6 +91,8 @@ def compress_expert(
                 "activations make salient",
                 stacklevel=2,
             )
+        for source, anatomy in ((old, before), (new, after)):
+            source.check_shapes({**anatomy.linears, **anatomy.others})
         mark = fingerprint(old.read, before.linears)
         identity = {"config": config.to_dict(), "base": mark, "expert": fingerprint(new.read, after.linears)}
         store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})
@@ -219,7 +222,7 @@ def _data(calibration: Any, tokenizer: Any, folder: Path | None, *, sequences: i
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     data = list(batches(rows, tokenizer, length=length, size=batch))
     if not data:
-        raise ValueError("the calibration data holds no token; pass calibration=None to choose by weights alone")
+        raise TersorError("the calibration data holds no token; pass calibration=None to choose by weights alone")
     return data
 
 

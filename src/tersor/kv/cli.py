@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.zoo import loading
 
@@ -45,14 +46,14 @@ def generate(
 
     recipe = recipe_from_text(cache, settings or [])
     if max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+        raise TersorError(f"--max-new-tokens {max_new_tokens} must be at least 1")
     if temperature < 0:
-        raise ValueError(f"--temperature {temperature} must not be negative")
+        raise TersorError(f"--temperature {temperature} must not be negative")
     if image is not None and not image.is_file():
-        raise ValueError(f"--image {image}: no such file")
+        raise TersorError(f"--image {image}: no such file")
     location = loading.resolve(model)
     if image is not None and Path(location).is_dir() and not loading.is_multimodal(location):
-        raise ValueError(f"--model {model} reads no pictures; give a vision-language model, or leave --image out")
+        raise TersorError(f"--model {model} reads no pictures; give a vision-language model, or leave --image out")
     text = _read_prompt(prompt, prompt_file)
     import torch
     from transformers import DynamicCache, TextStreamer
@@ -62,7 +63,7 @@ def generate(
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     tokens = inputs["input_ids"].shape[1]
     if limit is not None and tokens + max_new_tokens > limit:
-        raise ValueError(
+        raise TersorError(
             f"the prompt's {tokens} tokens and --max-new-tokens {max_new_tokens} exceed the model's {limit} "
             "positions; shorten one of them"
         )
@@ -96,19 +97,19 @@ def generate(
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is not None:
         if prompt is not None:
-            raise ValueError("give a prompt or --prompt-file, not both")
+            raise TersorError("give a prompt or --prompt-file, not both")
         if not file.is_file():
-            raise ValueError(f"--prompt-file {file}: no such file")
+            raise TersorError(f"--prompt-file {file}: no such file")
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"--prompt-file {file} is not UTF-8 text") from None
+            raise TersorError(f"--prompt-file {file} is not UTF-8 text") from None
     elif prompt is None and sys.stdin.isatty():
-        raise ValueError("no prompt: give one as an argument, with --prompt-file, or on standard input")
+        raise TersorError("no prompt: give one as an argument, with --prompt-file, or on standard input")
     else:
         text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
     if not text:
-        raise ValueError("the prompt is empty")
+        raise TersorError("the prompt is empty")
     return text
 
 
@@ -125,7 +126,7 @@ def _inputs(location: str, tokenizer: Any, text: str, image: Path | None, *, cha
     try:
         picture = pictures.open(image).convert("RGB")
     except OSError as error:
-        raise ValueError(f"--image {image} is no picture that can be read: {error}") from None
+        raise TersorError(f"--image {image} is no picture that can be read: {error}") from None
     content = [{"type": "image"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

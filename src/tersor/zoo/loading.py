@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor import zoo
+from tersor._errors import TersorError
 from tersor._weights import weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -30,9 +31,9 @@ def resolve(name: str) -> str:
         check_folder(folder)
         return str(folder)
     if folder.exists():
-        raise ValueError(f"{name} is a file; give the folder of a checkpoint, a hub name, or one of {zoo.names()}")
+        raise TersorError(f"{name} is a file; give the folder of a checkpoint, a hub name, or one of {zoo.names()}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"{name}: no such folder; give a checkpoint's folder, a hub name, or one of {zoo.names()}")
+        raise TersorError(f"{name}: no such folder; give a checkpoint's folder, a hub name, or one of {zoo.names()}")
     _check_hub(name)
     return name
 
@@ -41,12 +42,12 @@ def check_folder(folder: Path) -> None:
     """Check configuration, tokenizer and the headers of the weights; raises `ValueError`."""
     architectures = _configuration(folder).get("architectures") or []
     if not any(str(each).endswith(GENERATIVE) for each in architectures):
-        raise ValueError(
+        raise TersorError(
             f"{folder}: {' '.join(map(str, architectures)) or 'its config.json names no architecture, which'} does not "
             f"generate text; tersor generate needs a class ending in one of {', '.join(GENERATIVE)}"
         )
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise ValueError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save it into the folder as well")
+        raise TersorError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save it into the folder as well")
     for weights in _weight_files(folder):
         _check_safetensors(weights)
 
@@ -62,15 +63,15 @@ def is_multimodal(folder_or_name: str) -> bool:
 def _configuration(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder}: no config.json; is this the folder that save_pretrained wrote?")
+        raise TersorError(f"{folder}: no config.json; is this the folder that save_pretrained wrote?")
     try:
         configuration = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from None
+        raise TersorError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from None
     if not isinstance(configuration, dict):
-        raise ValueError(f"{file} holds no JSON object; fetch the checkpoint again")
+        raise TersorError(f"{file} holds no JSON object; fetch the checkpoint again")
     if configuration.get("is_encoder_decoder"):
-        raise ValueError(f"{folder} is an encoder-decoder model; tersor generate takes decoder-only models")
+        raise TersorError(f"{folder} is an encoder-decoder model; tersor generate takes decoder-only models")
     return configuration
 
 
@@ -78,11 +79,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not (folder / f"{_WEIGHTS}.index.json").is_file():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ValueError(f"{folder}: no *.safetensors; convert the weights (pickled ones are not loaded)")
+            raise TersorError(f"{folder}: no *.safetensors; convert the weights (pickled ones are not loaded)")
         return files
     files = weight_files(folder, _WEIGHTS)
     if missing := [file.name for file in files if not file.is_file()]:
-        raise ValueError(f"{folder}: {len(missing)} of {len(files)} weight files are missing, first {missing[0]}")
+        raise TersorError(f"{folder}: {len(missing)} of {len(files)} weight files are missing, first {missing[0]}")
     return files
 
 
@@ -96,9 +97,9 @@ def _check_safetensors(file: Path) -> None:
         entries = json.loads(header)
         end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is not a safetensors file or is cut off; fetch the checkpoint again") from None
+        raise TersorError(f"{file} is not a safetensors file or is cut off; fetch the checkpoint again") from None
     if 8 + length + end != size:
-        raise ValueError(f"{file} has {size:,} bytes but its header says {8 + length + end:,}; fetch it again")
+        raise TersorError(f"{file} has {size:,} bytes but its header says {8 + length + end:,}; fetch it again")
 
 
 def _check_hub(name: str) -> None:
@@ -108,7 +109,7 @@ def _check_hub(name: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        raise ValueError(
+        raise TersorError(
             f"{name}: no such folder, not one of {zoo.names()}, and not in the local hub cache (hub access is off)"
         )
 
@@ -126,9 +127,9 @@ def target_device(name: str) -> Any:
     try:
         target = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name!r} is no torch device; try 'auto', 'cpu' or 'cuda'") from None
+        raise TersorError(f"--device {name!r} is no torch device; try 'auto', 'cpu' or 'cuda'") from None
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: there is no CUDA device here, or torch was built without CUDA; try 'cpu'")
+        raise TersorError(f"--device {name}: there is no CUDA device here, or torch was built without CUDA; try 'cpu'")
     return target
 
 
@@ -151,7 +152,7 @@ def load(location: str, device: str) -> tuple[Any, Any]:
         dtype = torch.float32 if target.type == "cpu" else "auto"
         model = auto.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"cannot load {location}: {error}") from error
+        raise TersorError(f"cannot load {location}: {error}") from error
     return model.to(target).eval(), tokenizer
 
 
@@ -170,7 +171,7 @@ def load_processor(location: str) -> Any:
             return PictureProcessor.from_pretrained(location)
         processor = AutoProcessor.from_pretrained(location)
     except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot load the processor of {location}: {error}") from error
+        raise TersorError(f"cannot load the processor of {location}: {error}") from error
     if not hasattr(processor, "image_processor"):  # the library falls back to the tokenizer and says nothing
-        raise ValueError(f"{location} has no image processor that can be loaded; save the model's processor with it")
+        raise TersorError(f"{location} has no image processor that can be loaded; save the model's processor with it")
     return processor

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor._atomic import write_bytes
+from tersor._errors import TersorError
 from tersor._lazy import require
 
 if TYPE_CHECKING:
@@ -32,16 +33,16 @@ def check_nar(folder: Path, prompt: str | None, labels: str | None, sampling: di
     config: NARConfig = NARConfig.from_pretrained(folder, local_files_only=True)
     video = len(config.grid_size) == 3
     if out.suffix != (".gif" if video else ".png"):
-        raise ValueError(f"--out {out} must end in {'.gif: this model makes clips' if video else '.png'}")
+        raise TersorError(f"--out {out} must end in {'.gif: this model makes clips' if video else '.png'}")
     if video:
         require("PIL.Image", "images")
     if (prompt is not None) != (config.condition == "text"):
         kind = "reads a --prompt" if config.condition == "text" else "takes no --prompt"
-        raise ValueError(f"{folder.name} {kind}; its condition is {config.condition!r}")
+        raise TersorError(f"{folder.name} {kind}; its condition is {config.condition!r}")
     scale = sampling["guidance_scale"]
     Sampling(**{**sampling, "guidance_scale": config.default_guidance if scale is None else scale})
     if labels is not None and config.condition != "class":
-        raise ValueError(f"{folder.name} takes no --labels; its condition is {config.condition!r}")
+        raise TersorError(f"{folder.name} takes no --labels; its condition is {config.condition!r}")
     return config
 
 
@@ -95,7 +96,7 @@ def _encoder(folder: Path) -> Any:
     from tersor import zoo
 
     if folder.name not in zoo.names() or zoo.path(folder.name) != folder:
-        raise ValueError(f"{folder} reads text of an encoder that is not known here; use NARPipeline in Python")
+        raise TersorError(f"{folder} reads text of an encoder that is not known here; use NARPipeline in Python")
     return zoo.load_text_encoder(folder.name)
 
 
