@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.core import TyperCommand
+
 from tersor._atomic import try_out
 from tersor._errors import TersorError
 
@@ -65,3 +67,31 @@ def _in_options(message: str, options: dict[str, Any]) -> str:
         lambda found: f"{_name(options[found[1]])} " if found[1] in options else found[0],
         message,
     )
+
+
+class SettingsCommand(TyperCommand):
+    """A command whose unknown options are settings: ``--skip-layers 0`` means ``--set skip_layers=0``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        known = {name for each in self.get_params(ctx) for name in (*each.opts, *each.secondary_opts)}
+        parsed, rest = [], list(args)
+        while rest:
+            name, equals, value = rest.pop(0).partition("=")
+            if name == "--":
+                parsed += [name, *rest]
+                break
+            if not name.startswith("--") or name in known:
+                parsed.append(name + equals + value)
+                # The value of an option is no option, whatever it looks like.
+                if name in self._with_value(ctx) and not equals and rest:
+                    parsed.append(rest.pop(0))
+                continue
+            if not equals and rest and not rest[0].startswith("--"):
+                equals, value = "=", rest.pop(0)
+            setting = name.removeprefix("--") + equals + value
+            parsed += ["--set", setting] if equals else [name]  # without a value click refuses it
+        return super().parse_args(ctx, parsed)
+
+    def _with_value(self, ctx: Any) -> set[str]:
+        return {name for each in self.get_params(ctx) if not getattr(each, "is_flag", False) for name in each.opts}

@@ -24,7 +24,7 @@ from tersor import __version__
 from tersor._console import prefixed, spinner
 from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError
-from tersor._options import FOLDER, check_options
+from tersor._options import FOLDER, SettingsCommand, check_options
 from tersor.bench.runs import AsJson
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
@@ -76,7 +76,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
-app.command()(generate)
+app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
 experts.command("bench")(bench_experts)
 for name, function in BENCHMARKS.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tersor._errors import TersorError, UnsupportedError
 from tersor._weights import weight_files
 from tersor.experts.config import ConfigMismatchError
+from tersor.zoo.inspection import check_config, load_checked, refused
 
 #: Fields of two configurations that may differ: what is stored with the expert, or decides nothing about the weights.
 FREE_FIELDS = frozenset(
@@ -109,8 +110,7 @@ def check_folder(folder: Path) -> Path:
             f"{folder} is a PEFT adapter, not a whole model: merge it first (PeftModel.merge_and_unload, then "
             "save_pretrained), or serve it through PEFT, which is smaller than a delta"
         )
-    if not (folder / "config.json").is_file():
-        raise TersorError(f"{folder}: no config.json; give the folder that save_pretrained wrote")
+    check_config(folder)
     return folder
 
 
@@ -118,7 +118,8 @@ def read_config(folder: Path) -> tuple[Any, type[nn.Module]]:
     """Configuration and class of a checkpoint."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with refused(str(folder)):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     name = (config.architectures or [None])[0]
     architecture = getattr(transformers, name or "", None)
     if architecture is None:
@@ -130,7 +131,7 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     """The model of a checkpoint in its own precision."""
     _, architecture = read_config(check_folder(Path(folder)))
     build: Any = architecture
-    return build.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    return load_checked(build, folder, dtype="auto", local_files_only=True)
 
 
 def check_same_architecture(base: Any, expert: Any) -> None:
@@ -163,7 +164,7 @@ class Anatomy:
             NotImplementedError: If weights of routed experts are held in one parameter, unless ``full_modules`` names
                 them.
         """
-        with torch.device("meta"):
+        with refused(f"a model of class {architecture.__name__}"), torch.device("meta"):
             build: Any = architecture
             model = build._from_config(config) if hasattr(build, "_from_config") else build(config)
         tied = {}

@@ -17,6 +17,7 @@ from tersor.experts.config import BaseMismatchError
 from tersor.experts.delta import ExpertDelta, fingerprint
 from tersor.experts.host import merge_expert
 from tersor.experts.sources import Anatomy, Source, batches, load_model
+from tersor.zoo.inspection import refused
 
 #: Tokens of a text that answers are compared on.
 LENGTH = 512
@@ -69,7 +70,8 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
+    with refused(f"the tokenizer of {expert}"):
+        tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
     teacher = load_model(expert)
     student = merge_expert(load_model(base), delta)
     divergences: list[float] = []

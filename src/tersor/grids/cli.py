@@ -142,12 +142,12 @@ def generate(
 def _nar_folder(name: str, method: str | None) -> Path | None:
     """Folder of a NAR model; None for another one. Raises `ValueError` for a method that the model does not have."""
     from tersor import zoo
+    from tersor.zoo.inspection import read_config
 
     folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError):
-        architectures = None
+    if not folder.is_dir():
+        raise TersorError(f"--model {name}: no such folder, and not in the zoo; give one that save_pretrained wrote")
+    architectures = read_config(folder).get("architectures")
     is_nar = architectures == ["NARForImageGeneration"]
     if method is not None and (method == "nar") != is_nar:
         raise TersorError(f"--method {method} does not go with --model {name}, which is of {architectures}")
@@ -157,14 +157,10 @@ def _nar_folder(name: str, method: str | None) -> Path | None:
 def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
     """Folder and configuration of a zoo model or of a folder; raises `ValueError` for what makes no images by class."""
     from tersor import zoo
+    from tersor.zoo.inspection import check_config, read_config, refused
 
     folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
-    if not folder.is_dir():
-        raise TersorError(f"--model {name}: no such folder, and not in the zoo; give one that save_pretrained wrote")
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError):
-        raise TersorError(f"--model {name}: {folder} has no readable config.json") from None
+    architectures = read_config(folder).get("architectures")
     if architectures != ["LlamaGen"]:
         raise TersorError(
             f"--model {name} is of {architectures}; this command takes a LlamaGen, such as tiny-raster. "
@@ -174,9 +170,12 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
         raise TersorError(
             f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
         )
+    check_config(folder)
+    check_config(folder / "tokenizer")
     from tersor.grids.llamagen import LlamaGenConfig
 
-    config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
+    with refused(f"--model {name}"):
+        config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
     if config.condition != "class":
         raise TersorError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
     return folder, config
@@ -215,16 +214,15 @@ def _generate(
 ) -> None:
     """Decode, write the sheet, and say what it took; ``settings`` are ZipAR's, none for raster."""
     import torch
-    from transformers.utils import logging
 
     from tersor._atomic import write_bytes
     from tersor.grids.drawing import as_png
     from tersor.grids.llamagen import LlamaGen
     from tersor.grids.tokenizer import load_tokenizer
     from tersor.grids.zipar.generation import zipar_generate
+    from tersor.zoo.inspection import load_checked
 
-    logging.disable_progress_bar()
-    model = LlamaGen.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
+    model = load_checked(LlamaGen, folder, dtype=torch.float32, local_files_only=True)
     tokenizer = load_tokenizer(folder / "tokenizer")
     rows, columns = model.config.grid_size
     generator = torch.Generator().manual_seed(seed)

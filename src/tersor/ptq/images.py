@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor._errors import TersorError
-from tersor._images import image_files
+from tersor._images import PictureError, image_files, opened
 from tersor._lazy import require
 
 #: A folder with a larger share of unreadable files is refused: something is wrong with all of it.
@@ -70,18 +70,17 @@ def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor
     Raises:
         ValueError: If more than a tenth cannot be read, or one is too small.
     """
-    image: Any = require("PIL.Image", "ptq")
     read, kept, bad = [], [], []
     for number, file in enumerate(files):
         try:
-            with image.open(file) as opened:
-                opened.load()
-                read.append(preprocessing(opened))
-                kept.append(number)
-        except (OSError, SyntaxError):  # what Pillow raises for files that are cut off or no pictures
+            with opened(file, extra="ptq") as picture:
+                read.append(preprocessing(picture))
+        except PictureError:
             bad.append(file)
-        except ValueError as error:
+            continue
+        except TersorError as error:
             raise TersorError(f"{file} {error}") from None
+        kept.append(number)
     if len(bad) > _UNREADABLE * len(files):
         raise TersorError(f"{len(bad)} of {len(files)} images cannot be read, {bad[0]} first; replace or remove them")
     return torch.stack(read), kept

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tersor import _atomic
 from tersor._errors import TersorError
 from tersor.experts.router.config import RouterConfig, Scorer
+from tersor.zoo.inspection import check_config, check_finite, refused
 
 HEAD_FILE, RULES_FILE = "router_head.safetensors", "router_rules.json"
 #: Requests that are scored in one forward pass.
@@ -233,15 +234,15 @@ def load_backbone(kind: str, folder: Path, experts: int) -> tuple[Any, Any]:
         AutoTokenizer,
     )
 
-    if not (folder / "config.json").is_file():
-        raise TersorError(f"{folder}: no config.json; give the folder of a model with its tokenizer")
+    check_config(folder)
     auto: Any = {"llm": AutoModelForCausalLM, "encoder": AutoModelForSequenceClassification, "embedding": AutoModel}
     further = {"num_labels": experts} if kind == "encoder" else {}
-    try:
-        model = auto[kind].from_pretrained(folder, local_files_only=True, **further)
-    except RuntimeError as error:  # shapes that differ: a classifier keeps its labels
-        raise TersorError(f"{folder} does not fit a router of kind {kind!r} for {experts} experts: {error}") from None
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # A head that is trained from here on may be missing; `refused` also tells of a classifier with other labels.
+    with refused(f"{folder} as a router of kind {kind!r} for {experts} experts"):
+        model = auto[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True, **further)
+    check_finite(dict(model.named_parameters()), str(folder))
+    with refused(f"the tokenizer of {folder}"):
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def read_rules(file: Path) -> dict[str, list[str]]:

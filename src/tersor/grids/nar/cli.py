@@ -27,10 +27,15 @@ _FRAME = 150
 
 def check_nar(folder: Path, prompt: str | None, labels: str | None, sampling: dict[str, Any], out: Path) -> NARConfig:
     """The configuration of the NAR model in ``folder``; raises `ValueError` for a request that it cannot meet."""
+    from tersor.zoo.inspection import check_config, refused
+
+    check_config(folder)
+    check_config(folder / "tokenizer")
     from tersor.grids.nar.decoding import Sampling
     from tersor.grids.nar.model import NARConfig
 
-    config: NARConfig = NARConfig.from_pretrained(folder, local_files_only=True)
+    with refused(str(folder)):
+        config: NARConfig = NARConfig.from_pretrained(folder, local_files_only=True)
     video = len(config.grid_size) == 3
     if out.suffix != (".gif" if video else ".png"):
         raise TersorError(f"--out {out} must end in {'.gif: this model makes clips' if video else '.png'}")
@@ -56,17 +61,14 @@ def generate_nar(
 ) -> dict[str, Any]:
     """Draw one sample for each class or prompt, write the sheet or the clip, and return the facts of the run."""
     import torch
-    from transformers.utils import logging
 
     from tersor.grids.drawing import as_png
     from tersor.grids.nar.heads import NARForImageGeneration
     from tersor.grids.nar.pipeline import NARPipeline, TubeletTokenizer
     from tersor.grids.tokenizer import load_tokenizer
+    from tersor.zoo.inspection import load_checked
 
-    logging.disable_progress_bar()
-    model = NARForImageGeneration.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    ).eval()
+    model = load_checked(NARForImageGeneration, folder, dtype=torch.float32, local_files_only=True)
     tokenizer: Any = load_tokenizer(folder / "tokenizer")
     if len(config.grid_size) == 3:
         # Grey clips: the frames of a token are the channels of its tokenizer.

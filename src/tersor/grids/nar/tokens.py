@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 
 from tersor import _atomic
 from tersor._errors import TersorError
-from tersor._images import image_files
-from tersor._lazy import require
+from tersor._images import image_files, opened
 
 _FORMAT = "tersor tokens"
 #: Arrays of an ``.npz`` that may be there beside ``images``.
@@ -123,11 +122,11 @@ class Tokens(Dataset[dict[str, Tensor]]):
         if not Path(file).is_file():
             raise TersorError(f"{file}: no such file; make a token file with `tersor train tokens`")
         try:
-            with safe_open(file, "pt") as opened:
-                facts = opened.metadata() or {}
-                if facts.get("format") != _FORMAT or "ids" not in opened.keys():  # noqa: SIM118 - no mapping
+            with safe_open(file, "pt") as stored:
+                facts = stored.metadata() or {}
+                if facts.get("format") != _FORMAT or "ids" not in stored.keys():  # noqa: SIM118 - no mapping
                     raise TersorError(advice)
-                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except SafetensorError:
             raise TersorError(advice) from None
         # Indexing and comparing want signed numbers of full width for what may be unsigned bytes.
@@ -191,7 +190,6 @@ def read_source(path: str | Path) -> Source:
 
 
 def _folder(folder: Path) -> Source:
-    images: Any = require("PIL.Image", "images")
     files = image_files(folder)
     classes = sorted({each.parent.relative_to(folder) for each in files})
     conditions = {}
@@ -202,8 +200,8 @@ def _folder(folder: Path) -> Source:
         raise TersorError(f"{folder} holds pictures beside folders of pictures; give every class a folder, or none")
     sizes: dict[tuple[tuple[int, int], str], Path] = {}
     for file in files:
-        with images.open(file) as opened:
-            sizes.setdefault((opened.size, "L" if opened.mode in ("1", "L") else "RGB"), file)
+        with opened(file) as picture:
+            sizes.setdefault((picture.size, "L" if picture.mode in ("1", "L") else "RGB"), file)
     if len(sizes) > 1:
         shown = ", ".join(f"{file.name}: {size[0]} x {size[1]} {mode}" for (size, mode), file in sizes.items())
         raise TersorError(f"the pictures in {folder} must have one size and kind; there are {shown}")
@@ -213,8 +211,8 @@ def _folder(folder: Path) -> Source:
         for first in range(0, len(files), _BLOCK):
             arrays = []
             for file in files[first : first + _BLOCK]:
-                with images.open(file) as opened:
-                    arrays.append(np.asarray(opened.convert(mode)))
+                with opened(file) as picture:
+                    arrays.append(np.asarray(picture.convert(mode)))
             yield _as_floats(np.stack(arrays))
 
     return Source(len(files), blocks, conditions)

@@ -180,17 +180,19 @@ def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     """What is in ``folder``; of a raster model `NARForImageGeneration.from_raster`."""
     from tersor.grids.llamagen import LlamaGen
     from tersor.grids.nar.heads import NARForImageGeneration
+    from tersor.zoo.inspection import check_config, load_checked, read_config
 
-    file = folder / "config.json"
-    kind = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file.is_file() else None
-    if kind == ["NARForImageGeneration"]:
-        model: PreTrainedModel = NARForImageGeneration.from_pretrained(folder, local_files_only=True, **rates)
-        return model
-    if kind == ["LlamaGen"]:
-        return NARForImageGeneration.from_raster(LlamaGen.from_pretrained(folder, local_files_only=True), **rates)
-    raise TersorError(
-        f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
-    )
+    kind = read_config(folder).get("architectures")
+    own = {"NARForImageGeneration": NARForImageGeneration, "LlamaGen": LlamaGen}.get(" ".join(kind or ()))
+    if own is None:
+        raise TersorError(
+            f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
+        )
+    check_config(folder)
+    if own is LlamaGen:
+        return NARForImageGeneration.from_raster(load_checked(LlamaGen, folder, local_files_only=True), **rates)
+    model: PreTrainedModel = load_checked(NARForImageGeneration, folder, local_files_only=True, **rates)
+    return model
 
 
 def _tokenizer(name: str) -> Any:
