@@ -74,6 +74,8 @@ def compress_expert(
         check_same_architecture(old.config, new.config)
         before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
         after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
+        for source, anatomy in ((old, before), (new, after)):
+            source.check_shapes({**anatomy.linears, **anatomy.others})
         modules = [module_of(name)[0] for name in after.linears]
         model = data = None
         energy: dict[str, Tensor] = {}
@@ -91,8 +93,6 @@ def compress_expert(
                 "activations make salient",
                 stacklevel=2,
             )
-        for source, anatomy in ((old, before), (new, after)):
-            source.check_shapes({**anatomy.linears, **anatomy.others})
         mark = fingerprint(old.read, before.linears)
         identity = {"config": config.to_dict(), "base": mark, "expert": fingerprint(new.read, after.linears)}
         store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})

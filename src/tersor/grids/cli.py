@@ -160,7 +160,8 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
     from tersor.zoo.inspection import check_config, read_config, refused
 
     folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
-    architectures = read_config(folder).get("architectures")
+    described = read_config(folder)
+    architectures = described.get("architectures")
     if architectures != ["LlamaGen"]:
         raise TersorError(
             f"--model {name} is of {architectures}; this command takes a LlamaGen, such as tiny-raster. "
@@ -170,14 +171,14 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
         raise TersorError(
             f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
         )
+    if described.get("condition", "class") != "class":
+        raise TersorError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
     check_config(folder)
     check_config(folder / "tokenizer")
     from tersor.grids.llamagen import LlamaGenConfig
 
     with refused(f"--model {name}"):
         config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
-    if config.condition != "class":
-        raise TersorError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
     return folder, config
 
 

@@ -178,20 +178,23 @@ def _facts(cache: Any, session: Any) -> dict[str, Any]:
     return facts
 
 
-def _sizes(cache: Any) -> dict[str, int]:
+def _sizes(cache: Any) -> dict[str, Any]:
     """Bytes that all layers hold, bytes of the library's cache in the model's precision, and tokens compressed."""
     from tersor.bench.measure import storage_bytes
 
     compressed = [each for each in getattr(cache, "compressed_layers", list)() if each.is_initialized]
     others = [each for each in cache.layers if each not in compressed and getattr(each, "keys", None) is not None]
     plain = storage_bytes([(each.keys, each.values) for each in others])
-    if not compressed:
-        return {"held_bytes": plain, "library_bytes": plain, "compressed_tokens": 0}
+    held, library, done, dtype = plain, plain, 0, None
+    if compressed:
+        dtype = compressed[0].keys.dtype
+        held += cache.memory_footprint()
+        library += cache.dense_footprint() // 2 * dtype.itemsize
+        done = max(each.get_seq_length() - each.waiting for each in compressed)
     return {
-        "held_bytes": plain + cache.memory_footprint(),
-        "library_bytes": plain + cache.dense_footprint() // 2 * compressed[0].keys.element_size(),
-        "compressed_tokens": max(each.get_seq_length() - each.waiting for each in compressed),
-    }
+        "held_bytes": held, "library_bytes": library, "library_dtype": str(dtype).removeprefix("torch."),
+        "compressed_tokens": done,
+    }  # fmt: skip
 
 
 def closing_line(facts: dict[str, Any]) -> str:
@@ -207,7 +210,10 @@ def closing_line(facts: dict[str, Any]) -> str:
         if cache["method"] == "none":
             parts.append("the library's own cache, nothing is compressed")
         elif held < dense:
-            parts.append(f"{dense / held:.2f} times smaller than the library's cache ({dense:,} bytes)")
+            kind = cache["library_dtype"]
+            parts.append(f"{dense / held:.2f} times smaller than the library's cache in {kind} ({dense:,} bytes)")
+            if kind == "float32" and cache["compression_ratio"] > 1:
+                parts.append(f"{cache['compression_ratio']:.2f} times smaller than in 16 bits")
         elif cache["compressed_tokens"]:
             parts.append(f"no smaller than the library's cache ({dense:,} bytes): most tokens wait to be compressed")
         else:
