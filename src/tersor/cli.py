@@ -177,6 +177,7 @@ def _kernels_in_use(operation: str) -> str:
     return ", ".join(lines)
 
 
+_INTERRUPTED = 130
 #: Paths that the user must mend.
 _BAD_PATH = {
     *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
@@ -200,11 +201,13 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         return _say(error.format_message(), 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+        result = _INTERRUPTED
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
         return _answer(error)
+    if result == _INTERRUPTED:  # some releases of typer turn the interrupt into this exit code themselves
+        return _say("interrupted", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from hostile import (
     DAMAGE,
     FIELDS,
+    FILES,
     IMAGE_FIELDS,
     PICTURES,
     PLACES,
@@ -197,7 +198,32 @@ def rows() -> dict[str, tuple[list[str], Callable[[Path], object]]]:
     return found
 
 
-ROWS = rows()
+def file_rows() -> dict[str, tuple[list[str], Callable[[Path], object]]]:
+    """Commands that read a file of another kind: tokens, requests, arrays, texts."""
+    two = ["--expert", "a=b", "--expert", "c=d"]
+    commands = {
+        "token file": ["train", "nar", "--tokens", "{in}/it", "--steps", "1", "--out", "{out}/r"],
+        "requests": ["experts", "router", "train", "--data", "{in}/it", *two, "--model", LM, "--out", "{out}/r"],
+        "arrays": ["train", "tokens", "--images", "{in}/it.npz", "--out", "{out}/t.safetensors"],
+        "texts": [
+            *("experts", "pack", "--base", LM, "--expert", f"e={LM}", "--calibration", "e={in}/it"),
+            *("--out", "{out}/b"),
+        ],
+        "prompt": ["generate", "--prompt-file", "{in}/it"],
+        "delta": ["experts", "inspect", "{in}"],
+        "router": ["experts", "router", "eval", "{in}", "--data", "{in}/it"],
+    }
+    names = {"arrays": "it.npz", "delta": "delta_config.json", "router": "router.json"}
+    return {
+        f"{who}: a file that is {what}": (arguments, lambda at, m=make, n=name: m(at / n))
+        for who, arguments in commands.items()
+        for name in [names.get(who, "it")]
+        for what, make in FILES.items()
+        if who not in ("prompt", "texts") or what != "zeros"  # they are text, if odd
+    }
+
+
+ROWS = rows() | file_rows()
 PLACED = [(who, what) for who in WRITERS for what in [*PLACES, "of the other kind"]]
 
 

@@ -159,12 +159,22 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "empty": lambda file: file.write_bytes(b""),
     "zeros": lambda file: file.write_bytes(bytes(1000)),
     "text": lambda file: file.write_text("no picture"),
-    "cut off": lambda file: file.write_bytes(png(40, 40, bytes(41 * 40))[:60]),
+    "cut off": lambda file: file.write_bytes(png(40, 40, bytes(41 * 40))[:45]),
     "too little in it": lambda file: file.write_bytes(png(40, 40, b"abc")),
     "a bomb": lambda file: file.write_bytes(png(20_000, 20_000, bytes(1000))),
     "half a bomb": lambda file: file.write_bytes(png(10_000, 10_000, bytes(1000))),
     "a link to itself": lambda file: file.symlink_to(file),
     "a link to nowhere": lambda file: file.symlink_to(file.with_name("nothing")),
+    "a folder": lambda file: file.mkdir(),
+}
+
+
+#: Files that hold nothing a command can read.
+FILES: dict[str, Callable[[Path], None]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "zeros": lambda file: file.write_bytes(bytes(1000)),
+    "binary": lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 50),
+    "a link to itself": lambda file: file.symlink_to(file),
     "a folder": lambda file: file.mkdir(),
 }
 

@@ -70,12 +70,16 @@ class Finished(Generic[T]):
     def __init__(self, file: Path | None, plan: Any, read: Callable[[Any], T]) -> None:
         self.file, self.plan, self.results = file, json.loads(json.dumps(asdict(plan))), dict[str, T]()
         if file is not None and file.is_file():
-            state = json.loads(file.read_text(encoding="utf-8"))
-            if state["plan"] != self.plan:
+            try:
+                state = json.loads(file.read_text(encoding="utf-8"))
+                plan, done = state["plan"], {part: read(each) for part, each in state["done"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise TersorError(f"{file} holds no unfinished run; remove it") from None
+            if plan != self.plan:
                 raise TersorError(
                     f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume"
                 )
-            self.results = {part: read(each) for part, each in state["done"].items()}
+            self.results = done
 
     def once(self, part: str, run: Callable[[], T]) -> T:
         """The result of ``part``, computed by ``run`` unless an earlier run kept it."""

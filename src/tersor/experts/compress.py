@@ -76,6 +76,9 @@ def compress_expert(
         after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
         for source, anatomy in ((old, before), (new, after)):
             source.check_shapes({**anatomy.linears, **anatomy.others})
+            for name in anatomy.others:
+                source.read(name)  # what is missing or not finite, before the work
+        mark, theirs = fingerprint(old.read, before.linears), fingerprint(new.read, after.linears)
         modules = [module_of(name)[0] for name in after.linears]
         model = data = None
         energy: dict[str, Tensor] = {}
@@ -93,8 +96,7 @@ def compress_expert(
                 "activations make salient",
                 stacklevel=2,
             )
-        mark = fingerprint(old.read, before.linears)
-        identity = {"config": config.to_dict(), "base": mark, "expert": fingerprint(new.read, after.linears)}
+        identity = {"config": config.to_dict(), "base": mark, "expert": theirs}
         store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})
         tensors: dict[str, Tensor] = {}
         linears: dict[str, Linear] = {}

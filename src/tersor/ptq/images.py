@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor._errors import TersorError
 from tersor._images import PictureError, image_files, opened
 from tersor._lazy import require
+from tersor.zoo.inspection import check_finite
 
 #: A folder with a larger share of unreadable files is refused: something is wrong with all of it.
 _UNREADABLE = 0.1
@@ -147,10 +146,13 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             read: Any = load_file(file)
         else:
             read = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise TersorError(f"--weights {file} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickles fail in many ways
+        raise TersorError(
+            f"--weights {file} cannot be read as tensors; give a whole .safetensors, or a .pth that holds weights alone"
+        ) from error
     tables: Any = read if isinstance(read, dict) else {}
     state: dict[str, Tensor] = tables.get("state_dict", tables.get("model", tables))
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise TersorError(f"--weights {file} holds no table of weights")
+    check_finite(state, f"--weights {file}")
     return state

@@ -28,7 +28,11 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
     """
     text, mark = json.dumps(facts, indent=1) + "\n", folder / MARK
     if mark.is_file():
-        if json.loads(mark.read_text(encoding="utf-8")) != json.loads(text):
+        try:
+            known = json.loads(mark.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise TersorError(f"{mark} says nothing of its run; remove {folder}, or give another output") from None
+        if known != json.loads(text):
             raise TersorError(
                 f"{folder} belongs to another run; repeat its settings and inputs to go on, give another "
                 "output, or remove it"

@@ -74,7 +74,7 @@ def read_requests(file: Path, experts: Sequence[str]) -> list[Request]:
         try:
             row = json.loads(line)
             request = Request(row["text"], row["expert"], row.get("right"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise TersorError(f'{file}:{number} must be {{"text": ..., "expert": ...}}') from None
         if not isinstance(request.text, str) or not request.text.strip():
             raise TersorError(f"{file}:{number} has no text")

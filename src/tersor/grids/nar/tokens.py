@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from tersor import _atomic
 from tersor._errors import TersorError
 from tersor._images import image_files, opened
+from tersor.zoo.inspection import check_finite
 
 _FORMAT = "tersor tokens"
 #: Arrays of an ``.npz`` that may be there beside ``images``.
@@ -68,6 +68,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
                 raise TersorError(f"condition {name!r} must be one of {_CONDITIONS}")
             if len(each) != len(self.ids):
                 raise TersorError(f"there are {len(each)} {name} for {len(self.ids)} samples")
+        check_finite(self.conditions, "the token file")
         labels = self.conditions.get("class_labels")
         if labels is not None and (labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < 0):
             raise TersorError("class_labels must be whole numbers [n], not negative")
@@ -126,11 +127,12 @@ class Tokens(Dataset[dict[str, Tensor]]):
                 facts = stored.metadata() or {}
                 if facts.get("format") != _FORMAT or "ids" not in stored.keys():  # noqa: SIM118 - no mapping
                     raise TersorError(advice)
+                vocabulary = int(facts.get("vocab_size", ""))
                 found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except SafetensorError:
+        except (SafetensorError, OSError, ValueError):
             raise TersorError(advice) from None
         # Indexing and comparing want signed numbers of full width for what may be unsigned bytes.
-        return cls(found.pop("ids").int(), int(facts["vocab_size"]), found)
+        return cls(found.pop("ids").int(), vocabulary, found)
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,8 @@ def _arrays(file: Path) -> Source:
     try:
         with np.load(file, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files if name in ("images", *_CONDITIONS)}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise TersorError(f"{file} cannot be read as arrays: {error}") from None
+    except Exception as error:  # the archive is the user's, and numpy and zipfile raise many things
+        raise TersorError(f"{file} cannot be read as arrays of numbers; write it with numpy.savez") from error
     pixels = arrays.pop("images", None)
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim not in (3, 4, 5) or not math.prod(pixels.shape):
         given = "nothing" if pixels is None else f"{pixels.dtype} {pixels.shape}"

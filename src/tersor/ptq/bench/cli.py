@@ -60,11 +60,11 @@ def bench_ptq(
     for each in widths:
         RepAPQConfig.of(each)
     names = tuple(each.name for each in pick(method))
+    split = load_cifar(data)
     if method is None and not has_nncf():
         names = tuple(name for name in names if name != "NNCF")
         typer.echo("NNCF is not installed and left out", err=True)
     plan = Plan(model, widths, names, tuple(range(seeds)), images, iterations, held_out)
-    split = load_cifar(data)
     found: dict[tuple[str, str], Scores] = {}
     with spinner() as status, progress_file(out) as progress:
         for width, name, scores in run_plan(plan, zoo.load_network(model), split.train, split.held_out, progress):
