@@ -183,7 +183,8 @@ def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     from tersor.zoo.inspection import check_config, load_checked, read_config
 
     kind = read_config(folder).get("architectures")
-    own = {"NARForImageGeneration": NARForImageGeneration, "LlamaGen": LlamaGen}.get(" ".join(kind or ()))
+    homes: dict[str, Any] = {"NARForImageGeneration": NARForImageGeneration, "LlamaGen": LlamaGen}
+    own = homes.get(" ".join(kind or ()))
     if own is None:
         raise TersorError(
             f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
