@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from tersor import __version__, zoo
+from tersor._errors import TersorError
 from tersor.cli import app, run
 
 GENERATE = ["generate", "--max-new-tokens", "8"]
@@ -133,3 +135,92 @@ def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_refuses_unknown_systems(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--only", "perpetuum-mobile"]) == 2
     assert_one_line(capsys, "zipcache")
+
+
+@pytest.mark.parametrize("how", ["option", "variable", "no"])
+def test_a_fault_is_one_line_and_exit_code_one_and_shows_where_when_asked(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a\nfault of ours")
+
+    monkeypatch.setattr("tersor.bench.measure.machine", broken)
+    monkeypatch.setenv("TERSOR_DEBUG", "1" if how == "variable" else "0")
+    assert run([*(["--debug"] if how == "option" else []), "env"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("tersor: KeyError: ") and "--debug" in lines[-1]
+    assert (len(lines) > 1) == (how != "no") == any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (TersorError("no"), 2, "tersor: no"),
+        (ValueError("of a library"), 1, "tersor: ValueError: of a library (tersor --debug … shows where)"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.png"), 2, "tersor: x.png: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "tersor: x.png: No space left on device"),
+        (MemoryError(), 1, "tersor: there is not enough memory for this"),
+        (KeyboardInterrupt(), 130, "tersor: interrupted"),
+    ],
+)
+def test_what_is_raised_decides_the_exit_code(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("tersor.bench.measure.machine", fail)
+    assert run(["env"]) == code
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mention"),
+    [
+        (["--max-new-tokens", "4", "hi"], "nothing is compressed yet"),
+        (["--max-new-tokens", "4", "--cache", "none", "hi"], "the library's own cache"),
+        (["--max-new-tokens", "4", "--cache", "zipvl", "hi"], "nothing is compressed yet"),
+        (["--max-new-tokens", "4", "--cache", "zipvl", "--policy", "keep", "hi"], "nothing is compressed yet"),
+    ],
+)
+def test_a_cache_that_is_no_smaller_is_not_called_smaller(
+    arguments: list[str], mention: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", *arguments]) == 0
+    said = capsys.readouterr().err
+    assert mention in said and "times smaller" not in said
+
+
+def test_the_comparison_is_with_the_precision_that_the_model_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*GENERATE, "--json", zoo.book()[:600]]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    # Keys and values, 8 layers, 4 heads of 32 channels, in float32.
+    config = json.loads((zoo.path("tiny-lm") / "config.json").read_text())
+    channels = config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]
+    assert cache["library_bytes"] == 2 * config["num_hidden_layers"] * cache["tokens"] * channels * 4
+    assert cache["library_dtype"] == "float32"
+    assert 0 < cache["held_bytes"] == cache["cache_bytes"] < cache["library_bytes"]
+
+
+def test_text_is_printed_although_the_statistics_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr("tersor.kv.engine.cache.CompressedCache.summary", broken)
+    assert run([*GENERATE, "It was the best of times"]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() and len(said.err.strip().splitlines()) == 1
+    assert run([*GENERATE, "--json", "It was the best of times"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].strip() == said.out.strip()
+
+
+def test_settings_are_options_too(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for setting in (["--set", "saliency_ratio=0.1"], ["--saliency-ratio", "0.1"], ["--saliency-ratio=0.1"]):
+        assert run([*GENERATE, *setting, "--json", zoo.book()[:300]]) == 0
+        texts.append(json.loads(capsys.readouterr().out))
+    assert texts[0] == texts[1] == texts[2]
+    assert run(["generate", "--saliency-share", "0.1", "hi"]) == 2
+    assert_one_line(capsys, "saliency-share=0.1", "its settings are saliency_ratio")

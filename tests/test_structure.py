@@ -20,7 +20,7 @@ FLOORS = (
     ("kv", "grids", "ptq", "drag"),
     ("zoo",),
     ("lowbit", "bench", "training", "web"),
-    ("_atomic", "_compat", "_console", "_images", "_lazy", "_weights"),
+    ("_atomic", "_compat", "_console", "_errors", "_images", "_lazy", "_options", "_weights"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SCREWS = set(FLOORS[-1])

@@ -9,6 +9,7 @@ from tersor._lazy import HANDED_ON, members
 
 if TYPE_CHECKING:
     from tersor import zoo
+    from tersor._errors import TersorError
     from tersor.experts.compress import compress_expert
     from tersor.experts.config import DeltaConfig
     from tersor.experts.delta import ExpertDelta
@@ -32,6 +33,7 @@ __all__ = [
     "NARConfig",
     "NARForImageGeneration",
     "NARPipeline",
+    "TersorError",
     "ZipARConfig",
     "ZipCache",
     "ZipVL",
@@ -54,6 +56,7 @@ _MEMBERS = {
     "NARConfig": "tersor.grids.nar.model",
     "NARForImageGeneration": "tersor.grids.nar.heads",
     "NARPipeline": "tersor.grids.nar.pipeline",
+    "TersorError": "tersor._errors",
     "ZipARConfig": "tersor.grids.zipar.config",
     "ZipCache": "tersor.kv.zipcache",
     "ZipVL": "tersor.kv.zipvl",

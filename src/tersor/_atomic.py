@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+from tersor._errors import TersorError
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -24,9 +27,40 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         # mkstemp makes private files; a report is for everyone who may read the folder.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:  # nobody's business
+            raise type(error)(error.errno, error.strerror, str(target)) from None
         raise
+
+
+def try_out(path: Path, option: str, *, folder: bool) -> None:
+    """Try that `path` can be written, before the work whose result it will hold; leaves nothing behind.
+
+    Args:
+        path: A file or folder that may be there or not.
+        option: The option that names it, for messages.
+        folder: Whether it becomes a folder.
+
+    Raises:
+        TersorError: If it is of the other kind, or cannot be made or replaced.
+    """
+    place = path if folder else path.parent
+    try:
+        if path.is_dir() and not folder:
+            raise TersorError(f"{option} {path} is a folder; give a file")
+        while not place.exists():
+            if place.is_symlink():
+                raise TersorError(f"{option} {path}: {place} is a link to nowhere; give another path")
+            place = place.parent
+        if not place.is_dir():
+            raise TersorError(f"{option} {path}: {place} is a file, not a folder; give another path")
+        # As long a name as `write_bytes` will need.
+        with tempfile.NamedTemporaryFile(dir=place, prefix=f".{path.name}.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        reason = "its name is too long" if error.errno == errno.ENAMETOOLONG else error.strerror
+        raise TersorError(f"{option} {path} cannot be written: {reason}; give another path") from None
 
 
 def _umask() -> int:

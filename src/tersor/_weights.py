@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tersor._errors import TersorError
+
 
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The files of the weights ``name`` in ``folder``: its shards where there is an index, else that one file.
@@ -20,8 +22,8 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"{index} is not a weight index; fetch it again") from None
+        raise TersorError(f"{index} is not a weight index; fetch it again") from None
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-            raise ValueError(f"{index} points outside its folder ({shard!r}); do not use it")
+            raise TersorError(f"{index} points outside its folder ({shard!r}); do not use it")
     return [folder / shard for shard in shards]

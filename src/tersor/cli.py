@@ -1,22 +1,30 @@
 """The command line: a typer app whose commands load what they need when they run.
 
-Exit codes: 0 success, 1 failure, 2 bad input. Errors are one line on standard error.
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted. Errors are one line on standard error.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from tersor import __version__
 from tersor._console import prefixed, spinner
+from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError
+from tersor._options import FOLDER, SettingsCommand, check_options
 from tersor.bench.runs import AsJson, Demo, without
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
@@ -72,7 +80,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
-app.command()(generate)
+app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
 experts.command("bench")(bench_experts)
 for name, function in BENCHMARKS.items():
@@ -89,17 +97,22 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="TERSOR_DEBUG", help="Show where an error came from.")
+    ] = False,
 ) -> None:
     """Cheaper generative models, with the cost in quality printed next to every saving."""
+    context.ensure_object(SimpleNamespace).debug = debug
 
 
 @app.command()
 def demo(
     only: Annotated[list[str] | None, typer.Option(help="Run this system alone; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("tersor-report"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.", metavar=FOLDER)] = Path("tersor-report"),
     as_json: AsJson = False,
 ) -> None:
     """Run every system on the embedded models, print the scoreboard and write the HTML report."""
@@ -108,8 +121,6 @@ def demo(
     from tersor.bench.scoreboard import print_scoreboard
 
     runs = {system: get_demo(system) for system in only or runnable()}
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder for the report")
     for line in without({system: DEMOS[system] for system in runs}):
         typer.echo(line, err=True)
     records, sections = [], []
@@ -142,7 +153,7 @@ def runnable() -> list[str]:
 def get_demo(system: str) -> Callable[[OnProgress], DemoResult]:
     """The demo of ``system``; raises `ValueError` for an unknown one, `MissingExtraError` for one that cannot run."""
     if system not in DEMOS:
-        raise ValueError(f"--only {system!r} is no system of the demo; choose one of {sorted(DEMOS)}")
+        raise TersorError(f"--only {system!r} is no system of the demo; choose one of {sorted(DEMOS)}")
     if (obstacle := DEMOS[system].obstacle()) is not None:
         raise MissingExtraError(obstacle)
     module, _, name = DEMOS[system].home.partition(":")
@@ -185,28 +196,60 @@ def _kernels_in_use(operation: str) -> str:
     return ", ".join(lines)
 
 
+_INTERRUPTED = 130
+#: Paths that the user must mend.
+_BAD_PATH = {
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS),
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    warnings.showwarning = _note
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; every expected error becomes one line."""
+    """Run one command and return its exit code; every error becomes one line."""
+    settings = SimpleNamespace(debug=False)
+    command = get_command(app)
+    check_options(command)
     try:
-        result = app(arguments, standalone_mode=False)
+        result = command.main(arguments, prog_name="tersor", standalone_mode=False, obj=settings)
     except UsageError as error:
-        return _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-    except (ValueError, TypeError, NotImplementedError) as error:
-        return _fail(str(error), 2)
-    except MissingExtraError as error:
-        return _fail(str(error), 1)
-    except (OSError, RuntimeError, MemoryError) as error:
-        return _fail(f"{type(error).__name__}: {error}", 1)
+        return _say(error.format_message(), 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        result = _INTERRUPTED
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        return _answer(error)
+    if result == _INTERRUPTED:  # some releases of typer turn the interrupt into this exit code themselves
+        return _say("interrupted", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
-def _fail(message: str, code: int) -> int:
+def _answer(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code tells whose fault it was."""
+    if isinstance(error, TersorError):
+        return _say(str(error), 2)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return _say(f"{said}: {error.strerror}", 2 if error.errno in _BAD_PATH else 1)
+    if isinstance(error, MissingExtraError):
+        return _say(str(error), 1)
+    if isinstance(error, MemoryError):
+        return _say("there is not enough memory for this", 1)
+    what = " ".join(str(error).split())
+    return _say(f"{type(error).__name__}: {what[:300]} (tersor --debug … shows where)", 1)
+
+
+def _say(message: str, code: int) -> int:
     typer.echo(f"tersor: {' '.join(message.split())}", err=True)
     return code
+
+
+def _note(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning in one line, without the source line that Python would show."""
+    _say(f"note: {message}", 0)

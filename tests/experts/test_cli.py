@@ -125,7 +125,7 @@ def test_bad_input_is_one_line(folders: dict[str, Path], tmp_path: Path, capsys:
         "each name once": ["pack", "--base", base, "--expert", f"a={math}", "--expert", f"a={math}", "--out", out],
         "letters, digits": ["pack", "--base", base, "--expert", f"../a={math}", "--out", out],
         "no config.json": ["pack", "--base", base, "--expert", f"a={tmp_path}", "--out", out],
-        "bits=5": ["pack", "--base", base, "--expert", f"a={math}", "--out", out, "--bits", "5"],
+        "--bits 5": ["pack", "--base", base, "--expert", f"a={math}", "--out", out, "--bits", "5"],
         "which no --expert does": [
             "pack",
             "--base",

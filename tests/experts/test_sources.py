@@ -64,5 +64,5 @@ def test_folders_give_what_models_give(base: Any, expert: Any, tmp_path: Path) -
         compress_expert(tmp_path / "base", tmp_path)
     half = tmp_path / "expert" / "model.safetensors"
     half.write_bytes(half.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="its header says"):
         compress_expert(tmp_path / "base", tmp_path / "expert")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tiny_models import IMAGE, SHAPE, build
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tersor import zoo
+from tersor._errors import TersorError
 from tersor.cli import run
+from tersor.kv.cli import _inputs
+from tersor.zoo import loading
 from tersor.zoo.processor import PictureProcessor
 
 SPECIAL = {"<|image_pad|>": IMAGE, "<|video_pad|>": 191, "<|vision_start|>": 192, "<|vision_end|>": 193}
@@ -113,3 +117,84 @@ def test_bad_pictures_are_one_line(checkpoint: Path, picture: Path, capsys: pyte
         captured = capsys.readouterr()
         assert message in captured.err
         assert len(captured.err.strip().splitlines()) == 1
+
+
+def with_bos(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that begins every text with its BOS."""
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "hi": 2, "user": 3, "assistant": 4}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>", chat_template=template)
+
+
+@pytest.mark.parametrize(
+    ("template", "ids"),
+    [
+        ("{{ bos_token }} user {{ messages[0]['content'] }} assistant", [1, 3, 2, 4]),
+        ("user {{ messages[0]['content'] }} assistant", [3, 2, 4]),
+    ],
+)
+def test_a_template_alone_decides_on_special_tokens(template: str, ids: list[int]) -> None:
+    tokenizer = with_bos(template)
+    assert _inputs("x", tokenizer, "hi", chat=True)["input_ids"][0].tolist() == ids
+    assert _inputs("x", tokenizer, "hi", chat=False)["input_ids"][0].tolist() == [1, 2]
+
+
+def test_a_template_that_fails_is_named() -> None:
+    with pytest.raises(TersorError, match="the chat template of x"):
+        _inputs("x", with_bos("{{ messages[7]['content']['deep'] }}"), "hi", chat=True)
+    with pytest.raises(TersorError, match="has no chat template"):
+        _inputs("x", with_bos(""), "hi", chat=True)
+
+
+class FilmProcessor:
+    """Notes what it is asked, and takes videos."""
+
+    chat_template, video_processor, tokenizer = "x", object(), with_bos("")
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> str:
+        return "<s> " + " ".join(part["type"] for part in messages[0]["content"])
+
+    def __call__(self, **given: Any) -> dict[str, Any]:
+        return given
+
+
+def test_pictures_and_a_video_reach_the_processor_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load_processor", lambda _: FilmProcessor())
+    given = _inputs("x", None, "hi", ["p", "q"], ["f", "g", "h"])
+    assert given["text"] == ["<s> image image video text"]
+    assert given["images"] == ["p", "q"] and given["videos"] == [["f", "g", "h"]]
+    assert given["add_special_tokens"] is False
+    assert "images" not in _inputs("x", None, "hi", [], ["f"])
+
+
+def test_every_picture_is_read(checkpoint: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for times in (1, 2):
+        images = [each for _ in range(times) for each in ("--image", str(picture))]
+        assert run(["generate", "--model", str(checkpoint), *images, "--max-new-tokens", "1", "--json", "w5"]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["prompt_tokens"])
+    assert counts == [1 + 82, 1 + 2 * 82]
+
+
+def test_videos_are_refused_where_the_processor_takes_none(
+    checkpoint: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "--model", str(checkpoint), "--video", str(picture), "w5"]) == 2
+    assert "takes no videos" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:MistralConfig has no full-attention layer")
+def test_text_is_written_although_no_layer_can_be_sparse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = zoo.load("tiny-lm")[1]
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, sliding_window=64, **shape)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = ["generate", "--model", str(tmp_path), "--cache", "zipvl", "--min-tokens", "0", "--max-new-tokens", "5"]
+    capsys.readouterr()
+    assert run([*asked, "--json", "a cold day " * 20]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert "text" in printed and "no layer" in printed["note"] and "sparsity" not in printed
+    assert run([*asked, "a cold day " * 20]) == 0
+    assert "no layer" in capsys.readouterr().err

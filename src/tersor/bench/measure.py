@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tersor._errors import TersorError
 from tersor.bench._storage import storage_bytes
 
 __all__ = [
@@ -89,12 +90,12 @@ class PairedTimes:
         """
         above, below = self._of(numerator), self._of(denominator)
         if not np.all(below > 0):
-            raise ValueError(f"a call of {denominator!r} took 0 s by this clock; let it do more work per call")
+            raise TersorError(f"a call of {denominator!r} took 0 s by this clock; let it do more work per call")
         return _bootstrap(above / below, np.median, level=0.95, n_boot=n_boot, seed=seed)
 
     def _of(self, name: str) -> _Floats:
         if name not in self.samples:
-            raise ValueError(f"no alternative is named {name!r}; timed were {', '.join(self.samples)}")
+            raise TersorError(f"no alternative is named {name!r}; timed were {', '.join(self.samples)}")
         return np.asarray(self.samples[name], dtype=np.float64)
 
 
@@ -116,9 +117,9 @@ def time_paired(
     Raises `ValueError` if there is nothing to time, if ``repeats`` is below 1 or ``warmup`` below 0.
     """
     if not functions:
-        raise ValueError("functions is empty; give at least one alternative to time")
+        raise TersorError("functions is empty; give at least one alternative to time")
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"got repeats={repeats} and warmup={warmup}; repeats must be >= 1 and warmup >= 0")
+        raise TersorError(f"got repeats={repeats} and warmup={warmup}; repeats must be >= 1 and warmup >= 0")
     if synchronize is None:
         synchronize = torch.cuda.synchronize if torch.cuda.is_available() else _nothing_queued
     shuffler = random.Random(seed)
@@ -153,7 +154,7 @@ def wilson_interval(hits: int, n: int) -> Estimate:
     Raises `ValueError` unless ``0 <= hits <= n`` and ``n >= 1``.
     """
     if not 0 <= hits <= n or n < 1:
-        raise ValueError(f"hits={hits} must be between 0 and n={n}, and n at least 1")
+        raise TersorError(f"hits={hits} must be between 0 and n={n}, and n at least 1")
     z, share = 1.959964, hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -186,7 +187,7 @@ def bootstrap_difference(
     """
     left, right = _checked(a, "a"), _checked(b, "b")
     if left.shape != right.shape:
-        raise ValueError(f"paired samples need equal lengths; got {left.size} and {right.size}")
+        raise TersorError(f"paired samples need equal lengths; got {left.size} and {right.size}")
     return _bootstrap(left - right, np.mean, level=level, n_boot=n_boot, seed=seed)
 
 
@@ -246,10 +247,10 @@ def _no_garbage_collection() -> Iterator[None]:
 def _checked(samples: Sequence[float] | _Floats, name: str) -> _Floats:
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"{name} must be a non-empty sequence of numbers; got shape {values.shape}")
+        raise TersorError(f"{name} must be a non-empty sequence of numbers; got shape {values.shape}")
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{name}[{bad}] is {values[bad]}; drop failed cases or count them as wrong")
+        raise TersorError(f"{name}[{bad}] is {values[bad]}; drop failed cases or count them as wrong")
     return values
 
 
@@ -262,7 +263,7 @@ def _bootstrap(
     seed: int,
 ) -> Estimate:
     if not 0 < level < 1 or n_boot < 1:
-        raise ValueError(f"got level={level} and n_boot={n_boot}; level must be inside (0, 1) and n_boot >= 1")
+        raise TersorError(f"got level={level} and n_boot={n_boot}; level must be inside (0, 1) and n_boot >= 1")
     generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // values.size)
     resampled = [

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 
 # Mid-tones with a contrast of at least 3:1 on white and on near-black; the marker tells families apart too.
@@ -57,9 +58,9 @@ class Point:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if not all(map(math.isfinite, (self.x, self.y, self.low, self.high))):
-            raise ValueError(f"point {self.name!r} has a number that is not finite: {self}")
+            raise TersorError(f"point {self.name!r} has a number that is not finite: {self}")
         if not self.low <= self.y <= self.high:
-            raise ValueError(f"point {self.name!r} needs low <= y <= high; got {self.low}, {self.y}, {self.high}")
+            raise TersorError(f"point {self.name!r} needs low <= y <= high; got {self.low}, {self.y}, {self.high}")
 
 
 def plot_quality_vs_bytes(
@@ -72,7 +73,7 @@ def plot_quality_vs_bytes(
     Raises `ValueError` without points, and `MissingExtraError` without matplotlib.
     """
     if not points:
-        raise ValueError("there are no points to plot")
+        raise TersorError("there are no points to plot")
     matplotlib = require("matplotlib", "bench")
     figures = require("matplotlib.figure", "bench")
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
@@ -105,7 +106,7 @@ class Line:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if not self.points:
-            raise ValueError(f"line {self.name!r} has no points")
+            raise TersorError(f"line {self.name!r} has no points")
         for x, y, low, high in self.points:
             Point(self.name, x, y, low, high, self.name)
 
@@ -125,9 +126,9 @@ def plot_lines(
     Raises `ValueError` without lines, and `MissingExtraError` without matplotlib.
     """
     if not lines:
-        raise ValueError("there are no lines to plot")
+        raise TersorError("there are no lines to plot")
     if len(lines) > len(_FAMILIES):
-        raise ValueError(f"got {len(lines)} lines; {len(_FAMILIES)} can be told apart in one plot")
+        raise TersorError(f"got {len(lines)} lines; {len(_FAMILIES)} can be told apart in one plot")
     matplotlib = require("matplotlib", "bench")
     figures = require("matplotlib.figure", "bench")
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
@@ -179,7 +180,7 @@ def place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> list[_Box]:
 def _family_looks(points: Iterable[Point]) -> dict[str, tuple[str, str]]:
     families = list(dict.fromkeys(point.family for point in points))
     if len(families) > len(_FAMILIES):
-        raise ValueError(f"got {len(families)} families; {len(_FAMILIES)} can be told apart in one plot")
+        raise TersorError(f"got {len(families)} families; {len(_FAMILIES)} can be told apart in one plot")
     return dict(zip(families, _FAMILIES, strict=False))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor import _atomic
+from tersor._errors import TersorError, WrongTypeError
 
 VERDICTS = ("holds", "partly", "fails", "not here: needs a GPU", None)
 
@@ -71,11 +72,11 @@ class Record:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
         if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict is {self.verdict!r}; allowed are {', '.join(map(repr, VERDICTS))}")
+            raise TersorError(f"verdict is {self.verdict!r}; allowed are {', '.join(map(repr, VERDICTS))}")
         if self.measured is None and self.verdict != "not here: needs a GPU":
-            raise ValueError("measured is None; give a number, or the verdict 'not here: needs a GPU'")
+            raise TersorError("measured is None; give a number, or the verdict 'not here: needs a GPU'")
         if (self.peer is None) != (self.peer_name is None):
-            raise ValueError(f"peer and peer_name go together; got {self.peer!r} and {self.peer_name!r}")
+            raise TersorError(f"peer and peer_name go together; got {self.peer!r} and {self.peer_name!r}")
         self._check_interval()
         self._check_counts()
 
@@ -93,11 +94,11 @@ class Record:
         """
         data = json.loads(line)
         if not isinstance(data, dict):
-            raise ValueError(f"a record is a JSON object; got {type(data).__name__}")
+            raise TersorError(f"a record is a JSON object; got {type(data).__name__}")
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in data]:
             unknown = sorted(set(data) - set(names))
-            raise ValueError(
+            raise TersorError(
                 f"the record lacks {', '.join(missing)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
             )
         return cls(**{name: data[name] for name in names})
@@ -106,34 +107,34 @@ class Record:
         for name in _TEXTS:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} is {value!r}; give a non-empty text")
+                raise TersorError(f"{name} is {value!r}; give a non-empty text")
         if not isinstance(self.unit, str):
-            raise TypeError(f"unit is {self.unit!r}; give a text, '' for a plain number")
+            raise WrongTypeError(f"unit is {self.unit!r}; give a text, '' for a plain number")
         if isinstance(self.claim, int | float):
             _check_number("claim", self.claim)
         for name in ("versions", "machine"):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
-                raise TypeError(f"{name} is {value!r}; give a mapping, as tersor.bench.measure.{name}() does")
+                raise WrongTypeError(f"{name} is {value!r}; give a mapping, as tersor.bench.measure.{name}() does")
 
     def _check_interval(self) -> None:
         given = [value is not None for value in (self.low, self.high, self.interval)]
         if any(given) != all(given):
-            raise ValueError(
+            raise TersorError(
                 f"low, high and interval go together; got {self.low!r}, {self.high!r} and {self.interval!r}"
             )
         if self.low is None or self.high is None or self.interval is None:
             return
         if not _INTERVAL.fullmatch(self.interval):
-            raise ValueError(f"interval is {self.interval!r}; say 'quartiles', or a level and a kind: '95% bootstrap'")
+            raise TersorError(f"interval is {self.interval!r}; say 'quartiles', or a level and a kind: '95% bootstrap'")
         if self.measured is None or not self.low <= self.measured <= self.high:
-            raise ValueError(f"low <= measured <= high must hold; got {self.low}, {self.measured}, {self.high}")
+            raise TersorError(f"low <= measured <= high must hold; got {self.low}, {self.measured}, {self.high}")
 
     def _check_counts(self) -> None:
         for name, least in (("n", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} is {value!r}; give an integer >= {least}, or None")
+                raise TersorError(f"{name} is {value!r}; give an integer >= {least}, or None")
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -153,7 +154,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
         try:
             records.append(Record.from_json(line))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            raise TersorError(f"{path}:{number}: {error}") from error
     return records
 
 
@@ -161,6 +162,6 @@ def _check_number(name: str, value: Any) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); give a Python number or None")
+        raise WrongTypeError(f"{name} is {value!r} ({type(value).__name__}); give a Python number or None")
     if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; a record holds finite numbers only")
+        raise TersorError(f"{name} is {value}; a record holds finite numbers only")

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.bench.records import Record
 from tersor.bench.scoreboard import by_system, explained, format_interval, format_number, format_peer, format_value
 
@@ -32,7 +33,7 @@ class Figure:
     def __post_init__(self) -> None:
         """Refuse what would not show."""
         if not self.svg.lstrip().startswith("<svg"):
-            raise ValueError(f"svg must be text that starts with <svg; got {self.svg[:40]!r}")
+            raise TersorError(f"svg must be text that starts with <svg; got {self.svg[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def write_report(path: str | os.PathLike[str], records: Sequence[Record], sectio
     A reader sees the old page or the whole new one. Raises `ValueError` without records.
     """
     if not records:
-        raise ValueError("there are no records to report; run `tersor demo` to make some")
+        raise TersorError("there are no records to report; run `tersor demo` to make some")
     page = (
         _environment()
         .get_template("report.html")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import typer
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError, advice, installed
 
 if TYPE_CHECKING:
@@ -111,12 +112,16 @@ class Finished(Generic[T]):
     def __init__(self, file: Path | None, plan: Any, read: Callable[[Any], T]) -> None:
         self.file, self.plan, self.results = file, json.loads(json.dumps(asdict(plan))), dict[str, T]()
         if file is not None and file.is_file():
-            state = json.loads(file.read_text(encoding="utf-8"))
-            if state["plan"] != self.plan:
-                raise ValueError(
+            try:
+                state = json.loads(file.read_text(encoding="utf-8"))
+                plan, done = state["plan"], {part: read(each) for part, each in state["done"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise TersorError(f"{file} holds no unfinished run; remove it") from None
+            if plan != self.plan:
+                raise TersorError(
                     f"{file} belongs to a run with other settings; remove it, or repeat those settings to resume"
                 )
-            self.results = {part: read(each) for part, each in state["done"].items()}
+            self.results = done
 
     def once(self, part: str, run: Callable[[], T]) -> T:
         """The result of ``part``, computed by ``run`` unless an earlier run kept it."""
@@ -222,5 +227,5 @@ def whole_numbers(option: str, text: str, *, least: int = 0) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) >= least for part in parts):
-        raise ValueError(f"{option} {text!r} must be whole numbers with commas between them, such as 1,4,16")
+        raise TersorError(f"{option} {text!r} must be whole numbers with commas between them, such as 1,4,16")
     return [int(part) for part in parts]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tersor._errors import TersorError
 from tersor.bench.records import Record
 
 # Below this many columns the comparison values share one column and the count goes.
@@ -90,7 +91,7 @@ def build_table(records: Sequence[Record], *, width: int) -> Table:
     Raises `ValueError` without records.
     """
     if not records:
-        raise ValueError("there are no records to show; run `tersor demo` to make some")
+        raise TersorError("there are no records to show; run `tersor demo` to make some")
     wide = width >= _WIDE
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for title in _WIDE_COLUMNS if wide else _NARROW_COLUMNS:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tersor._errors import TersorError
 from tersor.experts.config import DeltaFormatError, ExpertBusyError, UnknownExpertError
 from tersor.experts.delta import MANIFEST, ExpertDelta, Manifest
 from tersor.experts.linear import ResidentExpert
@@ -35,7 +36,7 @@ class Budget:
         for name in ("count", "nbytes"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"a budget's {name}={value!r} must be an integer of at least 1, or None")
+                raise TersorError(f"a budget's {name}={value!r} must be an integer of at least 1, or None")
 
     def holds(self, count: int, nbytes: int) -> bool:
         """Whether so much fits."""
@@ -101,12 +102,12 @@ class ExpertBank:
             ValueError: If the name is taken, or is not a plain name.
         """
         if not is_name(name):
-            raise ValueError(
+            raise TersorError(
                 f"expert name {name!r} is not possible; use letters, digits, '.', '_' and '-', a letter or digit first"
             )
         with self._lock:
             if name in self._entries:
-                raise ValueError(f"expert {name!r} is registered already; unload it first")
+                raise TersorError(f"expert {name!r} is registered already; unload it first")
             self._generations += 1
             entry = Entry(name, manifest, source, self._generations)
             if isinstance(source, ExpertDelta):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import prefixed, spinner
+from tersor._errors import TersorError
+from tersor._options import FOLDER
 from tersor.experts.router.cli import router
 
 if TYPE_CHECKING:
@@ -26,10 +28,14 @@ Delta = Annotated[str, typer.Argument(help="Folder or hub name of a delta.")]
 def pack(
     base: Base,
     expert: Annotated[list[str], typer.Option(help="NAME=FOLDER of an expert; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets one folder a name; finished ones are not made again.")],
+    out: Annotated[
+        Path, typer.Option(metavar=FOLDER, help="Gets one folder a name; finished ones are not made again.")
+    ],
     bits: Annotated[int, typer.Option(help="Bits of a code: 1, 2, 3, 4 or 8.")] = 2,
     grid: Annotated[str, typer.Option(help="'signed' or 'midrise'.")] = "signed",
-    salient: Annotated[int, typer.Option(help="Input channels of each linear that stay in 16 bits.")] = 8,
+    num_salient: Annotated[
+        int, typer.Option("--salient", help="Input channels of each linear that stay in 16 bits.")
+    ] = 8,
     step_init: Annotated[str, typer.Option(help="'mse', 'lsq' or 'minmax'.")] = "mse",
     distill: Annotated[str, typer.Option(help="'none', 'codes' or 'closed_form'.")] = "none",
     calibration: Annotated[
@@ -44,11 +50,15 @@ def pack(
     from tersor.experts.config import DeltaConfig
 
     config = DeltaConfig(
-        bits=bits, grid=grid, num_salient=salient, step_init=step_init, distill=None if distill == "none" else distill
+        bits=bits,
+        grid=grid,
+        num_salient=num_salient,
+        step_init=step_init,
+        distill=None if distill == "none" else distill,
     )
     folders, texts = _pairs("--expert", expert), _pairs("--calibration", calibration or [])
     if unknown := sorted(set(texts) - set(folders)):
-        raise ValueError(f"--calibration names {unknown[0]!r}, which no --expert does")
+        raise TersorError(f"--calibration names {unknown[0]!r}, which no --expert does")
     rows = {name: _lines(file) for name, file in texts.items()}
     from tersor.experts.compress import compress_expert
     from tersor.experts.delta import MANIFEST, ExpertDelta
@@ -63,7 +73,7 @@ def pack(
             if (target / MANIFEST).is_file():
                 delta = ExpertDelta.from_pretrained(target)
                 if delta.manifest.config != config or delta.manifest.expert_model_name_or_path != str(folder):
-                    raise ValueError(f"{target} holds another delta; remove it or give another --out")
+                    raise TersorError(f"{target} holds another delta; remove it or give another --out")
             else:
                 delta = compress_expert(
                     base, folder, config, calibration=rows.get(name), work=out / f".{name}.unfinished",
@@ -148,12 +158,12 @@ def verify(
 def merge(
     delta: Delta,
     base: Base,
-    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    out: Annotated[Path, typer.Option(metavar=FOLDER, help="Folder of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
     """Write an expert as a plain checkpoint, for any other engine."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is not empty; give a new folder")
+        raise TersorError(f"--out {out} is not empty; give a new folder")
     from tersor.experts.delta import ExpertDelta
     from tersor.experts.verify import merge_folder
 
@@ -167,20 +177,20 @@ def _pairs(option: str, values: list[str]) -> dict[str, Path]:
         name, equals, path = value.partition("=")
         plain = name.replace("-", "").replace("_", "").isalnum()
         if not equals or not path or not plain or name in found:
-            raise ValueError(f"{option} {value!r} must be NAME=PATH, each name once, of letters, digits, '-' and '_'")
+            raise TersorError(f"{option} {value!r} must be NAME=PATH, each name once, of letters, digits, '-' and '_'")
         found[name] = Path(path)
     return found
 
 
 def _lines(file: Path) -> list[str]:
     if not file.is_file():
-        raise ValueError(f"{file}: no such file")
+        raise TersorError(f"{file}: no such file")
     try:
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
+        raise TersorError(f"{file} is not UTF-8 text") from None
     if not rows:
-        raise ValueError(f"{file} holds no text")
+        raise TersorError(f"{file} holds no text")
     return rows
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.bench.measure import versions
 from tersor.bench.runs import OnProgress
 from tersor.experts.calibration import Batches, input_energy
@@ -68,11 +69,16 @@ def compress_expert(
     """
     config = config or DeltaConfig()
     if config.distill and calibration is None:
-        raise ValueError(f"distill={config.distill!r} needs calibration data")
+        raise TersorError(f"distill={config.distill!r} needs calibration data")
     with Source(base) as old, Source(expert) as new:
         check_same_architecture(old.config, new.config)
         before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
         after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
+        for source, anatomy in ((old, before), (new, after)):
+            source.check_shapes({**anatomy.linears, **anatomy.others})
+            for name in anatomy.others:
+                source.read(name)  # what is missing or not finite, before the work
+        mark, theirs = fingerprint(old.read, before.linears), fingerprint(new.read, after.linears)
         modules = [module_of(name)[0] for name in after.linears]
         model = data = None
         energy: dict[str, Tensor] = {}
@@ -90,8 +96,7 @@ def compress_expert(
                 "activations make salient",
                 stacklevel=2,
             )
-        mark = fingerprint(old.read, before.linears)
-        identity = {"config": config.to_dict(), "base": mark, "expert": fingerprint(new.read, after.linears)}
+        identity = {"config": config.to_dict(), "base": mark, "expert": theirs}
         store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})
         tensors: dict[str, Tensor] = {}
         linears: dict[str, Linear] = {}
@@ -219,7 +224,7 @@ def _data(calibration: Any, tokenizer: Any, folder: Path | None, *, sequences: i
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     data = list(batches(rows, tokenizer, length=length, size=batch))
     if not data:
-        raise ValueError("the calibration data holds no token; pass calibration=None to choose by weights alone")
+        raise TersorError("the calibration data holds no token; pass calibration=None to choose by weights alone")
     return data
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tersor._errors import TersorError, WrongTypeError
+
 BITS = (1, 2, 3, 4, 8)
 GRIDS = ("signed", "midrise")
 STEP_INITS = ("mse", "lsq", "minmax")
@@ -18,19 +20,19 @@ DISTILLATIONS = (None, "codes", "closed_form")
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class DeltaFormatError(ValueError):
+class DeltaFormatError(TersorError):
     """A delta's files are corrupt, cut off, inconsistent, or of a newer format."""
 
 
-class BaseMismatchError(ValueError):
+class BaseMismatchError(TersorError):
     """A delta was made against another base."""
 
 
-class ConfigMismatchError(ValueError):
+class ConfigMismatchError(TersorError):
     """Raised when base and expert differ in architecture or size; names the first field that differs."""
 
 
-class UnknownExpertError(ValueError):
+class UnknownExpertError(TersorError):
     """No expert of that name is registered."""
 
 
@@ -83,9 +85,9 @@ class DeltaConfig:
         for name, least in (("selection_rounds", 1), ("distill_steps", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+                raise TersorError(f"{name}={value!r} must be an integer of at least {least}")
         if not 0 < self.distill_rate < 1:
-            raise ValueError(f"distill_rate={self.distill_rate!r} must be between 0 and 1")
+            raise TersorError(f"distill_rate={self.distill_rate!r} must be between 0 and 1")
         object.__setattr__(self, "full_modules", tuple(self.full_modules))
 
     @property
@@ -120,11 +122,11 @@ class DeltaConfig:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not any(type(value) is type(each) and value == each for each in allowed):
-        raise ValueError(f"{name}={value!r} is not possible; choose one of {allowed}")
+        raise TersorError(f"{name}={value!r} is not possible; choose one of {allowed}")
 
 
 def _check_count(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"num_salient={value!r} must be a number of channels, a share, or a mapping to these")
+        raise WrongTypeError(f"num_salient={value!r} must be a number of channels, a share, or a mapping to these")
     if value < 0 or (isinstance(value, float) and value > 1):
-        raise ValueError(f"num_salient={value!r} must be an integer from 0 on, or a share from 0.0 to 1.0")
+        raise TersorError(f"num_salient={value!r} must be an integer from 0 on, or a share from 0.0 to 1.0")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tersor._compat import check_continuous_batching
+from tersor._errors import TersorError
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes, ResidentExpert
 
@@ -70,7 +71,7 @@ class ExpertBatch:
         if taken:
             if expert is not None:
                 self.host.release(expert)
-            raise ValueError(f"request id {name!r} is in use; give another one")
+            raise TersorError(f"request id {name!r} is in use; give another one")
         try:
             self.manager.add_request(list(input_ids), request_id=name, **kwargs)
         except BaseException:
@@ -141,7 +142,9 @@ def continuous_batching(
 
     config = host.model.generation_config if generation_config is None else generation_config
     if (config.num_return_sequences or 1) != 1:
-        raise ValueError(f"num_return_sequences={config.num_return_sequences} must be 1; add the request several times")
+        raise TersorError(
+            f"num_return_sequences={config.num_return_sequences} must be 1; add the request several times"
+        )
     settings |= {"allow_block_sharing": False, "use_async_batching": False, "use_cuda_graph": False}
     manager = host.model.init_continuous_batching(
         generation_config=config,

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor._weights import weight_files
 from tersor.experts.config import DeltaConfig, DeltaFormatError
 from tersor.experts.quantizer import Grid
@@ -130,7 +131,7 @@ class Manifest:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
+        raise TersorError("a name occurs twice")
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.bench.runs import OnProgress
 from tersor.experts.calibration import Batches, second_moments
 from tersor.experts.delta import ExpertDelta
@@ -165,7 +166,7 @@ def _split(data: Batches) -> tuple[Batches, Batches]:
         return [b for i, b in enumerate(data) if i % 4 != 3], data[3::4]
     ids, mask = data[-1]
     if len(ids) < 2:
-        raise ValueError("distillation needs at least two calibration sequences: one to train on, one to check with")
+        raise TersorError("distillation needs at least two calibration sequences: one to train on, one to check with")
     cut = max(1, len(ids) // 4)
     return [*data[:-1], (ids[cut:], mask[cut:])], [(ids[:cut], mask[:cut])]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.bank import Budget, ExpertBank
 from tersor.experts.config import BaseMismatchError, ConfigMismatchError
 from tersor.experts.delta import ExpertDelta, Manifest, fingerprint, local_folder, read_manifest
@@ -154,7 +155,7 @@ class ExpertHost:
         """Answer as one expert, or each row as its own, inside the block; then as before. Yields the model."""
         wanted: tuple[str | None, ...] = (names,) if names is None or isinstance(names, str) else tuple(names)
         if not wanted:
-            raise ValueError("expert_names is empty; give one name a row, None for the base")
+            raise TersorError("expert_names is empty; give one name a row, None for the base")
         routes = self._acquire(wanted)
         before, self._switch.routes = self._switch.routes, routes
         try:
@@ -173,12 +174,12 @@ class ExpertHost:
             NotImplementedError: If decoding is assisted.
         """
         if used := [name for name in ASSISTED if kwargs.get(name) is not None]:
-            raise NotImplementedError(f"generate with experts does not take {used[0]}; leave it out")
+            raise UnsupportedError(f"generate with experts does not take {used[0]}; leave it out")
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs", kwargs.get("inputs_embeds")))
         if expert_names is not None and not isinstance(expert_names, str) and ids is not None:
             expert_names = list(expert_names)
             if len(expert_names) != len(ids):
-                raise ValueError(f"{len(expert_names)} expert names for {len(ids)} rows; give one a row")
+                raise TersorError(f"{len(expert_names)} expert names for {len(ids)} rows; give one a row")
         with self.use(expert_names) as model:
             return model.generate(*args, **kwargs)
 

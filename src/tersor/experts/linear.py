@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.experts.config import ConfigMismatchError
 from tersor.experts.delta import ExpertDelta
 from tersor.lowbit.kernels import get_kernel
@@ -116,7 +117,7 @@ class Routes:
         if len(distinct) == 1:
             return [(distinct[0], None)]
         if rows % count:
-            raise ValueError(f"a batch of {rows} rows cannot be shared out among {count} expert names; give one a row")
+            raise TersorError(f"a batch of {rows} rows cannot be shared out among {count} expert names; give one a row")
         each = rows // count
         owners = torch.arange(rows) // each
         return [
@@ -165,7 +166,7 @@ class PackedRoutes:
             return self.kept
         if rows != len(self.tokens.experts):
             known = len(self.tokens.experts), len(self.kept.experts)
-            raise ValueError(f"a pass of {rows} tokens where experts of {known} tokens are known")
+            raise TersorError(f"a pass of {rows} tokens where experts of {known} tokens are known")
         return self.tokens
 
 

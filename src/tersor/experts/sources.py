@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor._weights import weight_files
 from tersor.experts.config import ConfigMismatchError
+from tersor.zoo.inspection import check_config, load_checked, refused
 
 #: Fields of two configurations that may differ: what is stored with the expert, or decides nothing about the weights.
 FREE_FIELDS = frozenset(
@@ -54,12 +56,31 @@ class Source(AbstractContextManager["Source"]):
     def _open_files(self, folder: Path) -> None:
         for path in weight_files(folder, "model.safetensors"):
             if not path.is_file():
-                raise ValueError(f"{path} is missing; fetch the checkpoint again")
+                raise TersorError(f"{path} is missing; fetch the checkpoint again")
             try:
                 file = self._open.enter_context(safe_open(path, framework="pt"))
             except SafetensorError as error:
-                raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
+                raise TersorError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
             self._files |= dict.fromkeys(file.keys(), file)
+
+    def check_shapes(self, expected: Mapping[str, torch.Size]) -> None:
+        """See that every tensor has the shape that the model's configuration gives it, by headers alone.
+
+        Raises:
+            TersorError: Naming the first that has not.
+        """
+        for name, shape in expected.items():
+            if name in self._tensors:
+                found = list(self._tensors[name].shape)
+            elif name in self._files:
+                found = list(self._files[name].get_slice(name).get_shape())
+            else:
+                continue  # `read` says so, where it is needed
+            if found != list(shape):
+                raise TersorError(
+                    f"{name} of {self.name} has the shape {found}, and its config.json makes it {list(shape)}; "
+                    "fetch the checkpoint again"
+                )
 
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored.
@@ -72,9 +93,9 @@ class Source(AbstractContextManager["Source"]):
         elif name in self._files:
             tensor = self._files[name].get_tensor(name)
         else:
-            raise ValueError(f"{self.name} has no tensor {name}; load both models and pass them instead of folders")
+            raise TersorError(f"{self.name} has no tensor {name}; load both models and pass them instead of folders")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} of {self.name} holds NaN or infinity; the checkpoint is broken")
+            raise TersorError(f"{name} of {self.name} holds NaN or infinity; the checkpoint is broken")
         return tensor.detach().cpu()
 
 
@@ -85,12 +106,11 @@ def check_folder(folder: Path) -> Path:
         ValueError: If it cannot be read, or is an adapter (LoRA and the like); the message says what to do.
     """
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(
+        raise TersorError(
             f"{folder} is a PEFT adapter, not a whole model: merge it first (PeftModel.merge_and_unload, then "
             "save_pretrained), or serve it through PEFT, which is smaller than a delta"
         )
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json; give the folder that save_pretrained wrote")
+    check_config(folder)
     return folder
 
 
@@ -98,11 +118,12 @@ def read_config(folder: Path) -> tuple[Any, type[nn.Module]]:
     """Configuration and class of a checkpoint."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with refused(str(folder)):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     name = (config.architectures or [None])[0]
     architecture = getattr(transformers, name or "", None)
     if architecture is None:
-        raise ValueError(f"{folder}: transformers has no class {name!r}; load the model and pass it instead")
+        raise TersorError(f"{folder}: transformers has no class {name!r}; load the model and pass it instead")
     return config, architecture
 
 
@@ -110,7 +131,7 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     """The model of a checkpoint in its own precision."""
     _, architecture = read_config(check_folder(Path(folder)))
     build: Any = architecture
-    return build.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    return load_checked(build, folder, dtype="auto", local_files_only=True)
 
 
 def check_same_architecture(base: Any, expert: Any) -> None:
@@ -143,7 +164,7 @@ class Anatomy:
             NotImplementedError: If weights of routed experts are held in one parameter, unless ``full_modules`` names
                 them.
         """
-        with torch.device("meta"):
+        with refused(f"a model of class {architecture.__name__}"), torch.device("meta"):
             build: Any = architecture
             model = build._from_config(config) if hasattr(build, "_from_config") else build(config)
         tied = {}
@@ -160,7 +181,7 @@ class Anatomy:
                 continue
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() > 2:
-                    raise NotImplementedError(
+                    raise UnsupportedError(
                         f"{name}.{own} holds the weights of routed experts in one parameter {list(parameter.shape)}; "
                         "their deltas are not packed. Name the module in full_modules to store it complete"
                     )
@@ -181,7 +202,7 @@ def decoder_layers(model: nn.Module) -> str:
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
     if not outer:
-        raise ValueError(f"{type(model).__name__} has no list of decoder layers")
+        raise TersorError(f"{type(model).__name__} has no list of decoder layers")
     size: dict[str, int] = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
     return max(size, key=lambda name: size[name])
 
@@ -203,7 +224,7 @@ def batches(texts: Any, tokenizer: Any, *, length: int, size: int) -> Iterator[t
         chunk = rows[start : start + size]
         if isinstance(chunk[0], str):
             if tokenizer is None:
-                raise ValueError("calibration texts need the expert's tokenizer; pass tokenizer=")
+                raise TersorError("calibration texts need the expert's tokenizer; pass tokenizer=")
             ids = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in chunk]
         else:
             ids = [torch.as_tensor(row).flatten()[:length].tolist() for row in chunk]

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from tersor._errors import TersorError
 from tersor.bench.measure import bootstrap_interval
 from tersor.experts.config import BaseMismatchError
 from tersor.experts.delta import ExpertDelta, fingerprint
 from tersor.experts.host import merge_expert
 from tersor.experts.sources import Anatomy, Source, batches, load_model
+from tersor.zoo.inspection import refused
 
 #: Tokens of a text that answers are compared on.
 LENGTH = 512
@@ -38,7 +40,7 @@ def compare_weights(delta: ExpertDelta, base: Path, expert: Path) -> dict[str, f
             errors[module] = float((true - delta.dense(module)).norm() / true.norm())
         for name in manifest.full:
             if not torch.equal(new.read(name), delta.tensors[name]):
-                raise ValueError(f"{name} of the delta is not that of {expert}; was it made from another expert?")
+                raise TersorError(f"{name} of the delta is not that of {expert}; was it made from another expert?")
     return errors
 
 
@@ -68,7 +70,8 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
+    with refused(f"the tokenizer of {expert}"):
+        tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
     teacher = load_model(expert)
     student = merge_expert(load_model(base), delta)
     divergences: list[float] = []
@@ -83,7 +86,7 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
         losses -= torch.stack([each.gather(1, ids[0, 1:, None]).sum() for each in (ours, true)])
         tokens += ids.shape[1] - 1
     if not divergences:
-        raise ValueError("no text has two tokens; give longer ones")
+        raise TersorError("no text has two tokens; give longer ones")
     kl = bootstrap_interval(divergences)
     perplexity, expert_perplexity = (losses / tokens).exp().tolist()
     return {

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tersor._errors import TersorError
+
 if TYPE_CHECKING:
     from tersor.grids.llamagen import LlamaGenConfig
     from tersor.grids.schedule import ZipARSchedule
@@ -46,7 +48,7 @@ def schedule(
     size = resolve_window(_window(window), columns)
     order = ZipARSchedule(tokens, size, resolve_row_start(row_start, tokens))
     if out is not None and out.suffix not in (".svg", ".gif"):
-        raise ValueError(f"--out {out} must end in .svg or .gif")
+        raise TersorError(f"--out {out} must end in .svg or .gif")
     raster = raster_passes(tokens)
     facts = {
         "grid": [rows, columns],
@@ -101,18 +103,18 @@ def generate(
     Example: tersor images generate --model tiny-nar-video -n 9 --out clip.gif
     """
     if method not in (None, "zipar", "raster", "nar"):
-        raise ValueError(f"--method {method!r} must be 'zipar' or 'raster', or of a NAR model 'nar'")
+        raise TersorError(f"--method {method!r} must be 'zipar' or 'raster', or of a NAR model 'nar'")
     if not 1 <= count <= _MAX_IMAGES:
-        raise ValueError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
+        raise TersorError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
     if method in ("raster", "nar") and (window != "balanced" or adaptive or row_start != "conservative"):
-        raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
+        raise TersorError("--window, --adaptive and --row-start are settings of --method zipar")
     if temperature < 0 or top_k < 0:
-        raise ValueError(f"--temperature {temperature} and --top-k {top_k} must not be negative")
+        raise TersorError(f"--temperature {temperature} and --top-k {top_k} must not be negative")
     if guidance_scale is not None and guidance_scale < 0:
-        raise ValueError(f"--guidance-scale {guidance_scale} must not be negative; 1 is no guidance")
+        raise TersorError(f"--guidance-scale {guidance_scale} must not be negative; 1 is no guidance")
     if (nar := _nar_folder(model, method)) is not None:
         if window != "balanced" or adaptive or row_start != "conservative":
-            raise ValueError("--window, --adaptive and --row-start are settings of --method zipar")
+            raise TersorError("--window, --adaptive and --row-start are settings of --method zipar")
         from tersor.grids.nar.cli import check_nar, generate_nar, summary_line
 
         drawing: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
@@ -121,9 +123,9 @@ def generate(
         typer.echo(summary_line(generate_nar(nar, shape, conditions, drawing, seed, out), as_json))
         return
     if prompt is not None:
-        raise ValueError("--prompt is for models that read text, such as tiny-nar-text")
+        raise TersorError("--prompt is for models that read text, such as tiny-nar-text")
     if out.suffix != ".png":
-        raise ValueError(f"--out {out} must end in .png")
+        raise TersorError(f"--out {out} must end in .png")
     method = method or "zipar"
     folder, config = _raster_model(model)
     rows, columns = config.grid_size
@@ -140,43 +142,43 @@ def generate(
 def _nar_folder(name: str, method: str | None) -> Path | None:
     """Folder of a NAR model; None for another one. Raises `ValueError` for a method that the model does not have."""
     from tersor import zoo
+    from tersor.zoo.inspection import read_config
 
     folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError):
-        architectures = None
+    if not folder.is_dir():
+        raise TersorError(f"--model {name}: no such folder, and not in the zoo; give one that save_pretrained wrote")
+    architectures = read_config(folder).get("architectures")
     is_nar = architectures == ["NARForImageGeneration"]
     if method is not None and (method == "nar") != is_nar:
-        raise ValueError(f"--method {method} does not go with --model {name}, which is of {architectures}")
+        raise TersorError(f"--method {method} does not go with --model {name}, which is of {architectures}")
     return folder if is_nar else None
 
 
 def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
     """Folder and configuration of a zoo model or of a folder; raises `ValueError` for what makes no images by class."""
     from tersor import zoo
+    from tersor.zoo.inspection import check_config, read_config, refused
 
     folder = zoo.path(name) if name in zoo.names() else Path(name).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"--model {name}: no such folder, and not in the zoo; give one that save_pretrained wrote")
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError):
-        raise ValueError(f"--model {name}: {folder} has no readable config.json") from None
+    described = read_config(folder)
+    architectures = described.get("architectures")
     if architectures != ["LlamaGen"]:
-        raise ValueError(
+        raise TersorError(
             f"--model {name} is of {architectures}; this command takes a LlamaGen, such as tiny-raster. "
             "Other models: tersor.zipar_generate in Python"
         )
     if not (folder / "tokenizer" / "config.json").is_file():
-        raise ValueError(
+        raise TersorError(
             f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
         )
+    if described.get("condition", "class") != "class":
+        raise TersorError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
+    check_config(folder)
+    check_config(folder / "tokenizer")
     from tersor.grids.llamagen import LlamaGenConfig
 
-    config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
-    if config.condition != "class":
-        raise ValueError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
+    with refused(f"--model {name}"):
+        config = LlamaGenConfig.from_pretrained(folder, local_files_only=True)
     return folder, config
 
 
@@ -198,7 +200,7 @@ def _classes(labels: str | None, count: int, num_classes: int) -> list[int]:
     """One class an image."""
     parts = [str(each) for each in range(num_classes)] if labels is None else labels.split(",")
     if not all(part.strip().isdecimal() and int(part) < num_classes for part in parts):
-        raise ValueError(f"--labels {labels!r} must be classes from 0 to {num_classes - 1} with commas between them")
+        raise TersorError(f"--labels {labels!r} must be classes from 0 to {num_classes - 1} with commas between them")
     return [int(parts[index % len(parts)]) for index in range(count)]
 
 
@@ -213,16 +215,15 @@ def _generate(
 ) -> None:
     """Decode, write the sheet, and say what it took; ``settings`` are ZipAR's, none for raster."""
     import torch
-    from transformers.utils import logging
 
     from tersor._atomic import write_bytes
     from tersor.grids.drawing import as_png
     from tersor.grids.llamagen import LlamaGen
     from tersor.grids.tokenizer import load_tokenizer
     from tersor.grids.zipar.generation import zipar_generate
+    from tersor.zoo.inspection import load_checked
 
-    logging.disable_progress_bar()
-    model = LlamaGen.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
+    model = load_checked(LlamaGen, folder, dtype=torch.float32, local_files_only=True)
     tokenizer = load_tokenizer(folder / "tokenizer")
     rows, columns = model.config.grid_size
     generator = torch.Generator().manual_seed(seed)
@@ -270,7 +271,7 @@ def _draw(order: ZipARSchedule, out: Path) -> None:
 def _parse_grid(text: str) -> tuple[int, int]:
     rows, _, columns = text.lower().partition("x")
     if not (rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns) > 0):
-        raise ValueError(f"--grid {text!r} must be rows x columns in tokens, such as 90x90")
+        raise TersorError(f"--grid {text!r} must be rows x columns in tokens, such as 90x90")
     if int(rows) * int(columns) > _MAX_CELLS:
-        raise ValueError(f"--grid {text} has {int(rows) * int(columns):,} tokens; at most {_MAX_CELLS:,} are counted")
+        raise TersorError(f"--grid {text} has {int(rows) * int(columns):,} tokens; at most {_MAX_CELLS:,} are counted")
     return int(rows), int(columns)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.grids.schedule import ZipARSchedule
 
@@ -112,7 +113,7 @@ def samples_svg(sheets: Sequence[tuple[str, bytes]], *, description: str) -> str
 def _side_by_side(drawn: Sequence[tuple[str, str]], height: float, description: str) -> str:
     """Titles with what is drawn below them, a square wide each; ``height`` of the drawings."""
     if not drawn:
-        raise ValueError("there are no images to draw")
+        raise TersorError("there are no images to draw")
     width = len(drawn) * (_SIDE + _GAP) - _GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height + _HEAD:g}" role="img" '
@@ -143,7 +144,7 @@ def as_png(images: Tensor, *, columns: int | None = None, scale: int = 1) -> byt
         ValueError: If there is another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise ValueError(f"images must be [n, 1 or 3, height, width]; got {tuple(images.shape)}")
+        raise TersorError(f"images must be [n, 1 or 3, height, width]; got {tuple(images.shape)}")
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = -(-count // columns)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from tersor._errors import TersorError
+
 Cell = tuple[int, int]
 
 
@@ -66,7 +68,7 @@ class RasterGrid:
 def check_sizes(sizes: Sequence[int]) -> None:
     """Raise `ValueError` unless every axis is a whole number of at least 1."""
     if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
-        raise ValueError(f"grid {tuple(sizes)} must have axes of at least 1 token each, such as (24, 24)")
+        raise TersorError(f"grid {tuple(sizes)} must have axes of at least 1 token each, such as (24, 24)")
 
 
 def fronts(sizes: Sequence[int]) -> list[list[tuple[int, ...]]]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
+
 _Floats = npt.NDArray[np.float64]
 _WEIGHTS, _REFERENCE = "classifier.safetensors", "reference.safetensors"
 #: Width of the features, which is the penultimate layer's, and the classes.
@@ -80,7 +82,7 @@ class Moments:
     def of(cls, features: Tensor) -> Moments:
         """Of features ``[n, width]``; raises `ValueError` for fewer than two."""
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"a covariance needs features [n, width] of at least 2 images; got {features.shape}")
+            raise TersorError(f"a covariance needs features [n, width] of at least 2 images; got {features.shape}")
         values = features.double().numpy()
         return cls(values.mean(0), np.cov(values, rowvar=False), len(values))
 
@@ -161,7 +163,7 @@ def save_judge(folder: Path, classifier: DigitClassifier, reference: Reference) 
 def load_judge(folder: Path) -> tuple[DigitClassifier, Reference]:
     """Read what `save_judge` wrote: classifier (eval mode) and reference; raises `ValueError` where there is none."""
     if not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no classifier: there is no {_WEIGHTS}")
+        raise TersorError(f"{folder} holds no classifier: there is no {_WEIGHTS}")
     weights = load_file(folder / _WEIGHTS)
     classifier = ClipClassifier() if "direction.weight" in weights else DigitClassifier()
     classifier.load_state_dict(weights)

@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
@@ -58,11 +59,11 @@ class LlamaGenConfig(Widths, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         key_heads = self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         if self.condition not in ("class", "text"):
-            raise ValueError(f"condition={self.condition!r} must be 'class' or 'text'")
+            raise TersorError(f"condition={self.condition!r} must be 'class' or 'text'")
         if self.condition == "class" and self.condition_tokens != 1:
-            raise ValueError(f"condition_tokens={self.condition_tokens} must be 1 for a class")
+            raise TersorError(f"condition_tokens={self.condition_tokens} must be 1 for a class")
         if self.hidden_size % (4 * self.num_attention_heads) or self.num_attention_heads % key_heads:
-            raise ValueError(
+            raise TersorError(
                 f"hidden_size={self.hidden_size} must be a multiple of 4 times num_attention_heads="
                 f"{self.num_attention_heads}, and that a multiple of num_key_value_heads={key_heads}"
             )
@@ -129,14 +130,14 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         config = self.config
         if config.condition == "class":
             if class_labels is None or text_features is not None:
-                raise ValueError("this model is conditioned on a class: give class_labels [batch]")
+                raise TersorError("this model is conditioned on a class: give class_labels [batch]")
             if class_labels.ndim != 1 or not bool(((class_labels >= 0) & (class_labels < config.num_classes)).all()):
-                raise ValueError(f"class_labels must be [batch], each from 0 to {config.num_classes - 1}")
+                raise TersorError(f"class_labels must be [batch], each from 0 to {config.num_classes - 1}")
             return self.cls_embedding.prefix(class_labels, guided=guided, dropped=dropped)
         shape = (config.condition_tokens, config.caption_size)
         if text_features is None or class_labels is not None or text_features.shape[1:] != shape:
             given = None if text_features is None else tuple(text_features.shape)
-            raise ValueError(f"this model is conditioned on text: text_features must be [batch, {shape}], got {given}")
+            raise TersorError(f"this model is conditioned on text: text_features must be [batch, {shape}], got {given}")
         valid = torch.ones(text_features.shape[:2], device=text_features.device) if text_mask is None else text_mask
         return self.cls_embedding.prefix(text_features, valid.bool(), guided=guided, dropped=dropped)
 
@@ -197,7 +198,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = torch.arange(seen, seen + tokens, device=inputs_embeds.device).expand(batch, tokens)
         if attention_mask is None and seen and tokens > 1:
-            raise ValueError(f"{tokens} tokens after {seen} cached ones need an additive 4-D attention_mask")
+            raise TersorError(f"{tokens} tokens after {seen} cached ones need an additive 4-D attention_mask")
         rotation = self.rotation(position_ids)
         hidden = inputs_embeds
         for block in self.layers:
@@ -252,7 +253,7 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """
         config, unknown = self._prepare_generation_config(None, **options)
         if unknown:
-            raise ValueError(f"LlamaGen.generate does not take {sorted(unknown)}")
+            raise TersorError(f"LlamaGen.generate does not take {sorted(unknown)}")
         asked, config.guidance_scale = config.guidance_scale, None
         guidance = self.config.default_guidance if asked is None else asked
         self._prepare_special_tokens(config, True, device=self.device)
@@ -336,11 +337,11 @@ def _config_of(weights: dict[str, Tensor], grid_size: tuple[int, int], heads: in
     text = caption is not None and null is not None and null.ndim == caption.ndim == 2
     sized = all(each is not None and each.ndim == 2 for each in (tokens, wqkv))
     if tokens is None or wqkv is None or not sized or not (text or (classes is not None and classes.ndim == 2)):
-        raise ValueError(f"this is no LlamaGen checkpoint: it has {sorted(weights)[:8]} and so on")
+        raise TersorError(f"this is no LlamaGen checkpoint: it has {sorted(weights)[:8]} and so on")
     vocabulary, width = tokens.shape
     heads = heads or PUBLISHED_HEADS.get(width)
     if heads is None:
-        raise ValueError(f"no published LlamaGen is {width} wide; give num_attention_heads")
+        raise TersorError(f"no published LlamaGen is {width} wide; give num_attention_heads")
     key_heads = (wqkv.shape[0] - width) * heads // (2 * width)
     layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
     settings: dict[str, Any] = {

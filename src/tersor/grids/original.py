@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
+
 
 def read_weights(path: str | Path, keys: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of a ``.pt`` file, mapped rather than loaded, and without executing anything from it.
@@ -29,7 +31,7 @@ def read_weights(path: str | Path, keys: Sequence[str]) -> dict[str, Tensor]:
 def check_tensors(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     """``loaded`` as it is, if it is a state dict; raises `ValueError` otherwise."""
     if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
+        raise TersorError(f"{path} holds no state dict of tensors")
     return loaded
 
 
@@ -48,6 +50,6 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str | Path
             for name in expected.keys() & found.keys()
             if found[name] != expected[name]
         )
-        raise ValueError(f"{path} is no {what}: missing {missing}, unknown {extra}, other shapes {shapes}")
+        raise TersorError(f"{path} is no {what}: missing {missing}, unknown {extra}, other shapes {shapes}")
     # Copies, so that the model does not keep the file mapped.
     model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tersor._errors import TersorError
+
 
 class ImageTokenizer(Protocol):
     """What turns images into tokens. Pixels are floats from 0 to 1, ``[batch, channels, height, width]``."""
@@ -27,14 +29,14 @@ class ImageTokenizer(Protocol):
 def divided(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
     """Both sides in units of ``factor`` pixels; `ValueError` if they are no multiples of it."""
     if any(side < factor or side % factor for side in image_size):
-        raise ValueError(f"image size {tuple(image_size)} must be a multiple of {factor} pixels on each side")
+        raise TersorError(f"image size {tuple(image_size)} must be a multiple of {factor} pixels on each side")
     return image_size[0] // factor, image_size[1] // factor
 
 
 def check_images(images: Tensor, channels: int) -> None:
     """Raise `ValueError` unless ``images`` are floats with so many channels."""
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-        raise ValueError(
+        raise TersorError(
             f"images must be floats from 0 to 1, [batch, {channels}, height, width]; got {images.dtype} "
             f"{tuple(images.shape)}"
         )
@@ -43,7 +45,7 @@ def check_images(images: Tensor, channels: int) -> None:
 def check_ids(ids: Tensor, codebook_size: int) -> None:
     """Raise `ValueError` unless ``ids`` are grids of ids that the codebook has."""
     if ids.ndim != 3 or ids.is_floating_point() or not bool(((ids >= 0) & (ids < codebook_size)).all()):
-        raise ValueError(
+        raise TersorError(
             f"ids must be whole numbers from 0 to {codebook_size - 1}, [batch, rows, columns]; got {ids.dtype} "
             f"{tuple(ids.shape)}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tersor import zoo
+from tersor._errors import TersorError
 from tersor.grids.judge import DigitClassifier, Reference
 from tersor.grids.judge import load_judge as load_classifier
 from tersor.grids.pixels import ImageTokenizer
@@ -15,7 +16,7 @@ _JUDGES = {"tiny-nar": "tiny-raster", "tiny-nar-text": "tiny-raster"}
 def load_image_tokenizer(name: str) -> ImageTokenizer:
     """What turns a model's ids into images; raises `ValueError` for a model that makes none."""
     if not (zoo.path(name) / "tokenizer" / "config.json").is_file():
-        raise ValueError(f"{name} makes no images; use zoo.load({name!r}) for its tokenizer")
+        raise TersorError(f"{name} makes no images; use zoo.load({name!r}) for its tokenizer")
     return load_tokenizer(zoo.path(name) / "tokenizer")
 
 

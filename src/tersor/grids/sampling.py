@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process
 
+from tersor._errors import TersorError
+
 #: They read nothing but scores, so that all cells of a pass go through them at once.
 _SCORES_ONLY = tuple(
     getattr(logits_process, name)
@@ -109,7 +111,7 @@ class Sampler:
         if not bool(possible.all()):
             cell = cells[int((~possible).any(0).nonzero()[0, 0])]
             name = ", ".join(f"{axis} {each}" for axis, each in zip(_AXES[-len(cell) :], cell, strict=True))
-            raise ValueError(
+            raise TersorError(
                 f"the logits leave no token for {name} of the image: every score is minus infinity, or one is infinite "
                 "or not a number; check processors that constrain tokens, and the weights and their precision"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, Protocol, get_args
 
+from tersor._errors import TersorError
 from tersor.grids.geometry import Cell, RasterGrid, check_sizes, front_count, fronts, raster_place
 
 RowStart = Literal["eol", "conservative", "eager"]
@@ -353,7 +354,7 @@ def resolve_window(window_size: int | str, columns: int) -> int:
     """
     if isinstance(window_size, str):
         if window_size not in PRESETS:
-            raise ValueError(f"window_size={window_size!r} is unknown; give a number of cells or one of {[*PRESETS]}")
+            raise TersorError(f"window_size={window_size!r} is unknown; give a number of cells or one of {[*PRESETS]}")
         numerator, denominator = PRESETS[window_size]
         return -(-columns * numerator // denominator)
     check_window_size(window_size)
@@ -365,7 +366,7 @@ def check_window_size(window_size: object) -> None:
     if isinstance(window_size, str) and window_size in PRESETS:
         return
     if not isinstance(window_size, int) or isinstance(window_size, bool) or window_size < 1:
-        raise ValueError(
+        raise TersorError(
             f"window_size={window_size!r} must be a whole number from 1 to the grid's columns, or one of {[*PRESETS]}"
         )
 
@@ -373,7 +374,7 @@ def check_window_size(window_size: object) -> None:
 def check_window(window: int, columns: int) -> None:
     """Raise `ValueError` unless the window fits into a row."""
     if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= columns:
-        raise ValueError(f"window {window!r} must be a whole number from 1 to {columns}, the grid's columns")
+        raise TersorError(f"window {window!r} must be a whole number from 1 to {columns}, the grid's columns")
 
 
 def check_row_start(row_start: str, grid: RasterGrid) -> None:
@@ -381,7 +382,7 @@ def check_row_start(row_start: str, grid: RasterGrid) -> None:
     allowed = ("eol",) if grid.end_of_row else ("conservative", "eager")
     if row_start not in allowed:
         has = "has" if grid.end_of_row else "has no"
-        raise ValueError(f"row_start={row_start!r}: this grid {has} end-of-row tokens, so it must be one of {allowed}")
+        raise TersorError(f"row_start={row_start!r}: this grid {has} end-of-row tokens, so it must be one of {allowed}")
 
 
 def resolve_row_start(row_start: str, grid: RasterGrid) -> RowStart:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.grids.pixels import ImageTokenizer, check_ids, check_images, divided, to_unit
 from tersor.grids.vq import VQTokenizer
+from tersor.zoo.inspection import check_config, load_checked, read_config
 
 __all__ = ["DiffusersTokenizer", "ImageTokenizer", "PatchTokenizer", "PatchTokenizerConfig", "load_tokenizer"]
 
@@ -46,7 +47,7 @@ class PatchTokenizerConfig(PreTrainedConfig):
         self.image_size = tuple(self.image_size)
         for name in ("patch_size", "channels", "codebook_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise TersorError(f"{name}={getattr(self, name)} must be at least 1")
         super().__post_init__(**kwargs)
 
 
@@ -100,7 +101,7 @@ class PatchTokenizer(PreTrainedModel):
         # Most patches of real images are alike; entries that start on the same one would stay there.
         distinct = patches.unique(dim=0)
         if len(distinct) < codebook_size:
-            raise ValueError(f"the images have {len(distinct)} distinct patches, codebook_size is {codebook_size}")
+            raise TersorError(f"the images have {len(distinct)} distinct patches, codebook_size is {codebook_size}")
         model.codebook.copy_(distinct[torch.randperm(len(distinct), generator=generator)[:codebook_size]])
         for number in range(rounds):
             ids, error = model._nearest(patches)
@@ -172,7 +173,8 @@ class DiffusersTokenizer:
     def from_pretrained(cls, folder: str | Path) -> DiffusersTokenizer:
         """Load a folder that `VQModel` saved as safetensors; `MissingExtraError` without diffusers."""
         model = require("diffusers", "images").VQModel
-        return cls(model.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval())
+        check_config(Path(folder), "diffusion_pytorch_model.safetensors")
+        return cls(load_checked(model, folder, local_files_only=True))
 
     @property
     def codebook_size(self) -> int:
@@ -211,16 +213,16 @@ def load_tokenizer(folder: str | Path) -> ImageTokenizer:
     Raises:
         ValueError: If there is none.
     """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no image tokenizer: there is no config.json")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    if not (Path(folder) / "config.json").is_file():
+        raise TersorError(f"{folder} holds no image tokenizer: there is no config.json")
+    config = read_config(Path(folder))
     if config.get("_class_name") == "VQModel":
         return DiffusersTokenizer.from_pretrained(folder)
     for each in (PatchTokenizer, VQTokenizer):
         if config.get("model_type") == each.config_class.model_type:
-            return each.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
-    raise ValueError(
+            check_config(Path(folder))
+            return load_checked(each, folder, local_files_only=True)
+    raise TersorError(
         f"{folder} holds no image tokenizer that is known here: PatchTokenizer, VQTokenizer, or diffusers' VQModel; "
         f"its config.json says {config.get('model_type') or config.get('_class_name')!r}"
     )

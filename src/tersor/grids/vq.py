@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tersor._errors import TersorError
 from tersor.grids.original import load_strictly, read_weights
 from tersor.grids.pixels import check_ids, check_images, divided, to_unit
 
@@ -42,7 +43,9 @@ class VQTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.channel_multipliers = tuple(self.channel_multipliers)
         if self.base_channels % self.norm_groups:
-            raise ValueError(f"base_channels={self.base_channels} must be a multiple of norm_groups={self.norm_groups}")
+            raise TersorError(
+                f"base_channels={self.base_channels} must be a multiple of norm_groups={self.norm_groups}"
+            )
         super().__post_init__(**kwargs)
 
     @property
@@ -256,7 +259,7 @@ def _config_of(shapes: dict[str, tuple[int, ...]], norm_groups: int, path: str |
         codebook_size, code_width = shapes["quantize.embedding.weight"]
         latent = shapes["encoder.conv_out.weight"][0]
     except (KeyError, ValueError, IndexError):
-        raise ValueError(f"{path} is no LlamaGen tokenizer: it has {sorted(shapes)[:8]} and so on") from None
+        raise TersorError(f"{path} is no LlamaGen tokenizer: it has {sorted(shapes)[:8]} and so on") from None
     return VQTokenizerConfig(
         channel_multipliers=[each // base for each in outs],
         base_channels=base,

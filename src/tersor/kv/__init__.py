@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from tersor._errors import TersorError
+
 if TYPE_CHECKING:
     from tersor.kv.recipe import Recipe
 
@@ -22,7 +24,7 @@ METHODS: dict[str, str] = {
 def get_method(name: str) -> type[Recipe]:
     """The recipe class registered as ``name``; raises `ValueError` for an unknown one."""
     if name not in METHODS:
-        raise ValueError(f"cache method {name!r} is unknown; choose one of {sorted(METHODS)}")
+        raise TersorError(f"cache method {name!r} is unknown; choose one of {sorted(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
     recipe: type[Recipe] = getattr(import_module(module), attribute)
     return recipe

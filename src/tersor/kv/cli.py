@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tersor._lazy import require
+from tersor._compat import with_cache
+from tersor._errors import TersorError
+from tersor._images import read_frames, read_picture
 from tersor.zoo import loading
+from tersor.zoo.inspection import refused
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing reads standard input.")] = None,
     model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-lm",
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this UTF-8 file.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Ask about this picture; needs a vision-language model.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Ask about this picture; needs a vision-language model. May be repeated."),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Ask about this video: an animated GIF or WebP, or a folder of its frames.")
+    ] = None,
     cache: Annotated[
         str,
         typer.Option(
@@ -26,7 +36,9 @@ def generate(
     ] = "zipcache",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the cache method, such as high_bits=8; may be repeated."),
+        typer.Option(
+            "--set", help="A setting of the cache method, such as high_bits=8, or --high-bits 8; may be repeated."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
@@ -45,100 +57,185 @@ def generate(
 
     recipe = recipe_from_text(cache, settings or [])
     if max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+        raise TersorError(f"--max-new-tokens {max_new_tokens} must be at least 1")
     if temperature < 0:
-        raise ValueError(f"--temperature {temperature} must not be negative")
-    if image is not None and not image.is_file():
-        raise ValueError(f"--image {image}: no such file")
+        raise TersorError(f"--temperature {temperature} must not be negative")
     location = loading.resolve(model)
-    if image is not None and Path(location).is_dir() and not loading.is_multimodal(location):
-        raise ValueError(f"--model {model} reads no pictures; give a vision-language model, or leave --image out")
+    pictures, frames = _seen(location, model, image or [], video)
     text = _read_prompt(prompt, prompt_file)
     import torch
     from transformers import DynamicCache, TextStreamer
 
+    from tersor.kv.engine.cache import NothingToCompressError
+
     network, tokenizer = loading.load(location, device)
-    inputs = _inputs(location, tokenizer, text, image, chat=chat).to(network.device)
+    inputs = _inputs(location, tokenizer, text, pictures, frames, chat=chat).to(network.device)
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     tokens = inputs["input_ids"].shape[1]
+    if not tokens:
+        raise TersorError("the prompt has no tokens; write more")
     if limit is not None and tokens + max_new_tokens > limit:
-        raise ValueError(
+        raise TersorError(
             f"the prompt's {tokens} tokens and --max-new-tokens {max_new_tokens} exceed the model's {limit} "
             "positions; shorten one of them"
         )
     torch.manual_seed(seed)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    used = DynamicCache(config=network.config) if recipe is None else recipe.cache(network.config)
+    nothing, used = None, DynamicCache(config=network.config)
+    try:
+        used = used if recipe is None else recipe.cache(network.config)
+    except NothingToCompressError as error:
+        recipe, nothing = None, f"--cache {cache} has nothing to do: {error}"
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    call = {**inputs, **sampling, "max_new_tokens": max_new_tokens, "past_key_values": used, "streamer": streamer}
-    sparsity: dict[str, Any] = {}
-    if recipe is None:
+    call = {**inputs, **sampling, "max_new_tokens": max_new_tokens, "streamer": streamer, **with_cache(used)}
+    with nullcontext() if recipe is None else recipe.on(network) as session:
         output = network.generate(**call)
-        summary = _dense_summary(used)
-    else:
-        with recipe.on(network) as session:
-            output = network.generate(**call)
-        summary = used.summary()
-        if session.state is not None:
-            sparsity = {"sparsity": session.stats.to_dict()}
+    facts = _facts(used, session) if nothing is None else {**_facts(used, session), "note": nothing}
     if as_json:
         written = tokenizer.decode(output[0, tokens:], skip_special_tokens=True)
-        typer.echo(json.dumps({"text": written, "prompt_tokens": tokens, "cache": summary, **sparsity}))
+        typer.echo(json.dumps({"text": written, "prompt_tokens": tokens, **facts}))
     else:
-        typer.echo(
-            f"[{summary['method']}] {summary['tokens']:,} tokens cached in {summary['cache_bytes']:,} bytes, "
-            f"{summary['compression_ratio']:.2f} times smaller than in 16 bits ({summary['fp16_bytes']:,} bytes)"
-            + _sparsity_line(**sparsity),
-            err=True,
-        )
+        typer.echo(closing_line(facts), err=True)
+
+
+def _seen(location: str, model: str, pictures: list[Path], video: Path | None) -> tuple[list[Any], list[Any]]:
+    """The pictures and the video's frames, read before anything heavy is loaded."""
+    if not pictures and video is None:
+        return [], []
+    option = "--image" if pictures else "--video"
+    if Path(location).is_dir() and not loading.is_multimodal(location):
+        raise TersorError(f"--model {model} reads no pictures; give a vision-language model, or leave {option} out")
+    for file in pictures:
+        if not file.is_file():
+            raise TersorError(f"--image {file}: no such file")
+    frames = [] if video is None else read_frames(video, option="--video")
+    return [read_picture(file, option="--image") for file in pictures], frames
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is not None:
         if prompt is not None:
-            raise ValueError("give a prompt or --prompt-file, not both")
+            raise TersorError("give a prompt or --prompt-file, not both")
         if not file.is_file():
-            raise ValueError(f"--prompt-file {file}: no such file")
+            raise TersorError(f"--prompt-file {file}: no such file")
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"--prompt-file {file} is not UTF-8 text") from None
+            raise TersorError(f"--prompt-file {file} is not UTF-8 text") from None
     elif prompt is None and sys.stdin.isatty():
-        raise ValueError("no prompt: give one as an argument, with --prompt-file, or on standard input")
+        raise TersorError("no prompt: give one as an argument, with --prompt-file, or on standard input")
     else:
         text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
     if not text:
-        raise ValueError("the prompt is empty")
+        raise TersorError("the prompt is empty")
     return text
 
 
-def _inputs(location: str, tokenizer: Any, text: str, image: Path | None, *, chat: bool) -> Any:
-    """The model's keywords for a prompt; one with a picture always goes through the chat template."""
-    if image is None:
-        if chat:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-        return tokenizer(text, return_tensors="pt")
-    pictures = require("PIL.Image", "images")
+def _inputs(
+    location: str, tokenizer: Any, text: str, pictures: Any = None, frames: Any = None, *, chat: bool = False
+) -> Any:
+    """The model's keywords for a prompt; one with pictures always goes through the chat template.
+
+    A template writes all special tokens itself, so that the tokenizer must not add them again.
+    """
+    if not pictures and not frames:
+        if not chat:
+            return tokenizer(text, return_tensors="pt")
+        rendered = _rendered(tokenizer, location, [{"role": "user", "content": text}])
+        return tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
     processor = loading.load_processor(location)
+    if frames and getattr(processor, "video_processor", None) is None:
+        raise TersorError(
+            f"the processor of {location} takes no videos, or its video part needs another package (most need "
+            "torchvision: pip install torchvision); or give frames as --image, once each"
+        )
+    content: list[dict[str, str]] = [{"type": "image"} for _ in pictures or ()]
+    content += [{"type": "video"}] if frames else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    prompt = _rendered(processor, location, messages)
+    given = {"images": list(pictures)} if pictures else {}
+    if frames:
+        given["videos"] = [frames]
+    start = getattr(processor.tokenizer, "bos_token", None)
+    adds = start is None or not prompt.startswith(start)
+    with refused(f"a prompt with pictures for {location}"):
+        return processor(text=[prompt], **given, add_special_tokens=adds, return_tensors="pt")
+
+
+def _rendered(by: Any, location: str, messages: list[dict[str, Any]]) -> str:
+    """The prompt by the chat template of a tokenizer or processor."""
+    if not getattr(by, "chat_template", None):
+        raise TersorError(f"{location} has no chat template; leave --chat out, or save one with the model")
+    with refused(f"the chat template of {location}"):
+        return str(by.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _facts(cache: Any, session: Any) -> dict[str, Any]:
+    """What a run took; the text is written, so that whatever fails here becomes a note."""
+    facts: dict[str, Any] = {}
     try:
-        picture = pictures.open(image).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"--image {image} is no picture that can be read: {error}") from None
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content}]
-    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return processor(text=[prompt], images=[picture], return_tensors="pt")
+        facts["cache"] = {**(_dense_summary(cache) if session is None else cache.summary()), **_sizes(cache)}
+        state = None if session is None else session.state
+        if state is not None and not state.records:
+            facts["note"] = "no layer of this model may be sparse, so that every token took part in the attention"
+        elif state is not None:
+            facts["sparsity"] = session.stats.to_dict()
+    except Exception as error:
+        facts["note"] = f"what the cache took is not known ({type(error).__name__})"
+    return facts
 
 
-def _sparsity_line(sparsity: dict[str, Any] | None = None) -> str:
-    if sparsity is None:
-        return ""
+def _sizes(cache: Any) -> dict[str, Any]:
+    """Bytes that all layers hold, bytes of the library's cache in the model's precision, and tokens compressed."""
+    from tersor.bench.measure import storage_bytes
+
+    compressed = [each for each in getattr(cache, "compressed_layers", list)() if each.is_initialized]
+    rest = [each for each in cache.layers if getattr(each, "attention", each) not in compressed]
+    others = [each for each in rest if getattr(each, "keys", None) is not None]
+    plain = storage_bytes([(each.keys, each.values) for each in others])
+    held, library, done, dtype = plain, plain, 0, None
+    if compressed:
+        dtype = compressed[0].keys.dtype
+        held += cache.memory_footprint()
+        library += cache.dense_footprint() // 2 * dtype.itemsize
+        done = max(each.get_seq_length() - each.waiting for each in compressed)
+    return {
+        "held_bytes": held, "library_bytes": library, "library_dtype": str(dtype).removeprefix("torch."),
+        "compressed_tokens": done,
+    }  # fmt: skip
+
+
+def closing_line(facts: dict[str, Any]) -> str:
+    """What is said below the text: what the cache took, against the library's cache in the model's precision.
+
+    Args:
+        facts: Of a run, as ``--json`` prints them: "cache", "sparsity" where there is one, and perhaps a "note".
+    """
+    parts = []
+    if (cache := facts.get("cache")) is not None:
+        held, dense = cache["held_bytes"], cache["library_bytes"]
+        parts.append(f"[{cache['method']}] {cache['tokens']:,} tokens cached in {held:,} bytes")
+        if cache["method"] == "none":
+            parts.append("the library's own cache, nothing is compressed")
+        elif held < dense:
+            kind = cache["library_dtype"]
+            parts.append(f"{dense / held:.2f} times smaller than the library's cache in {kind} ({dense:,} bytes)")
+            if kind == "float32" and cache["compression_ratio"] > 1:
+                parts.append(f"{cache['compression_ratio']:.2f} times smaller than in 16 bits")
+        elif cache["compressed_tokens"]:
+            parts.append(f"no smaller than the library's cache ({dense:,} bytes): most tokens wait to be compressed")
+        else:
+            parts.append("nothing is compressed yet: the prompt is too short, or the settings keep every token")
+    if (sparsity := facts.get("sparsity")) is not None:
+        parts.append(_sparsity_line(sparsity))
+    return "; ".join([*parts, *([facts["note"]] if "note" in facts else [])])
+
+
+def _sparsity_line(sparsity: dict[str, Any]) -> str:
     if sparsity["skipped_reason"] is not None:
-        return f"; every token took part in the prompt's attention ({sparsity['skipped_reason']})"
+        return f"every token took part in the prompt's attention ({sparsity['skipped_reason']})"
     return (
-        f"; {sparsity['token_ratio']:.1%} of the prompt's tokens took part in its attention, "
+        f"{sparsity['token_ratio']:.1%} of the prompt's tokens took part in its attention, "
         f"{sparsity['attn_flops_reduction_exact']:.1%} of its operations saved"
     )
 
@@ -146,12 +243,13 @@ def _sparsity_line(sparsity: dict[str, Any] | None = None) -> str:
 def _dense_summary(cache: Any) -> dict[str, Any]:
     from tersor.bench.measure import storage_bytes
 
-    held = storage_bytes([(layer.keys, layer.values) for layer in cache.layers])
-    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    held = storage_bytes([(layer.keys, layer.values) for layer in layers])
+    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
     return {
         "method": "none",
         "tokens": cache.get_seq_length(),
         "cache_bytes": held,
         "fp16_bytes": 2 * numbers,
-        "compression_ratio": 2 * numbers / held,
+        "compression_ratio": 2 * numbers / held if held else 1.0,
     }

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from tersor._errors import TersorError, WrongTypeError
 from tersor.kv import get_method
 from tersor.kv.engine.choices import ENGINE_OPTIONS
 from tersor.kv.recipe import Recipe
@@ -47,15 +48,15 @@ class Composition(Recipe):
     def __post_init__(self) -> None:
         for recipe in self.recipes:
             if not isinstance(recipe, Recipe) or isinstance(recipe, Composition):
-                raise TypeError(
+                raise WrongTypeError(
                     f"compose takes recipes such as ZipCache() and MiniCache(), got a {type(recipe).__name__}; "
                     "to combine choices of your own, give them to tersor.kv.method.KVMethod"
                 )
         if len(self.recipes) < 2:
-            raise ValueError(f"compose needs at least two recipes, got {len(self.recipes)}; one runs by itself")
+            raise TersorError(f"compose needs at least two recipes, got {len(self.recipes)}; one runs by itself")
         names = [type(recipe).__name__ for recipe in self.recipes]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"compose got {', '.join(repeated)} more than once; give every recipe once")
+            raise TersorError(f"compose got {', '.join(repeated)} more than once; give every recipe once")
         self._owners()
         self._options()
         # Contradictions between the choices themselves show here, and not at the first prompt.
@@ -68,7 +69,7 @@ class Composition(Recipe):
             for choice, by in recipe.choices().items():
                 if choice in owners:
                     other = owners[choice]
-                    raise ValueError(
+                    raise TersorError(
                         f"{type(other).__name__} (by {other.choices()[choice]}) and {type(recipe).__name__} (by {by}) "
                         f"both choose the {choice}; leave it to one of them"
                     )
@@ -84,7 +85,7 @@ class Composition(Recipe):
             }
             if len(set(given.values())) > 1:
                 told = " and ".join(f"{name}={value!r} by {who}" for who, value in given.items())
-                raise ValueError(f"the composition is given {told}; both work on the same tokens, so give one value")
+                raise TersorError(f"the composition is given {told}; both work on the same tokens, so give one value")
             for value in given.values():
                 options[name] = value
         return options

@@ -6,13 +6,15 @@ import json
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.choices import ENGINE_OPTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from tersor.kv.engine.cache import CompressedCache
-    from tersor.kv.method import KVMethod, Session
+    from tersor.kv.method import KVMethod
+    from tersor.kv.session import Session
 
 #: 16 stores tokens in model precision, 0 evicts them.
 STORAGE_BITS = (0, 2, 3, 4, 8, 16)
@@ -25,11 +27,11 @@ class Recipe:
 
     def method(self) -> KVMethod:
         """The engine's four choices for these settings."""
-        raise NotImplementedError(f"{type(self).__name__} makes no choices; override `method`")
+        raise UnsupportedError(f"{type(self).__name__} makes no choices; override `method`")
 
     def choices(self) -> dict[str, str]:
         """Which of the engine's choices these settings make, and the setting that makes each; for `compose`."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be composed; override `choices`")
+        raise UnsupportedError(f"{type(self).__name__} cannot be composed; override `choices`")
 
     def engine_options(self) -> dict[str, Any]:
         """The engine's settings that these settings ask for, for `compose`: those that are not at their default."""
@@ -58,7 +60,7 @@ class Recipe:
         settings = json.loads(text)
         known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(settings) - known):
-            raise ValueError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
+            raise TersorError(f"{cls.__name__} has no settings {unknown}; it has {sorted(known)}")
         return cls(**{name: _tuples(value) for name, value in settings.items()})
 
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import tersor.kv.engine.attention  # noqa: F401  (registers the attention functions)
 from tersor._compat import check_transformers, take_cache, with_cache
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.state import ForwardState, UncachedPrompt
@@ -72,7 +73,7 @@ class Session:
             ValueError: Before the first prompt, and for methods with a dense prefill.
         """
         if self.state is None:
-            raise ValueError(
+            raise TersorError(
                 "no prompt has been read by a sparse prefill in this session"
                 + (
                     "; run the model first"
@@ -139,7 +140,7 @@ class Session:
             return self._generate(*args, **kwargs)
         use_cache = self._check_generation(args, kwargs)
         if use_cache:
-            cache = self._cache_for(take_cache(kwargs))
+            cache: Any = self._cache_for(take_cache(kwargs))
             kwargs |= with_cache(cache)
         else:
             self._latest.uncached = UncachedPrompt()
@@ -147,7 +148,8 @@ class Session:
             output = self._generate(*args, **kwargs)
         finally:
             self._latest.uncached = None
-        if use_cache and cache is self._latest.cache and not cache.get_seq_length():
+        latest = self._latest.cache
+        if use_cache and latest is not None and latest is cache and latest.get_seq_length() == 0:
             raise RuntimeError(
                 f"generate of {type(self.model).__name__} did not use the cache that it was given, so nothing was "
                 "compressed; run this model without tersor"
@@ -183,19 +185,19 @@ class Session:
 
         sparse, implementation = self.method.prefill.sparse, option("cache_implementation")
         if sparse and option("prefill_chunk_size") is not None:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 "prefill_chunk_size does not go with a sparse prefill, which chooses tokens by the end of the whole "
                 "prompt; leave it out"
             )
         # Older models name the library's default, which means none.
         if implementation not in (None, "hybrid"):
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"cache_implementation={implementation!r} is a cache of the library's, which {self.method.name} cannot "
                 "compress; leave it out"
             )
         if option("use_cache") is False:
             if not sparse:
-                raise ValueError(
+                raise TersorError(
                     f"use_cache=False leaves {self.method.name} nothing to compress; leave it out, or generate outside "
                     "the session"
                 )

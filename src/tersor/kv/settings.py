@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from tersor._errors import TersorError
 from tersor.kv import METHODS, get_method
 from tersor.kv.compose import compose
 from tersor.kv.recipe import Recipe
@@ -27,7 +29,7 @@ def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
     """
     names = [] if cache == "none" else cache.split("+")
     if not set(names) <= set(METHODS):
-        raise ValueError(
+        raise TersorError(
             f"--cache {cache!r} is unknown; choose one of {['none', *sorted(METHODS)]}, or several joined by '+'"
         )
     classes = [get_method(name) for name in names]
@@ -35,16 +37,22 @@ def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
+        name = name.replace("-", "_")
         if not equals:
-            raise ValueError(f"--set {setting!r} must be name=value")
+            raise TersorError(f"--set {setting!r} must be name=value")
         if name not in known:
             offer = f"its settings are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"--set {setting!r} is no setting of --cache {cache}; {offer}")
+            raise TersorError(f"--set {setting!r} is no setting of --cache {cache}; {offer}")
         if name in given:
-            raise ValueError(f"--set {name} is given twice; give it once")
+            raise TersorError(f"--set {name} is given twice; give it once")
         given[name] = _value(name, text, known[name])
-    recipes = [each(**{name: given[name] for name in given if name in _hints(each)}) for each in classes]
-    return compose(*recipes) if len(recipes) > 1 else next(iter(recipes), None)
+    try:
+        recipes = [each(**{name: given[name] for name in given if name in _hints(each)}) for each in classes]
+        return compose(*recipes) if len(recipes) > 1 else next(iter(recipes), None)
+    except TersorError as error:
+        # A recipe speaks of its arguments; here they are what was given to --set.
+        typed = str(error).partition("=")[0] in known
+        raise TersorError(f"--set {error}" if typed else f"--cache {cache}: {error}") from error
 
 
 def _hints(recipe: type[Recipe]) -> dict[str, Any]:
@@ -57,12 +65,12 @@ def _value(name: str, text: str, hint: Any) -> Any:
     """``text`` as a value of the type ``hint``; a single entry of a tuple needs no comma."""
     try:
         value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     for each in (text, value, (value,)):
         if _fits(each, hint):
             return each
-    raise ValueError(f"--set {name}={text} must be {_name(hint)}")
+    raise TersorError(f"--set {name}={text} must be {_name(hint)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -79,7 +87,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, hint)
 
 
 def _name(hint: Any) -> str:

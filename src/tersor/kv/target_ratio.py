@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.kv.engine.choices import pick
 from tersor.kv.engine.state import ForwardState
 from tersor.kv.method import KVMethod
@@ -58,7 +59,7 @@ def find_tau(
         ValueError: Without samples, or if the ratio is not reached within 0.1.
     """
     if not samples or not 0.0 < ratio < 1.0:
-        raise ValueError(
+        raise TersorError(
             f"got {len(samples)} samples and ratio={ratio}; it takes at least one, and a ratio inside (0, 1)"
         )
     probing = method_of(pick(ProbeOnly, selection))
@@ -89,7 +90,7 @@ def find_tau(
             break
         goal = min(max(goal + ratio - measured, 0.0), 1.0)
     if best > 0.1:
-        raise ValueError(
+        raise TersorError(
             f"no tau keeps {ratio:.0%} of the tokens of these samples: the closest misses by {best:.0%}. Prompts "
             "shorter than min_tokens, skip_layers and protected tokens keep more"
         )

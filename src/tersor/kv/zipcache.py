@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from tersor._errors import TersorError
 from tersor.kv.engine.choices import check_engine_options, check_setting, check_words, pick
 from tersor.kv.recipe import PARAM_DTYPES, STORAGE_BITS, Recipe
 
@@ -92,7 +93,7 @@ class ZipCache(Recipe):
         enough = self.max_probe_tokens is None or self.max_probe_tokens >= 1
         check_setting(self, "max_probe_tokens", enough, "at least 1")
         if self.saliency_scope == "kv_head" and self.value_param_scope == "token":
-            raise ValueError(
+            raise TersorError(
                 "saliency_scope='kv_head' needs value_param_scope='token_head': when every head picks its own tokens, "
                 "one parameter pair a token would be shared by different tokens"
             )

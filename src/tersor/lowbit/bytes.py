@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tersor._errors import TersorError
 from tersor.lowbit.packing import packed_width
 
 Scheme = Literal["groupwise", "tokenwise", "channel_separable", "mixed"]
@@ -27,7 +28,7 @@ def parameter_count(scheme: Scheme, *, batch: int, tokens: int, width: int, grou
         "mixed": 5 * width + 2 * batch * tokens,
     }
     if scheme not in counts:
-        raise ValueError(f"scheme={scheme!r} is unknown; choose one of {sorted(counts)}")
+        raise TersorError(f"scheme={scheme!r} is unknown; choose one of {sorted(counts)}")
     return counts[scheme]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.lowbit.codes import AffineCodes, compute_dtype, storage_dtype
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.packing import check_bits
@@ -71,7 +72,7 @@ def encode_keys_channelwise(
     """
     mask = None if valid is None else valid[..., None]
     if keys.shape[-2] == 0:
-        raise ValueError("keys hold no token; an empty group has no parameters, leave it out")
+        raise TersorError("keys hold no token; an empty group has no parameters, leave it out")
     return affine_encode(keys, bits, (-2,), valid=mask, param_dtype=param_dtype)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError, WrongTypeError
+
 #: Bits of a code -> its planes in a row, each as (bits of the plane, place of its lowest bit in the code).
 PLANES: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((1, 0),),
@@ -27,7 +29,7 @@ PACKED_BITS = tuple(PLANES)
 def check_bits(bits: int) -> None:
     """Raise `ValueError` unless ``bits`` has a packed layout (1, 2, 3, 4 or 8)."""
     if bits not in PACKED_BITS:
-        raise ValueError(f"bits={bits!r} has no packed layout; choose one of {PACKED_BITS}")
+        raise TersorError(f"bits={bits!r} has no packed layout; choose one of {PACKED_BITS}")
 
 
 def plane_width(dim: int, plane_bits: int) -> int:
@@ -51,7 +53,7 @@ def pack_half_split(codes: Tensor, bits: int) -> Tensor:
     """
     check_bits(bits)
     if codes.dtype != torch.uint8:
-        raise TypeError(f"codes must be uint8, got {codes.dtype}; clamp and cast them first")
+        raise WrongTypeError(f"codes must be uint8, got {codes.dtype}; clamp and cast them first")
     if bits == 8:
         return codes.contiguous()
     planes = [_pack_plane((codes >> place) & ((1 << width) - 1), width) for width, place in PLANES[bits]]
@@ -76,7 +78,7 @@ def unpack_half_split(packed: Tensor, bits: int, dim: int) -> Tensor:
     """
     check_bits(bits)
     if packed.shape[-1] != packed_width(dim, bits):
-        raise ValueError(
+        raise TersorError(
             f"{dim} codes of {bits} bits take {packed_width(dim, bits)} bytes a row, got {packed.shape[-1]}"
         )
     if bits == 8:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.layers import QuantLayer, operate
 from tersor.ptq.quantizers import (
@@ -85,7 +86,7 @@ def _first_scales(block: Block, inputs: Tensor, config: RepAPQConfig) -> None:
     for name, layer in layers.items():
         got = torch.cat(taken[name])
         if not bool(torch.isfinite(got).all()):
-            raise ValueError(f"activations of {block.name}.{name} are NaN or infinite; check weights and images")
+            raise TersorError(f"activations of {block.name}.{name} are NaN or infinite; check weights and images")
         scale, zero = activation_scale(got, layer.activation_bits, config)
         layer.a_scale.copy_(scale)
         layer.a_zero.copy_(zero)

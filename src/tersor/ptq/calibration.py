@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.bench.measure import seed_of
 from tersor.bench.runs import OnProgress
 from tersor.ptq.blocks import Block, BlockReport, activation_scale, calibrate_block, run_chunks
@@ -67,9 +68,9 @@ def quantize(
     """
     config = config or RepAPQConfig()
     if calibration.ndim != 4 or not len(calibration):
-        raise ValueError(f"calibration must be images [n, channels, height, width], got {tuple(calibration.shape)}")
+        raise TersorError(f"calibration must be images [n, channels, height, width], got {tuple(calibration.shape)}")
     if not bool(torch.isfinite(calibration).all()):
-        raise ValueError("the calibration images hold NaN or infinity; check how they were normalized")
+        raise TersorError("the calibration images hold NaN or infinity; check how they were normalized")
     merged = merge(model, calibration[:8]).requires_grad_(False)
     chain = find_stages(merged, calibration[:2], stages)
     bits = _bits_of_layers(merged, chain, config)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor._images import image_files
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def quantize(
 
     config = RepAPQConfig.of(bits, iterations=iterations, seed=seed)
     if max(config.weight_bits, config.activation_bits) > 8:
-        raise ValueError(f"--bits {bits}: an ONNX file of integers takes 8 bits or fewer")
+        raise TersorError(f"--bits {bits}: an ONNX file of integers takes 8 bits or fewer")
     if out.suffix != ".onnx" or out.is_dir():
-        raise ValueError(f"--out {out} must be a file that ends in .onnx")
+        raise TersorError(f"--out {out} must be a file that ends in .onnx")
     if images < 1:
-        raise ValueError(f"--images {images} must be at least 1")
+        raise TersorError(f"--images {images} must be at least 1")
     from tersor.ptq.images import find_classes, read_folder
 
     image_files(calibration)
@@ -123,12 +124,12 @@ def _network(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing
 
     if model in zoo.names():
         if weights is not None:
-            raise ValueError(f"--weights is for models of timm; {model} brings its own")
+            raise TersorError(f"--weights is for models of timm; {model} brings its own")
         net = zoo.load_network(model)
         shape = net.config
         return net, Preprocessing(size=shape.image_size, mean=(shape.mean,) * 3, deviation=(shape.deviation,) * 3)
     if weights is None:
-        raise ValueError(f"--model {model} needs --weights FILE, a checkpoint in training form")
+        raise TersorError(f"--model {model} needs --weights FILE, a checkpoint in training form")
     return load_timm(model, weights)
 
 

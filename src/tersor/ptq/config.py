@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from tersor._errors import TersorError
+
 WEIGHT_INITS = ("output", "minmax", "percentile", "mse", "mae")
 ACTIVATION_INITS = ("mse", "minmax", "percentile")
 LOSSES = ("mae", "mse")
@@ -67,30 +69,30 @@ class RepAPQConfig:
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
             if (bits := getattr(self, name)) not in (2, 3, 4, 5, 6, 7, 8, 16):
-                raise ValueError(f"{name}={bits} must be from 2 to 8, or 16")
+                raise TersorError(f"{name}={bits} must be from 2 to 8, or 16")
         for name, allowed in (
             ("weight_init", WEIGHT_INITS), ("activation_init", ACTIVATION_INITS), ("loss", LOSSES),
             ("rounding", ROUNDINGS),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name}={value!r} must be one of {allowed}")
+                raise TersorError(f"{name}={value!r} must be one of {allowed}")
         if not 0 <= self.drop < 1:
-            raise ValueError(f"drop={self.drop} must be from 0 to less than 1")
+            raise TersorError(f"drop={self.drop} must be from 0 to less than 1")
         if self.iterations < 0 or min(self.init_images, self.batch_size) < 1:
-            raise ValueError(
+            raise TersorError(
                 f"iterations={self.iterations} must not be negative, init_images={self.init_images} and "
                 f"batch_size={self.batch_size} at least 1"
             )
         rates = (self.affine_rate, self.scale_rate, self.stage_weight, self.weight_rate or 0.0)
         if min(rates) < 0:
-            raise ValueError("stage_weight and the learning rates must not be negative")
+            raise TersorError("stage_weight and the learning rates must not be negative")
 
     @classmethod
     def of(cls, bits: str, **settings: object) -> Self:
         """From "w8a8", "w6a6", "w4a8", "w4a4" and the like."""
         parts = bits.lower().removeprefix("w").split("a")
         if not bits.lower().startswith("w") or len(parts) != 2 or not all(part.isdecimal() for part in parts):
-            raise ValueError(f"bits {bits!r} must be such as 'w8a8': bits of weights, then of activations")
+            raise TersorError(f"bits {bits!r} must be such as 'w8a8': bits of weights, then of activations")
         return cls(weight_bits=int(parts[0]), activation_bits=int(parts[1]), **settings)  # type: ignore[arg-type]
 
     def without_training(self, weight_init: str) -> Self:

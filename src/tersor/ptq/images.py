@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tersor._images import image_files
+from tersor._errors import TersorError
+from tersor._images import PictureError, image_files, opened
 from tersor._lazy import require
+from tersor.zoo.inspection import check_finite
 
 #: A folder with a larger share of unreadable files is refused: something is wrong with all of it.
 _UNREADABLE = 0.1
@@ -47,7 +47,7 @@ class Preprocessing:
         image: Any = require("PIL.Image", "ptq")
         width, height = picture.size
         if min(width, height) < self.size:
-            raise ValueError(
+            raise TersorError(
                 f"is {width} x {height} pixels; the network takes {self.size} x {self.size}, so none smaller"
             )
         short = int(self.size / self.share)
@@ -69,20 +69,19 @@ def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor
     Raises:
         ValueError: If more than a tenth cannot be read, or one is too small.
     """
-    image: Any = require("PIL.Image", "ptq")
     read, kept, bad = [], [], []
     for number, file in enumerate(files):
         try:
-            with image.open(file) as opened:
-                opened.load()
-                read.append(preprocessing(opened))
-                kept.append(number)
-        except (OSError, SyntaxError):  # what Pillow raises for files that are cut off or no pictures
+            with opened(file, extra="ptq") as picture:
+                read.append(preprocessing(picture))
+        except PictureError:
             bad.append(file)
-        except ValueError as error:
-            raise ValueError(f"{file} {error}") from None
+            continue
+        except TersorError as error:
+            raise TersorError(f"{file} {error}") from None
+        kept.append(number)
     if len(bad) > _UNREADABLE * len(files):
-        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read, {bad[0]} first; replace or remove them")
+        raise TersorError(f"{len(bad)} of {len(files)} images cannot be read, {bad[0]} first; replace or remove them")
     return torch.stack(read), kept
 
 
@@ -102,7 +101,7 @@ def find_classes(folder: Path, classes: int) -> list[tuple[Path, int]]:
     files = image_files(folder)
     names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
     if len(names) != classes:
-        raise ValueError(f"{folder} has {len(names)} folders with images, and the network {classes} classes")
+        raise TersorError(f"{folder} has {len(names)} folders with images, and the network {classes} classes")
     return [(file, names.index(file.relative_to(folder).parts[0])) for file in files if file.parent != folder]
 
 
@@ -115,19 +114,19 @@ def load_timm(name: str, weights: Path) -> tuple[nn.Module, Preprocessing]:
     timm: Any = require("timm", "ptq")
     data: Any = require("timm.data", "ptq")
     if not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"--model {name!r} is neither in the zoo nor a model of timm {timm.__version__}")
+        raise TersorError(f"--model {name!r} is neither in the zoo nor a model of timm {timm.__version__}")
     state = _read_state(weights)
     model = timm.create_model(name)
     merged = [key for key in state if "reparam_conv" in key]
     if merged and not any("reparam_conv" in key for key in model.state_dict()):
-        raise ValueError(
+        raise TersorError(
             f"{weights} holds merged blocks ({merged[0]}); give the weights of {name} in training form, with branches"
         )
     differing = sorted(set(state) ^ set(model.state_dict())) or sorted(
         key for key, value in model.state_dict().items() if value.shape != state[key].shape
     )
     if differing:
-        raise ValueError(
+        raise TersorError(
             f"{weights} does not hold the weights of {name}: {len(differing)} differ, {differing[0]} first"
         )
     model.load_state_dict(state)
@@ -141,16 +140,19 @@ def load_timm(name: str, weights: Path) -> tuple[nn.Module, Preprocessing]:
 def _read_state(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a PyTorch one without executing anything from it."""
     if not file.is_file():
-        raise ValueError(f"--weights {file}: no such file")
+        raise TersorError(f"--weights {file}: no such file")
     try:
         if file.suffix == ".safetensors":
             read: Any = load_file(file)
         else:
             read = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"--weights {file} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickles fail in many ways
+        raise TersorError(
+            f"--weights {file} cannot be read as tensors; give a whole .safetensors, or a .pth that holds weights alone"
+        ) from error
     tables: Any = read if isinstance(read, dict) else {}
     state: dict[str, Tensor] = tables.get("state_dict", tables.get("model", tables))
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"--weights {file} holds no table of weights")
+        raise TersorError(f"--weights {file} holds no table of weights")
+    check_finite(state, f"--weights {file}")
     return state

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tersor import _atomic, zoo
+from tersor._errors import TersorError
 from tersor.ptq.reparam import Branch
 
 KINDS = ("repvgg", "mobileone")
@@ -53,9 +54,9 @@ class RepNetConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} must be one of {KINDS}")
+            raise TersorError(f"kind={self.kind!r} must be one of {KINDS}")
         if not len(self.widths) == len(self.depths) == len(self.strides) > 0:
-            raise ValueError(
+            raise TersorError(
                 f"widths={self.widths}, depths={self.depths} and strides={self.strides} need one value a stage each"
             )
 
@@ -175,5 +176,5 @@ def load_network(name: str) -> RepNet:
     """A classifier of the zoo in training form (float32, eval mode); raises `ValueError` for another kind of model."""
     config = json.loads((zoo.path(name) / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] != ["RepNet"]:
-        raise ValueError(f"{name} classifies no images; tiny-repvgg and tiny-mobileone do")
+        raise TersorError(f"{name} classifies no images; tiny-repvgg and tiny-mobileone do")
     return RepNet.from_pretrained(zoo.path(name))

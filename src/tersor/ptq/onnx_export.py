@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.ptq.layers import IntegerLayer, RoundedInput
 
@@ -70,9 +71,9 @@ def export_quantized(model: nn.Module, example: Tensor, path: str | os.PathLike[
     """
     layers = [each for each in model.modules() if isinstance(each, IntegerLayer)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no integer layers; give the model that quantize() returns")
+        raise TersorError(f"{type(model).__name__} has no integer layers; give the model that quantize() returns")
     if max(max(each.weight_bits, each.activation_bits) for each in layers) > 8:
-        raise ValueError("ONNX Runtime's kernels take integers of 8 bits; quantize with 8 bits or fewer to export")
+        raise TersorError("ONNX Runtime's kernels take integers of 8 bits; quantize with 8 bits or fewer to export")
     ready = copy.deepcopy(model).eval()
     for name, module in list(ready.named_modules()):
         if isinstance(module, IntegerLayer):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
+
 #: Methods that merge a block's branches: timm's, and those of the authors of RepVGG and of MobileOne.
 _METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 #: Largest difference of outputs over the largest output. Ours is that of double precision; other libraries' own methods
@@ -51,7 +53,7 @@ def merge_branches(branches: Iterable[Branch]) -> nn.Conv2d:
     branches = list(branches)
     convs = [branch.conv for branch in branches if branch.conv is not None]
     if not convs:
-        raise ValueError("a block needs a convolution among its branches")
+        raise TersorError("a block needs a convolution among its branches")
     like = max(convs, key=lambda conv: conv.kernel_size[0])
     merged = nn.Conv2d(
         like.in_channels,
@@ -81,7 +83,7 @@ def _kernel(branch: Branch, like: nn.Conv2d) -> tuple[Tensor, Tensor]:
     size = like.kernel_size[0]
     if branch.conv is None:
         if like.in_channels != like.out_channels or set(like.stride) != {1}:
-            raise ValueError(
+            raise TersorError(
                 f"an identity branch beside a convolution of {like.in_channels} to {like.out_channels} channels with "
                 f"stride {like.stride}: it can only be added where both keep the shape"
             )
@@ -92,7 +94,7 @@ def _kernel(branch: Branch, like: nn.Conv2d) -> tuple[Tensor, Tensor]:
     else:
         conv = branch.conv
         if (conv.stride, conv.groups, conv.out_channels) != (like.stride, like.groups, like.out_channels):
-            raise ValueError(f"branches {conv} and {like} differ in stride, groups or channels and cannot be added")
+            raise TersorError(f"branches {conv} and {like} differ in stride, groups or channels and cannot be added")
         border = (size - conv.kernel_size[0]) // 2
         kernel = F.pad(conv.weight.double(), [border] * 4)
         bias = kernel.new_zeros(like.out_channels) if conv.bias is None else conv.bias.double()
@@ -105,7 +107,7 @@ def _kernel(branch: Branch, like: nn.Conv2d) -> tuple[Tensor, Tensor]:
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Factor and summand of a norm in eval mode, float64."""
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"{norm} keeps no running statistics, so that it has no fixed factor to merge")
+        raise TersorError(f"{norm} keeps no running statistics, so that it has no fixed factor to merge")
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
@@ -132,12 +134,12 @@ def merge(model: nn.Module, example: Tensor) -> nn.Module:
     try:
         before = exact(example.to(parameter.device).double())
     except RuntimeError as error:
-        raise ValueError(f"the model does not take images of {tuple(example.shape[1:])}: {error}") from None
+        raise TersorError(f"the model does not take images of {tuple(example.shape[1:])}: {error}") from None
     if not bool(torch.isfinite(before).all()):
-        raise ValueError("the model gives NaN or infinity for the calibration images: check its weights")
+        raise TersorError("the model gives NaN or infinity for the calibration images: check its weights")
     merged = _merge_children(exact)
     if not merged:
-        raise ValueError(_nothing(exact))
+        raise TersorError(_nothing(exact))
     _fold_norms(exact)
     for module in exact.modules():
         if getattr(module, "inplace", False):
@@ -145,7 +147,7 @@ def merge(model: nn.Module, example: Tensor) -> nn.Module:
     after = exact(example.to(parameter.device).double())
     changed = float((before - after).abs().max() / before.abs().max().clamp_min(1e-300))
     if not changed <= TOLERANCE:
-        raise ValueError(
+        raise TersorError(
             f"merging changed the outputs by {changed:.1e} of the largest one; blocks: {', '.join(merged)}"
         )
     return exact.to(parameter.dtype)

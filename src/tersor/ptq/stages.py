@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -33,9 +35,9 @@ def find_stages(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str
                 for name in stage.blocks:
                     x = model.get_submodule(name)(x)
         except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-            raise ValueError(_no_chain(model, found, str(error).splitlines()[0])) from None
+            raise TersorError(_no_chain(model, found, str(error).splitlines()[0])) from None
     if x.shape != exact.shape or not torch.allclose(x, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max())):
-        raise ValueError(_no_chain(model, found, "their output is another one"))
+        raise TersorError(_no_chain(model, found, "their output is another one"))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor import _atomic
+from tersor._errors import TersorError
 
 #: What the run of a folder is about.
 MARK = "run.json"
@@ -27,13 +28,17 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
     """
     text, mark = json.dumps(facts, indent=1) + "\n", folder / MARK
     if mark.is_file():
-        if json.loads(mark.read_text(encoding="utf-8")) != json.loads(text):
-            raise ValueError(
+        try:
+            known = json.loads(mark.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise TersorError(f"{mark} says nothing of its run; remove {folder}, or give another output") from None
+        if known != json.loads(text):
+            raise TersorError(
                 f"{folder} belongs to another run; repeat its settings and inputs to go on, give another "
                 "output, or remove it"
             )
     elif empty and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds other files; give a new folder for unfinished work")
+        raise TersorError(f"{folder} holds other files; give a new folder for unfinished work")
     elif write:
         _atomic.write_text(mark, text)
 

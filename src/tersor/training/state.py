@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tersor._errors import TersorError
+
 
 def save_state(
     file: Path, *, plan: Any, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
@@ -44,7 +46,7 @@ def load_state(file: Path | None, *, plan: Any, model: nn.Module, optimizer: tor
         return {}
     saved = torch.load(file, weights_only=True)
     if saved["plan"] != repr(plan):
-        raise ValueError(
+        raise TersorError(
             f"{file} belongs to a run with another plan or seed; repeat its settings, give another --out, or remove it"
         )
     model.load_state_dict(saved["model"])

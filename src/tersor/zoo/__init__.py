@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tersor._errors import TersorError
 from tersor._lazy import HANDED_ON, members
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def names() -> list[str]:
 def path(name: str) -> Path:
     """The folder of a model; raises `ValueError` for an unknown name."""
     if name not in names():
-        raise ValueError(f"the zoo has no model {name!r}; choose one of {names()}")
+        raise TersorError(f"the zoo has no model {name!r}; choose one of {names()}")
     return _CHECKPOINTS / name
 
 
@@ -73,7 +74,7 @@ def _model_class(folder: Path) -> Any:
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] == ["RepNet"]:
-        raise ValueError(f"{folder.name} classifies images; load it with zoo.load_network({folder.name!r})")
+        raise TersorError(f"{folder.name} classifies images; load it with zoo.load_network({folder.name!r})")
     if config["architectures"][0] in HANDED_ON[__name__]:
         return __getattr__(config["architectures"][0])
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
@@ -82,7 +83,7 @@ def _model_class(folder: Path) -> Any:
 def load_processor(name: str) -> ProcessorMixin:
     """What turns pictures and text into a model's inputs; raises `ValueError` for a model that reads no pictures."""
     if not (path(name) / "processor_config.json").is_file():
-        raise ValueError(f"{name} reads no pictures; use zoo.load({name!r}) for its tokenizer")
+        raise TersorError(f"{name} reads no pictures; use zoo.load({name!r}) for its tokenizer")
     from tersor.zoo.processor import PictureProcessor
 
     processor: ProcessorMixin = PictureProcessor.from_pretrained(path(name), local_files_only=True)
@@ -92,7 +93,7 @@ def load_processor(name: str) -> ProcessorMixin:
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32, eval mode) and tokenizer; raises `ValueError` for a model without a tokenizer."""
     if not (path(name) / "tokenizer.json").is_file():
-        raise ValueError(f"{name} has no tokenizer; use zoo.load_model({name!r})")
+        raise TersorError(f"{name} has no tokenizer; use zoo.load_model({name!r})")
     from transformers import AutoTokenizer
 
     return load_model(name), AutoTokenizer.from_pretrained(path(name), local_files_only=True)

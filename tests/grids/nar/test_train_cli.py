@@ -95,7 +95,7 @@ def test_training_starts_from_a_model(tmp_path) -> None:
         (["--held-out", "-1"], "negative"),
         (["--sample-every", "2"], "give the --tokenizer"),
         (["--sample-every", "2", "--tokenizer", "tiny-raster"], "128 ids, the tokens 20"),
-        (["--start-from", "/no/such/folder"], "must hold a NAR model"),
+        (["--start-from", "/no/such/folder"], "no config.json"),
         (["--tokens", "/no/such/file"], "no such file"),
         (["--dropout", "1"], "token_dropout"),
     ],

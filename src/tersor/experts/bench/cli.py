@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor.bench.runs import AsJson, OnProgress, Out, record_maker, report_records, show
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def bench_experts(
     """Measure experts: time per token, switches, mixed batches, loading; quality by bits and channels; the router."""
     parts = what or list(PARTS)
     if wrong := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"--what {wrong[0]!r} must be one of {PARTS}")
+        raise TersorError(f"--what {wrong[0]!r} must be one of {PARTS}")
     if repeats < 1 or threads < 1:
-        raise ValueError(f"--repeats {repeats} and --threads {threads} must be at least 1")
+        raise TersorError(f"--repeats {repeats} and --threads {threads} must be at least 1")
     from tersor.experts.config import DeltaConfig
 
     config = DeltaConfig(bits=bits)
@@ -48,7 +49,7 @@ def bench_experts(
     from tersor.experts.bench.speed import SHAPES
 
     if shape not in SHAPES:
-        raise ValueError(f"--shape {shape!r} must be one of {tuple(SHAPES)}")
+        raise TersorError(f"--shape {shape!r} must be one of {tuple(SHAPES)}")
     records: list[Record] = []
     with spinner() as status:
         if set(parts) - {"quality", "router"}:

@@ -22,6 +22,8 @@ from string import ascii_lowercase, digits
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
+
 PAD, EOS, UNKNOWN = 0, 1, 2
 #: Every character that the models read; the capitals are the letters of the router's list.
 CHARACTERS = f"\n {ascii_lowercase}{digits}ABCDEFGH>+=,?:.'-"
@@ -102,7 +104,7 @@ def examples(skill: str, n: int, *, seed: int, held_out: bool) -> list[Example]:
     Raises `ValueError` for an unknown skill.
     """
     if skill not in _DRAW:
-        raise ValueError(f"no skill {skill!r}; choose one of {sorted(_DRAW)}")
+        raise TersorError(f"no skill {skill!r}; choose one of {sorted(_DRAW)}")
     rng = random.Random(f"{skill} {seed}")
     found: list[Example] = []
     while len(found) < n:

@@ -21,6 +21,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.experts.config import DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
@@ -57,7 +58,7 @@ def random_model(shape: str, *, seed: int) -> Any:
         ValueError: If the shape is unknown.
     """
     if shape not in SHAPES:
-        raise ValueError(f"shape {shape!r} is not known; choose one of {tuple(SHAPES)}")
+        raise TersorError(f"shape {shape!r} is not known; choose one of {tuple(SHAPES)}")
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, bos_token_id=None, eos_token_id=None)
     with no_init_weights():
         model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)

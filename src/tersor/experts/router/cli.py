@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
+from tersor._options import FOLDER
 
 if TYPE_CHECKING:
     from tersor.experts.router.evaluation import Evaluation
@@ -24,7 +26,7 @@ Data = Annotated[Path, typer.Option(help='Requests, {"text": ..., "expert": ...}
 def train(
     data: Data,
     expert: Annotated[list[str], typer.Option(help="NAME=DESCRIPTION of an expert, once for each.")],
-    out: Annotated[Path, typer.Option(help="Folder of the router; an interrupted run goes on.")],
+    out: Annotated[Path, typer.Option(metavar=FOLDER, help="Folder of the router; an interrupted run goes on.")],
     kind: Annotated[str, typer.Option(help="'llm', 'encoder', 'embedding' or 'rules'.")] = "llm",
     model: Annotated[Path | None, typer.Option(help="Folder of the model to start from, with its tokenizer.")] = None,
     rules: Annotated[
@@ -58,7 +60,7 @@ def train(
     training = RouterTraining(steps=steps, batch=batch, rate=rate, seed=seed)
     requests = read_requests(data, list(config.experts))
     if (kind == "rules") != (rules is not None) or (kind == "rules") == (model is not None):
-        raise ValueError(
+        raise TersorError(
             f"kind {kind!r} needs {'--rules and no --model' if kind == 'rules' else '--model, no --rules'}"
         )
     with spinner() as status:
@@ -135,6 +137,6 @@ def _described(values: list[str]) -> dict[str, str]:
     for value in values:
         name, equals, what = value.partition("=")
         if not equals or not what.strip() or name in found:
-            raise ValueError(f"--expert {value!r} must be NAME=DESCRIPTION, each name once")
+            raise TersorError(f"--expert {value!r} must be NAME=DESCRIPTION, each name once")
         found[name] = what
     return found

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.experts.bank import is_name
 
 ROUTER_FILE = "router.json"
@@ -50,30 +51,30 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"router kind {self.kind!r} is not possible; choose one of {KINDS}")
+            raise TersorError(f"router kind {self.kind!r} is not possible; choose one of {KINDS}")
         if len(self.experts) < 2:
-            raise ValueError(f"a router chooses among at least two experts, got {list(self.experts)}")
+            raise TersorError(f"a router chooses among at least two experts, got {list(self.experts)}")
         for name, what in self.experts.items():
             if not is_name(name) or not isinstance(what, str) or not what.strip() or "\n" in what:
-                raise ValueError(f"expert {name!r} needs a plain name and a description of one line, got {what!r}")
+                raise TersorError(f"expert {name!r} needs a plain name and a description of one line, got {what!r}")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold!r} must be a probability from 0 to 1")
+            raise TersorError(f"threshold={self.threshold!r} must be a probability from 0 to 1")
         if self.fallback is not None and not is_name(self.fallback):
-            raise ValueError(f"fallback={self.fallback!r} is no name of an expert")
+            raise TersorError(f"fallback={self.fallback!r} is no name of an expert")
         if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or self.max_tokens < 8:
-            raise ValueError(f"max_tokens={self.max_tokens!r} must be an integer of at least 8")
+            raise TersorError(f"max_tokens={self.max_tokens!r} must be an integer of at least 8")
 
 
 def read_router_config(folder: Path) -> RouterConfig:
     """What a router's folder says of itself; raises as `Router.from_pretrained` does."""
     file = folder / ROUTER_FILE
     if not file.is_file():
-        raise ValueError(f"{folder}: no {ROUTER_FILE}; give the folder that `tersor experts router train` wrote")
+        raise TersorError(f"{folder}: no {ROUTER_FILE}; give the folder that `tersor experts router train` wrote")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         version = values.pop("format_version")
         if version == FORMAT_VERSION:
             return RouterConfig(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} describes no router: {error}") from None
-    raise ValueError(f"{file} has format {version!r}, this tersor reads {FORMAT_VERSION}: upgrade it")
+        raise TersorError(f"{file} describes no router: {error}") from None
+    raise TersorError(f"{file} has format {version!r}, this tersor reads {FORMAT_VERSION}: upgrade it")

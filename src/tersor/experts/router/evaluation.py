@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval, wilson_interval
 from tersor.experts.router.routing import Router
 from tersor.experts.router.training import Request
@@ -61,7 +62,7 @@ def evaluate(router: Router, requests: Sequence[Request]) -> Evaluation:
         ValueError: If there is no request.
     """
     if not requests:
-        raise ValueError("there are no requests to evaluate the router on")
+        raise TersorError("there are no requests to evaluate the router on")
     names = list(router.config.experts)
     probabilities = router.scorer.probabilities([request.text for request in requests])
     true = torch.tensor([names.index(request.expert) for request in requests])

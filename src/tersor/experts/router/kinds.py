@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.experts.router.config import RouterConfig, Scorer
+from tersor.zoo.inspection import check_config, check_finite, refused
 
 HEAD_FILE, RULES_FILE = "router_head.safetensors", "router_rules.json"
 #: Requests that are scored in one forward pass.
@@ -57,7 +59,7 @@ class LLMScorer(_Saved):
         body, tail = self._ids(text), self._ids("\nAnswer:")
         room = self.max_tokens - len(head) - len(tail)
         if room < 1:
-            raise ValueError(
+            raise TersorError(
                 f"the list of experts takes {len(head) + len(tail)} of max_tokens={self.max_tokens}; give more tokens "
                 "or shorter descriptions"
             )
@@ -88,7 +90,7 @@ def letter_tokens(tokenizer: Any, count: int) -> list[int]:
         ids = [tokenizer.encode(lead + letter, add_special_tokens=False) for letter in ascii_uppercase[:count]]
         if len(ids) == count and all(len(one) == 1 for one in ids) and len({one[0] for one in ids}) == count:
             return [one[0] for one in ids]
-    raise ValueError(
+    raise TersorError(
         f"the router's tokenizer has no single tokens for {count} different letters (26 at most); use kind 'encoder'"
     )
 
@@ -180,14 +182,14 @@ class RulesScorer:
     def __init__(self, rules: Mapping[str, Sequence[str]], experts: Sequence[str]) -> None:
         """Raises `ValueError` if the rules are not for ``experts``, or one is no regular expression."""
         if set(rules) != set(experts):
-            raise ValueError(f"rules are for {sorted(rules)}, the router's experts are {sorted(experts)}")
+            raise TersorError(f"rules are for {sorted(rules)}, the router's experts are {sorted(experts)}")
         self.rules = {name: list(rules[name]) for name in experts}
         self._compiled: list[list[re.Pattern[str]]] = []
         for name, patterns in self.rules.items():
             try:
                 self._compiled.append([re.compile(pattern, re.IGNORECASE) for pattern in patterns])
             except (re.error, TypeError) as error:
-                raise ValueError(f"a rule of expert {name!r} is no regular expression: {error}") from None
+                raise TersorError(f"a rule of expert {name!r} is no regular expression: {error}") from None
 
     def probabilities(self, texts: Sequence[str]) -> Tensor:
         """Shares of the votes; the same for all experts where no rule matches, which a threshold can catch."""
@@ -215,7 +217,7 @@ def load_scorer(config: RouterConfig, folder: Path) -> Scorer:
     try:
         head.load_state_dict(load_file(folder / HEAD_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / HEAD_FILE} is no head for {len(config.experts)} experts: {error}") from None
+        raise TersorError(f"{folder / HEAD_FILE} is no head for {len(config.experts)} experts: {error}") from None
     return EmbeddingScorer(model, tokenizer, config.max_tokens, head)
 
 
@@ -232,15 +234,15 @@ def load_backbone(kind: str, folder: Path, experts: int) -> tuple[Any, Any]:
         AutoTokenizer,
     )
 
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json; give the folder of a model with its tokenizer")
+    check_config(folder)
     auto: Any = {"llm": AutoModelForCausalLM, "encoder": AutoModelForSequenceClassification, "embedding": AutoModel}
     further = {"num_labels": experts} if kind == "encoder" else {}
-    try:
-        model = auto[kind].from_pretrained(folder, local_files_only=True, **further)
-    except RuntimeError as error:  # shapes that differ: a classifier keeps its labels
-        raise ValueError(f"{folder} does not fit a router of kind {kind!r} for {experts} experts: {error}") from None
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # A head that is trained from here on may be missing; `refused` also tells of a classifier with other labels.
+    with refused(f"{folder} as a router of kind {kind!r} for {experts} experts"):
+        model = auto[kind].from_pretrained(folder, local_files_only=True, use_safetensors=True, **further)
+    check_finite(dict(model.named_parameters()), str(folder))
+    with refused(f"the tokenizer of {folder}"):
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def read_rules(file: Path) -> dict[str, list[str]]:
@@ -248,7 +250,7 @@ def read_rules(file: Path) -> dict[str, list[str]]:
     try:
         rules = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} holds no rules: {error}") from None
+        raise TersorError(f"{file} holds no rules: {error}") from None
     if not isinstance(rules, dict) or not all(isinstance(each, list) for each in rules.values()):
-        raise ValueError(f'{file} must be {{"expert": ["regular expression", ...], ...}}')
+        raise TersorError(f'{file} must be {{"expert": ["regular expression", ...], ...}}')
     return rules

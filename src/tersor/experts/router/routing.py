@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor.experts.router.config import FORMAT_VERSION, ROUTER_FILE, Messages, RouterConfig, Scorer, read_router_config
 from tersor.experts.router.kinds import load_scorer
 
@@ -116,7 +117,7 @@ def user_turns(messages: Messages) -> list[str]:
     turns = [_text(turn["content"]) for turn in messages if turn.get("role") == "user" and turn.get("content")]
     turns = [turn for turn in turns if turn.strip()]
     if not turns:
-        raise ValueError("there is no user turn with text to route on")
+        raise TersorError("there is no user turn with text to route on")
     return turns
 
 

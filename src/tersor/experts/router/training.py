@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.bench.measure import seed_of
 from tersor.bench.runs import OnProgress
 from tersor.experts.router.config import KINDS, RouterConfig
@@ -53,7 +54,7 @@ class RouterTraining:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or (self.rate is not None and not 0 < self.rate < 1):
-            raise ValueError(
+            raise TersorError(
                 f"steps={self.steps} and batch={self.batch} must be at least 1, rate={self.rate} between 0 and 1"
             )
 
@@ -65,7 +66,7 @@ def read_requests(file: Path, experts: Sequence[str]) -> list[Request]:
         ValueError: If a line, which is named, is not a request or is for an expert that is not in ``experts``.
     """
     if not file.is_file():
-        raise ValueError(f"{file}: no such file")
+        raise TersorError(f"{file}: no such file")
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
@@ -73,17 +74,17 @@ def read_requests(file: Path, experts: Sequence[str]) -> list[Request]:
         try:
             row = json.loads(line)
             request = Request(row["text"], row["expert"], row.get("right"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f'{file}:{number} must be {{"text": ..., "expert": ...}}') from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise TersorError(f'{file}:{number} must be {{"text": ..., "expert": ...}}') from None
         if not isinstance(request.text, str) or not request.text.strip():
-            raise ValueError(f"{file}:{number} has no text")
+            raise TersorError(f"{file}:{number} has no text")
         if request.expert not in experts:
-            raise ValueError(f"{file}:{number} is for {request.expert!r}; the router's experts are {list(experts)}")
+            raise TersorError(f"{file}:{number} is for {request.expert!r}; the router's experts are {list(experts)}")
         if request.right is not None and set(request.right) != set(experts):
-            raise ValueError(f'{file}:{number}: "right" must say true or false of each of {list(experts)}')
+            raise TersorError(f'{file}:{number}: "right" must say true or false of each of {list(experts)}')
         found.append(request)
     if not found:
-        raise ValueError(f"{file} holds no request")
+        raise TersorError(f"{file} holds no request")
     return found
 
 
@@ -113,13 +114,13 @@ def train_router(
             ``state`` belongs to another training.
     """
     if config.kind == "rules":
-        raise ValueError(f"rules are written, not trained; kinds that are trained are {KINDS[:-1]}")
+        raise TersorError(f"rules are written, not trained; kinds that are trained are {KINDS[:-1]}")
     training = training or RouterTraining()
     training = replace(training, rate=training.rate or RATES[config.kind])
     names = list(config.experts)
     by_expert = [[request.text for request in requests if request.expert == name] for name in names]
     if missing := [name for name, texts in zip(names, by_expert, strict=True) if not texts]:
-        raise ValueError(f"there are no requests for {missing[0]!r}; each expert needs some")
+        raise TersorError(f"there are no requests for {missing[0]!r}; each expert needs some")
     torch.manual_seed(training.seed)
     model.requires_grad_(config.kind != "embedding")
     scorer: LLMScorer | EncoderScorer | EmbeddingScorer

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.geometry import Cell, raster_place
@@ -41,7 +42,7 @@ class PARSchedule:
     def __post_init__(self) -> None:
         down, across = self.regions
         if min(self.regions) < 1 or self.rows % down or self.columns % across:
-            raise ValueError(f"grid {(self.rows, self.columns)} must be a multiple of regions={self.regions}")
+            raise TersorError(f"grid {(self.rows, self.columns)} must be a multiple of regions={self.regions}")
 
     @property
     def transition(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tersor import _atomic
+from tersor._errors import TersorError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STROKES = ("thin", "", "thick")
@@ -78,7 +79,7 @@ class Captions:
     def load(cls, folder: Path) -> Captions:
         """Read what `save` wrote; raises `ValueError` where there is nothing."""
         if not (folder / _FILE).is_file():
-            raise ValueError(f"{folder} holds no {_FILE}: its model is of no captions")
+            raise TersorError(f"{folder} holds no {_FILE}: its model is of no captions")
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         return cls(tuple(found["strokes"]), tuple(found["slants"]))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor._atomic import write_bytes
+from tersor._errors import TersorError
 from tersor._lazy import require
 
 if TYPE_CHECKING:
@@ -26,22 +27,27 @@ _FRAME = 150
 
 def check_nar(folder: Path, prompt: str | None, labels: str | None, sampling: dict[str, Any], out: Path) -> NARConfig:
     """The configuration of the NAR model in ``folder``; raises `ValueError` for a request that it cannot meet."""
+    from tersor.zoo.inspection import check_config, refused
+
+    check_config(folder)
+    check_config(folder / "tokenizer")
     from tersor.grids.nar.decoding import Sampling
     from tersor.grids.nar.model import NARConfig
 
-    config: NARConfig = NARConfig.from_pretrained(folder, local_files_only=True)
+    with refused(str(folder)):
+        config: NARConfig = NARConfig.from_pretrained(folder, local_files_only=True)
     video = len(config.grid_size) == 3
     if out.suffix != (".gif" if video else ".png"):
-        raise ValueError(f"--out {out} must end in {'.gif: this model makes clips' if video else '.png'}")
+        raise TersorError(f"--out {out} must end in {'.gif: this model makes clips' if video else '.png'}")
     if video:
         require("PIL.Image", "images")
     if (prompt is not None) != (config.condition == "text"):
         kind = "reads a --prompt" if config.condition == "text" else "takes no --prompt"
-        raise ValueError(f"{folder.name} {kind}; its condition is {config.condition!r}")
+        raise TersorError(f"{folder.name} {kind}; its condition is {config.condition!r}")
     scale = sampling["guidance_scale"]
     Sampling(**{**sampling, "guidance_scale": config.default_guidance if scale is None else scale})
     if labels is not None and config.condition != "class":
-        raise ValueError(f"{folder.name} takes no --labels; its condition is {config.condition!r}")
+        raise TersorError(f"{folder.name} takes no --labels; its condition is {config.condition!r}")
     return config
 
 
@@ -55,17 +61,14 @@ def generate_nar(
 ) -> dict[str, Any]:
     """Draw one sample for each class or prompt, write the sheet or the clip, and return the facts of the run."""
     import torch
-    from transformers.utils import logging
 
     from tersor.grids.drawing import as_png
     from tersor.grids.nar.heads import NARForImageGeneration
     from tersor.grids.nar.pipeline import NARPipeline, TubeletTokenizer
     from tersor.grids.tokenizer import load_tokenizer
+    from tersor.zoo.inspection import load_checked
 
-    logging.disable_progress_bar()
-    model = NARForImageGeneration.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    ).eval()
+    model = load_checked(NARForImageGeneration, folder, dtype=torch.float32, local_files_only=True)
     tokenizer: Any = load_tokenizer(folder / "tokenizer")
     if len(config.grid_size) == 3:
         # Grey clips: the frames of a token are the channels of its tokenizer.
@@ -95,7 +98,7 @@ def _encoder(folder: Path) -> Any:
     from tersor import zoo
 
     if folder.name not in zoo.names() or zoo.path(folder.name) != folder:
-        raise ValueError(f"{folder} reads text of an encoder that is not known here; use NARPipeline in Python")
+        raise TersorError(f"{folder} reads text of an encoder that is not known here; use NARPipeline in Python")
     return zoo.load_text_encoder(folder.name)
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.grids.blocks import PUBLISHED_HEADS
 from tersor.grids.geometry import check_sizes
 from tersor.grids.nar.heads import NARForImageGeneration
@@ -55,7 +56,7 @@ def convert_nar(
         if tuple(found[name].shape) != shapes[name]
     )
     if missing or unknown or other:
-        raise ValueError(f"{path} is no NAR checkpoint: missing {missing}, unknown {unknown}, other shapes {other}")
+        raise TersorError(f"{path} is no NAR checkpoint: missing {missing}, unknown {unknown}, other shapes {other}")
     # Copies, so that the model does not keep the file mapped.
     model.load_state_dict({name: each.clone() for name, each in found.items()}, assign=True)
     return model.eval()
@@ -65,7 +66,7 @@ def original_state_dict(model: NARForImageGeneration) -> dict[str, Tensor]:
     """The model's weights by the authors' names, as `convert_nar` reads them; `ValueError` for a single-head model."""
     config = model.config
     if len(config.head_layers) != len(config.grid_size):
-        raise ValueError("the authors' code has no names for a model with a single head")
+        raise TersorError("the authors' code has no names for a model with a single head")
     state = model.state_dict()
     return {name: state[ours][None] if name == "abs_pe" else state[ours] for name, ours in _names(config).items()}
 
@@ -95,12 +96,12 @@ def _ours(weights: dict[str, Tensor], path: str | Path) -> dict[str, str]:
     elif "output_R.weight" in weights:
         heads = _VIDEO_HEADS
     elif "output.weight" in weights and "norm.weight" in weights:
-        raise ValueError(
+        raise TersorError(
             f"{path} is a raster LlamaGen checkpoint: it has no head for the cell below and would make noise. Read it "
             "with convert_llamagen, and start a training with NARForImageGeneration.from_raster"
         )
     else:
-        raise ValueError(f"{path} is no NAR checkpoint: it has {sorted(weights)[:8]} and so on")
+        raise TersorError(f"{path} is no NAR checkpoint: it has {sorted(weights)[:8]} and so on")
     head_names = {
         f"{theirs}.weight": f"{ours}.{head}.weight"
         for head, pair in enumerate(heads)
@@ -130,17 +131,19 @@ def _config_of(
     video = "output_R.weight" in weights
     axes = 3 if video else 2
     if len(grid_size) != axes:
-        raise ValueError(f"{path} is of {'videos' if video else 'images'}: grid_size={grid_size} must have {axes} axes")
+        raise TersorError(
+            f"{path} is of {'videos' if video else 'images'}: grid_size={grid_size} must have {axes} axes"
+        )
     tokens, wqkv = weights.get("tok_embeddings.weight"), weights.get("layers.0.attention.wqkv.weight")
     classes = weights.get("cls_embedding.embedding_table.weight")
     null = weights.get("cls_embedding.uncond_embedding")
     condition = null if classes is None else classes
     if tokens is None or wqkv is None or condition is None or not tokens.ndim == wqkv.ndim == condition.ndim == 2:
-        raise ValueError(f"{path} is no NAR checkpoint: it has {sorted(weights)[:8]} and so on")
+        raise TersorError(f"{path} is no NAR checkpoint: it has {sorted(weights)[:8]} and so on")
     vocabulary, width = tokens.shape
     heads = heads or PUBLISHED_HEADS.get(width)
     if heads is None:
-        raise ValueError(f"no published NAR is {width} wide; give num_attention_heads")
+        raise TersorError(f"no published NAR is {width} wide; give num_attention_heads")
     layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
+from tersor._errors import TersorError
 from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.geometry import check_sizes
@@ -53,15 +54,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale={self.guidance_scale} must be a number from 1, which is no guidance")
+            raise TersorError(f"guidance_scale={self.guidance_scale} must be a number from 1, which is no guidance")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature} must not be negative; 0 takes the most likely token")
+            raise TersorError(f"temperature={self.temperature} must not be negative; 0 takes the most likely token")
         if not isinstance(self.top_k, int) or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
+            raise TersorError(
                 f"top_k={self.top_k!r} must be a whole number from 0, top_p={self.top_p} above 0 and up to 1"
             )
         if not isinstance(self.cfg_interval, int) or self.cfg_interval < -1:
-            raise ValueError(f"cfg_interval={self.cfg_interval!r} must be a number of tokens, or -1 for all")
+            raise TersorError(f"cfg_interval={self.cfg_interval!r} must be a number of tokens, or -1 for all")
 
     @property
     def guided(self) -> bool:
@@ -71,12 +72,12 @@ class Sampling:
     def check(self, model: Any, generator: torch.Generator | None) -> None:
         """Raise `ValueError` if the model has no null condition to guide by, or the generator is elsewhere."""
         if self.guided and not model.config.has_null:
-            raise ValueError(
+            raise TersorError(
                 f"guidance_scale={self.guidance_scale}: this model was trained without a null condition "
                 "(condition_dropout=0 or condition='none'); use guidance_scale=1"
             )
         if generator is not None and generator.device.type != model.device.type:
-            raise ValueError(
+            raise TersorError(
                 f"the generator is on {generator.device}, the model on {model.device}: "
                 f"make it with torch.Generator({str(model.device)!r})"
             )
@@ -103,9 +104,9 @@ def resolve_grid(config: Any, grid_size: tuple[int, ...] | None, *, warn: bool =
     sizes = own if grid_size is None else tuple(grid_size)
     check_sizes(sizes)
     if len(sizes) != len(own):
-        raise ValueError(f"grid_size={sizes} must have {len(own)} axes, like the model's {own}")
+        raise TersorError(f"grid_size={sizes} must have {len(own)} axes, like the model's {own}")
     if sizes != own and config.position_type != "rope":
-        raise ValueError(
+        raise TersorError(
             f"grid_size={sizes}: this model has {config.position_type} positions for {own} only; "
             "another grid takes rotary ones"
         )

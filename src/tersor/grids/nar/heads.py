@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from tersor._errors import TersorError
 from tersor.grids.blocks import Norm, unscaled_norm
 from tersor.grids.decoding import ready_steps
 from tersor.grids.llamagen import LlamaGen
@@ -219,7 +220,7 @@ class NARForImageGeneration(NARPreTrainedModel):
             dropped = torch.rand(len(ids), device=ids.device) < config.condition_dropout
         prefix, valid = self.model.condition(class_labels, text_features, text_mask, batch=len(ids), dropped=dropped)
         if len(prefix) != len(ids):
-            raise ValueError(f"there are {len(prefix)} conditions for {len(ids)} samples; give one each")
+            raise TersorError(f"there are {len(prefix)} conditions for {len(ids)} samples; give one each")
         embeddings = torch.cat([prefix, self.model.tok_embeddings(ids)], dim=1)
         places = torch.arange(embeddings.shape[1], device=ids.device)
         mask = self._mask(sizes, valid)
@@ -236,13 +237,13 @@ class NARForImageGeneration(NARPreTrainedModel):
         """Ids ``[batch, cells]`` as the fronts count the cells, which starts in the corner of ``flipped_axes``."""
         cells, most = math.prod(sizes), self.config.vocab_size - 1
         if ids.is_floating_point() or ids.ndim < 2 or tuple(ids.shape[1:]) not in ((cells,), sizes):
-            raise ValueError(
+            raise TersorError(
                 f"{name} must be whole numbers [batch, {cells}] or [batch, {sizes}]; got {tuple(ids.shape)}"
             )
         allowed = (ids >= 0) & (ids <= most) | ((ids == _IGNORED) & (name == "labels"))
         # Not checked under torch.compile: a data-dependent branch breaks the graph.
         if not torch.compiler.is_compiling() and not bool(allowed.all()):
-            raise ValueError(f"{name} must be from 0 to {most}; got {int(ids.min())} to {int(ids.max())}")
+            raise TersorError(f"{name} must be from 0 to {most}; got {int(ids.min())} to {int(ids.max())}")
         return flipped(ids.reshape(-1, *sizes), self.config.flipped_axes).flatten(1)
 
     def _mask(self, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
@@ -344,7 +345,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         )
         sampling.check(self, generator)
         if isinstance(num_return_sequences, bool) or num_return_sequences < 1:
-            raise ValueError(f"num_return_sequences={num_return_sequences!r} must be at least 1")
+            raise TersorError(f"num_return_sequences={num_return_sequences!r} must be at least 1")
         given = [
             None if each is None else each.to(self.device).repeat_interleave(num_return_sequences, dim=0)
             for each in (class_labels, text_features, text_mask)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
+from tersor._errors import TersorError
 from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths
 from tersor.grids.cache import FrontCache
 from tersor.grids.geometry import check_sizes
@@ -96,24 +97,24 @@ class NARConfig(Widths, PreTrainedConfig):
         self.grid_size = tuple(self.grid_size)
         check_sizes(self.grid_size)
         if len(self.grid_size) not in (2, 3):
-            raise ValueError(f"grid_size={self.grid_size} must be (rows, columns) or (frames, rows, columns)")
+            raise TersorError(f"grid_size={self.grid_size} must be (rows, columns) or (frames, rows, columns)")
         self.flipped_axes = tuple(sorted(set(self.flipped_axes)))
         if not set(self.flipped_axes) <= set(range(len(self.grid_size))):
-            raise ValueError(f"flipped_axes={self.flipped_axes} must be among {tuple(range(len(self.grid_size)))}")
+            raise TersorError(f"flipped_axes={self.flipped_axes} must be among {tuple(range(len(self.grid_size)))}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
+                raise TersorError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
         if self.mixing == "later" and len(self.grid_size) == 2:
-            raise ValueError("mixing='later' is for videos; an image has 'mean', 'right' and 'below'")
+            raise TersorError("mixing='later' is for videos; an image has 'mean', 'right' and 'below'")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self._check_heads()
         if self.condition != "text" and self.condition_tokens != 1:
-            raise ValueError(f"condition_tokens={self.condition_tokens} must be 1 for condition={self.condition!r}")
+            raise TersorError(f"condition_tokens={self.condition_tokens} must be 1 for condition={self.condition!r}")
         for name in ("token_dropout", "residual_dropout", "ffn_dropout", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be from 0 to below 1")
+                raise TersorError(f"{name}={getattr(self, name)} must be from 0 to below 1")
         if not self.aux_head_loss_weight >= 0:
-            raise ValueError(f"aux_head_loss_weight={self.aux_head_loss_weight} must not be negative")
+            raise TersorError(f"aux_head_loss_weight={self.aux_head_loss_weight} must not be negative")
         if self.condition == "none":
             # What is the null class elsewhere is the one start token here.
             self.num_classes, self.condition_dropout = 0, 0.0
@@ -126,22 +127,22 @@ class NARConfig(Widths, PreTrainedConfig):
         axes = len(self.grid_size)
         self.head_layers = (0, *[1] * (axes - 1)) if self.head_layers is None else tuple(self.head_layers)
         if len(self.head_layers) not in (1, axes) or any(each < 0 for each in self.head_layers):
-            raise ValueError(f"head_layers={self.head_layers} must have {axes} numbers, one an axis, or a single one")
+            raise TersorError(f"head_layers={self.head_layers} must have {axes} numbers, one an axis, or a single one")
         heads, key_heads = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         step = 2 * axes if axes == 2 and self.position_type == "rope" else 2
         if self.hidden_size % (step * heads) or heads % key_heads:
-            raise ValueError(
+            raise TersorError(
                 f"hidden_size={self.hidden_size} must be a multiple of {step} times num_attention_heads={heads}, and "
                 f"that a multiple of num_key_value_heads={key_heads}"
             )
         if self.position_type == "rope" and self.head_dim < 2 * axes:
-            raise ValueError(f"heads of {self.head_dim} channels are too small to turn by {axes} axes")
+            raise TersorError(f"heads of {self.head_dim} channels are too small to turn by {axes} axes")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> NARConfig:
         """A published size by its name in `PRESETS`, with changes; `ValueError` for another name."""
         if name not in PRESETS:
-            raise ValueError(f"there is no NAR-{name}; the published sizes are {[*PRESETS]}")
+            raise TersorError(f"there is no NAR-{name}; the published sizes are {[*PRESETS]}")
         return cls(**{**PRESETS[name], **(_VIDEO if name.startswith("video") else {}), **changes})
 
     @property
@@ -232,7 +233,7 @@ class NARModel(NARPreTrainedModel):
         expected = {"class": (True, False), "text": (False, True), "none": (False, False)}[config.condition]
         if given != expected:
             what = {"class": "give class_labels [batch]", "text": "give text_features", "none": "give neither"}
-            raise ValueError(f"this model's condition is {config.condition!r}: {what[config.condition]}")
+            raise TersorError(f"this model's condition is {config.condition!r}: {what[config.condition]}")
         if text_features is not None:
             features, valid = fit_text(text_features, text_mask, config)
             empty = ~valid.any(-1)
@@ -249,7 +250,7 @@ class NARModel(NARPreTrainedModel):
         bad = labels.ndim != 1 or labels.is_floating_point()
         # Not checked under torch.compile: a data-dependent branch breaks the graph.
         if bad or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels <= most)).all())):
-            raise ValueError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
+            raise TersorError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
         return labels
 
     def forward(
@@ -312,13 +313,15 @@ def fit_text(features: Tensor, mask: Tensor | None, config: NARConfig) -> tuple[
     """
     tokens = config.condition_tokens
     if features.ndim != 3 or features.shape[-1] != config.caption_size:
-        raise ValueError(f"text_features must be [batch, tokens, {config.caption_size}], got {tuple(features.shape)}")
+        raise TersorError(f"text_features must be [batch, tokens, {config.caption_size}], got {tuple(features.shape)}")
     valid = torch.ones(features.shape[:2], device=features.device) if mask is None else mask
     if valid.shape != features.shape[:2]:
-        raise ValueError(f"text_mask must be {tuple(features.shape[:2])}, like text_features; got {tuple(valid.shape)}")
+        raise TersorError(
+            f"text_mask must be {tuple(features.shape[:2])}, like text_features; got {tuple(valid.shape)}"
+        )
     valid = valid.bool()
     if not torch.compiler.is_compiling() and bool((valid[:, 1:] < valid[:, :-1]).any()):
-        raise ValueError("text_features are padded on the right or have holes; pad on the left")
+        raise TersorError("text_features are padded on the right or have holes; pad on the left")
     short = max(0, tokens - features.shape[1])
     features, valid = F.pad(features, (0, 0, short, 0)), F.pad(valid, (short, 0))
     length, counts = valid.shape[1], valid.sum(-1)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.grids.nar.heads import NARForImageGeneration, NAROutput
 from tersor.grids.pixels import ImageTokenizer
@@ -66,7 +67,7 @@ class TubeletTokenizer:
         """
         batch, frames, _, height, width = videos.shape
         if frames % self.depth:
-            raise ValueError(f"{frames} frames are not a multiple of depth={self.depth}")
+            raise TersorError(f"{frames} frames are not a multiple of depth={self.depth}")
         stacked = videos.reshape(batch * frames // self.depth, -1, height, width)
         return self.tokenizer.encode(stacked).unflatten(0, (batch, -1))
 
@@ -128,9 +129,9 @@ class WordFeatures:
         for row, prompt in enumerate(prompts):
             found = prompt.lower().replace(",", " ").split()
             if unknown := [each for each in found if each not in self.words]:
-                raise ValueError(f"prompt {prompt!r}: this model does not know {unknown}; its words are {self.words}")
+                raise TersorError(f"prompt {prompt!r}: this model does not know {unknown}; its words are {self.words}")
             if len(found) > self.tokens:
-                raise ValueError(f"prompt {prompt!r} has {len(found)} words; this model reads {self.tokens}")
+                raise TersorError(f"prompt {prompt!r} has {len(found)} words; this model reads {self.tokens}")
             for place, word in enumerate(found, start=self.tokens - len(found)):
                 features[row, place, self.words.index(word)] = power
                 mask[row, place] = 1.0
@@ -175,7 +176,7 @@ class NARPipeline:
         inner = getattr(tokenizer, "tokenizer", tokenizer)
         size = getattr(inner, "codebook_size", model.config.vocab_size)
         if size != model.config.vocab_size:
-            raise ValueError(f"the tokenizer has {size} ids, the model {model.config.vocab_size}; they do not belong")
+            raise TersorError(f"the tokenizer has {size} ids, the model {model.config.vocab_size}; they do not belong")
         self.model, self.tokenizer, self.text_encoder = model, tokenizer, text_encoder
 
     def __call__(
@@ -205,7 +206,7 @@ class NARPipeline:
             MissingExtraError: Without pillow.
         """
         if output_type not in _TYPES:
-            raise ValueError(f"output_type={output_type!r} must be one of {_TYPES}")
+            raise TersorError(f"output_type={output_type!r} must be one of {_TYPES}")
         images = require("PIL.Image", "images") if output_type == "pil" else None
         out = self.model.generate(
             **self._condition(class_labels, prompt),
@@ -225,10 +226,10 @@ class NARPipeline:
 
     def _condition(self, labels: Any, prompt: str | Sequence[str] | None) -> dict[str, Any]:
         if labels is not None and prompt is not None:
-            raise ValueError("give class_labels or a prompt, not both")
+            raise TersorError("give class_labels or a prompt, not both")
         if prompt is not None:
             if self.text_encoder is None:
-                raise ValueError("a prompt needs a text encoder: NARPipeline(model, tokenizer, text_encoder=...)")
+                raise TersorError("a prompt needs a text encoder: NARPipeline(model, tokenizer, text_encoder=...)")
             features, mask = self.text_encoder([prompt] if isinstance(prompt, str) else list(prompt))
             return {"text_features": features, "text_mask": mask}
         if labels is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tersor import _atomic
-from tersor._images import image_files
-from tersor._lazy import require
+from tersor._errors import TersorError
+from tersor._images import image_files, opened
+from tersor.zoo.inspection import check_finite
 
 _FORMAT = "tersor tokens"
 #: Arrays of an ``.npz`` that may be there beside ``images``.
@@ -54,23 +54,24 @@ class Tokens(Dataset[dict[str, Tensor]]):
 
     def __post_init__(self) -> None:
         if self.ids.ndim not in (3, 4) or self.ids.is_floating_point() or not len(self.ids):
-            raise ValueError(
+            raise TersorError(
                 f"ids must be whole numbers [n, rows, columns] or [n, frames, rows, columns]; got {self.ids.dtype} "
                 f"{tuple(self.ids.shape)}"
             )
         if int(self.ids.min()) < 0 or int(self.ids.max()) >= self.vocab_size:
-            raise ValueError(
+            raise TersorError(
                 f"ids go from {int(self.ids.min())} to {int(self.ids.max())}; a vocabulary of {self.vocab_size} has 0 "
                 f"to {self.vocab_size - 1}"
             )
         for name, each in self.conditions.items():
             if name not in _CONDITIONS:
-                raise ValueError(f"condition {name!r} must be one of {_CONDITIONS}")
+                raise TersorError(f"condition {name!r} must be one of {_CONDITIONS}")
             if len(each) != len(self.ids):
-                raise ValueError(f"there are {len(each)} {name} for {len(self.ids)} samples")
+                raise TersorError(f"there are {len(each)} {name} for {len(self.ids)} samples")
+        check_finite(self.conditions, "the token file")
         labels = self.conditions.get("class_labels")
         if labels is not None and (labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < 0):
-            raise ValueError("class_labels must be whole numbers [n], not negative")
+            raise TersorError("class_labels must be whole numbers [n], not negative")
 
     @property
     def grid_size(self) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
             ValueError: If one of the parts has no samples.
         """
         if not 0 < held_out < len(self):
-            raise ValueError(f"{held_out} held-out samples of {len(self)}: both parts must have some")
+            raise TersorError(f"{held_out} held-out samples of {len(self)}: both parts must have some")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._part(order[held_out:]), self._part(order[:held_out])
 
@@ -120,17 +121,18 @@ class Tokens(Dataset[dict[str, Tensor]]):
         """Read what `save` wrote; `ValueError` for another file."""
         advice = f"{file} is no token file; make one with `tersor train tokens`"
         if not Path(file).is_file():
-            raise ValueError(f"{file}: no such file; make a token file with `tersor train tokens`")
+            raise TersorError(f"{file}: no such file; make a token file with `tersor train tokens`")
         try:
-            with safe_open(file, "pt") as opened:
-                facts = opened.metadata() or {}
-                if facts.get("format") != _FORMAT or "ids" not in opened.keys():  # noqa: SIM118 - no mapping
-                    raise ValueError(advice)
-                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError:
-            raise ValueError(advice) from None
+            with safe_open(file, "pt") as stored:
+                facts = stored.metadata() or {}
+                if facts.get("format") != _FORMAT or "ids" not in stored.keys():  # noqa: SIM118 - no mapping
+                    raise TersorError(advice)
+                vocabulary = int(facts.get("vocab_size", ""))
+                found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError):
+            raise TersorError(advice) from None
         # Indexing and comparing want signed numbers of full width for what may be unsigned bytes.
-        return cls(found.pop("ids").int(), int(facts["vocab_size"]), found)
+        return cls(found.pop("ids").int(), vocabulary, found)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def extract(
     for block in source.blocks():
         ids = tokenizer.encode(block)
         if found and ids.shape[1:] != found[0].shape[1:]:
-            raise ValueError(f"samples have grids of {tuple(found[0].shape[1:])} and of {tuple(ids.shape[1:])} tokens")
+            raise TersorError(f"samples have grids of {tuple(found[0].shape[1:])} and of {tuple(ids.shape[1:])} tokens")
         found.append(ids.cpu())
         on_progress(sum(map(len, found)), source.count)
     return Tokens(torch.cat(found), int(tokenizer.codebook_size), source.conditions)  # type: ignore[attr-defined]
@@ -186,11 +188,10 @@ def read_source(path: str | Path) -> Source:
         return _folder(path)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path)
-    raise ValueError(f"{path}: give a folder of pictures, or an .npz with 'images'")
+    raise TersorError(f"{path}: give a folder of pictures, or an .npz with 'images'")
 
 
 def _folder(folder: Path) -> Source:
-    images: Any = require("PIL.Image", "images")
     files = image_files(folder)
     classes = sorted({each.parent.relative_to(folder) for each in files})
     conditions = {}
@@ -198,22 +199,22 @@ def _folder(folder: Path) -> Source:
         numbers = {each: index for index, each in enumerate(classes)}
         conditions["class_labels"] = torch.tensor([numbers[each.parent.relative_to(folder)] for each in files])
     elif len(classes) > 1:
-        raise ValueError(f"{folder} holds pictures beside folders of pictures; give every class a folder, or none")
+        raise TersorError(f"{folder} holds pictures beside folders of pictures; give every class a folder, or none")
     sizes: dict[tuple[tuple[int, int], str], Path] = {}
     for file in files:
-        with images.open(file) as opened:
-            sizes.setdefault((opened.size, "L" if opened.mode in ("1", "L") else "RGB"), file)
+        with opened(file) as picture:
+            sizes.setdefault((picture.size, "L" if picture.mode in ("1", "L") else "RGB"), file)
     if len(sizes) > 1:
         shown = ", ".join(f"{file.name}: {size[0]} x {size[1]} {mode}" for (size, mode), file in sizes.items())
-        raise ValueError(f"the pictures in {folder} must have one size and kind; there are {shown}")
+        raise TersorError(f"the pictures in {folder} must have one size and kind; there are {shown}")
     ((_, mode),) = sizes
 
     def blocks() -> Iterator[Tensor]:
         for first in range(0, len(files), _BLOCK):
             arrays = []
             for file in files[first : first + _BLOCK]:
-                with images.open(file) as opened:
-                    arrays.append(np.asarray(opened.convert(mode)))
+                with opened(file) as picture:
+                    arrays.append(np.asarray(picture.convert(mode)))
             yield _as_floats(np.stack(arrays))
 
     return Source(len(files), blocks, conditions)
@@ -223,17 +224,17 @@ def _arrays(file: Path) -> Source:
     try:
         with np.load(file, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files if name in ("images", *_CONDITIONS)}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read as arrays: {error}") from None
+    except Exception as error:  # the archive is the user's, and numpy and zipfile raise many things
+        raise TersorError(f"{file} cannot be read as arrays of numbers; write it with numpy.savez") from error
     pixels = arrays.pop("images", None)
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim not in (3, 4, 5) or not math.prod(pixels.shape):
         given = "nothing" if pixels is None else f"{pixels.dtype} {pixels.shape}"
-        raise ValueError(
+        raise TersorError(
             f"{file} must hold 'images', uint8 [n, height, width], [n, height, width, channels] or with frames, "
             f"[n, frames, height, width, channels]; it holds {given}"
         )
     if bad := [name for name, each in arrays.items() if len(each) != len(pixels)]:
-        raise ValueError(f"{file}: {bad} must have an entry for each of the {len(pixels)} images")
+        raise TersorError(f"{file}: {bad} must have an entry for each of the {len(pixels)} images")
 
     def blocks() -> Iterator[Tensor]:
         return (_as_floats(pixels[first : first + _BLOCK]) for first in range(0, len(pixels), _BLOCK))

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tersor._errors import TersorError
+from tersor._options import FOLDER
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -35,9 +38,9 @@ def tokens(
     Example: tersor train tokens --images photos/ --tokenizer vq16/ --out tokens.safetensors
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} must end in .safetensors")
+        raise TersorError(f"--out {out} must end in .safetensors")
     if depth < 0:
-        raise ValueError(f"--depth {depth} must be a number of frames, or 0 for images")
+        raise TersorError(f"--depth {depth} must be a number of frames, or 0 for images")
     from tersor.grids.nar.tokens import extract, read_source
 
     source = read_source(images)
@@ -66,7 +69,9 @@ def tokens(
 @train.command()
 def nar(
     tokens: Annotated[Path, typer.Option(help="Token file of `tersor train tokens`.")],
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints and of the model; an interrupted run resumes.")],
+    out: Annotated[
+        Path, typer.Option(metavar=FOLDER, help="Folder of checkpoints and of the model; an interrupted run resumes.")
+    ],
     steps: Annotated[int, typer.Option(help="Updates of the weights.")],
     size: Annotated[
         str, typer.Option(help=f"A published size such as 'B' or 'video-L', or {_SIZES} as WIDTHxLAYERSxHEADS.")
@@ -78,7 +83,7 @@ def nar(
     batch_size: Annotated[int, typer.Option(help="Samples of a process and update.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="The highest one.")] = 1e-4,
     schedule: Annotated[str, typer.Option(help="'step' (the paper's images), 'cosine' or 'constant'.")] = "step",
-    warmup: Annotated[int, typer.Option(help="Updates in which the rate rises.")] = 0,
+    warmup_steps: Annotated[int, typer.Option("--warmup", help="Updates in which the rate rises.")] = 0,
     dropout: Annotated[float, typer.Option(help="Of tokens and within blocks.")] = 0.1,
     condition_dropout: Annotated[
         float, typer.Option(help="Part of the samples, from 0 to 1, without their class or text.")
@@ -109,14 +114,14 @@ def nar(
     from tersor.grids.nar.training import train as run
 
     plan = NARTraining(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup,
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup_steps,
         bfloat16=bfloat16, gradient_checkpointing=gradient_checkpointing, save_every=save_every,
         sample_every=sample_every, evaluate_every=evaluate_every, seed=seed,
     )  # fmt: skip
     if sample_every and tokenizer is None:
-        raise ValueError("--sample-every draws pictures: give the --tokenizer that made the tokens")
+        raise TersorError("--sample-every draws pictures: give the --tokenizer that made the tokens")
     if held_out < 0:
-        raise ValueError(f"--held-out {held_out} must not be negative")
+        raise TersorError(f"--held-out {held_out} must not be negative")
     data = Tokens.load(tokens)
     training, other = data.split(held_out, seed=seed) if held_out else (data, None)
     model = _model(size, start_from, data, dropout, condition_dropout, seed)
@@ -129,7 +134,7 @@ def nar(
             # Grey clips: the frames of a token are the channels of its tokenizer.
             decoder = TubeletTokenizer(decoder, decoder.config.channels)
         if decoder.codebook_size != data.vocab_size:
-            raise ValueError(f"--tokenizer {tokenizer} has {decoder.codebook_size} ids, the tokens {data.vocab_size}")
+            raise TersorError(f"--tokenizer {tokenizer} has {decoder.codebook_size} ids, the tokens {data.vocab_size}")
         draw = sample_sheet(decoder.decode, **_shown(data), seed=seed)
     curve = run(model, training, plan, out, held_out=other, draw=draw, quiet=as_json or not sys.stderr.isatty())
     last = {name: row[name] for row in curve for name in ("loss", "eval_loss") if name in row}
@@ -167,7 +172,7 @@ def _model(
         return NARForImageGeneration(NARConfig.preset(size, **settings))
     numbers = size.split("x")
     if len(numbers) != 3 or not all(each.isdecimal() and int(each) for each in numbers):
-        raise ValueError(f"--size {size!r} must be one of {[*PRESETS]}, or {_SIZES} such as 256x6x8")
+        raise TersorError(f"--size {size!r} must be one of {[*PRESETS]}, or {_SIZES} such as 256x6x8")
     width, layers, heads = map(int, numbers)
     return NARForImageGeneration(
         NARConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, **settings)
@@ -178,17 +183,20 @@ def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     """What is in ``folder``; of a raster model `NARForImageGeneration.from_raster`."""
     from tersor.grids.llamagen import LlamaGen
     from tersor.grids.nar.heads import NARForImageGeneration
+    from tersor.zoo.inspection import check_config, load_checked, read_config
 
-    file = folder / "config.json"
-    kind = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file.is_file() else None
-    if kind == ["NARForImageGeneration"]:
-        model: PreTrainedModel = NARForImageGeneration.from_pretrained(folder, local_files_only=True, **rates)
-        return model
-    if kind == ["LlamaGen"]:
-        return NARForImageGeneration.from_raster(LlamaGen.from_pretrained(folder, local_files_only=True), **rates)
-    raise ValueError(
-        f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
-    )
+    kind = read_config(folder).get("architectures")
+    homes: dict[str, Any] = {"NARForImageGeneration": NARForImageGeneration, "LlamaGen": LlamaGen}
+    own = homes.get(" ".join(kind or ()))
+    if own is None:
+        raise TersorError(
+            f"--start-from {folder} must hold a NAR model or a LlamaGen that save_pretrained wrote; has {kind}"
+        )
+    check_config(folder)
+    if own is LlamaGen:
+        return NARForImageGeneration.from_raster(load_checked(LlamaGen, folder, local_files_only=True), **rates)
+    model: PreTrainedModel = load_checked(NARForImageGeneration, folder, local_files_only=True, **rates)
+    return model
 
 
 def _tokenizer(name: str) -> Any:

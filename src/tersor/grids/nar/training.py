@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from tersor import _atomic
+from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.grids.nar.tokens import Tokens
 from tersor.training.claim import claim, last_checkpoint
@@ -70,19 +71,19 @@ class NARTraining:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1:
-            raise ValueError(f"steps={self.steps} and batch_size={self.batch_size} must be at least 1")
+            raise TersorError(f"steps={self.steps} and batch_size={self.batch_size} must be at least 1")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+            raise TersorError(f"learning_rate={self.learning_rate} must be above 0")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} must be one of {SCHEDULES}")
+            raise TersorError(f"schedule={self.schedule!r} must be one of {SCHEDULES}")
         if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be from 0 to steps={self.steps}")
+            raise TersorError(f"warmup_steps={self.warmup_steps} must be from 0 to steps={self.steps}")
         if not 0 <= self.final_share <= 1 or not all(0 <= each < 1 for each in self.betas):
-            raise ValueError(f"final_share={self.final_share} must be from 0 to 1, betas={self.betas} below 1")
+            raise TersorError(f"final_share={self.final_share} must be from 0 to 1, betas={self.betas} below 1")
         if self.weight_decay < 0 or self.clip <= 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative, clip={self.clip} above 0")
+            raise TersorError(f"weight_decay={self.weight_decay} must not be negative, clip={self.clip} above 0")
         if min(self.save_every, self.sample_every, self.evaluate_every) < 0:
-            raise ValueError("save_every, sample_every and evaluate_every must not be negative; 0 is never")
+            raise TersorError("save_every, sample_every and evaluate_every must not be negative; 0 is never")
 
     def rate(self, step: int) -> float:
         """Share of the learning rate that a step, counted from 0, takes."""
@@ -203,18 +204,18 @@ def check_tokens(model: Any, tokens: Tokens) -> None:
     """Raise `ValueError` unless ``model`` can be trained on ``tokens``."""
     config = model.config
     if tokens.vocab_size != config.vocab_size:
-        raise ValueError(f"the tokens have a vocabulary of {tokens.vocab_size}, the model one of {config.vocab_size}")
+        raise TersorError(f"the tokens have a vocabulary of {tokens.vocab_size}, the model one of {config.vocab_size}")
     if math.prod(tokens.grid_size) != math.prod(config.grid_size):
-        raise ValueError(f"the tokens have a grid of {tokens.grid_size}, the model one of {tuple(config.grid_size)}")
+        raise TersorError(f"the tokens have a grid of {tokens.grid_size}, the model one of {tuple(config.grid_size)}")
     needed = {"class": {"class_labels"}, "text": {"text_features"}, "none": set()}[config.condition]
     given = set(tokens.conditions) - {"text_mask"}
     if needed != given:
-        raise ValueError(
+        raise TersorError(
             f"the model's condition is {config.condition!r}, the token file has {sorted(given) or 'no conditions'}"
         )
     labels = tokens.conditions.get("class_labels")
     if labels is not None and int(labels.max()) >= config.num_classes:
-        raise ValueError(f"class_labels go up to {int(labels.max())}, the model has {config.num_classes} classes")
+        raise TersorError(f"class_labels go up to {int(labels.max())}, the model has {config.num_classes} classes")
 
 
 def sample_sheet(decode: Callable[[Tensor], Tensor], *, seed: int = 0, **options: Any) -> Callable[[nn.Module], bytes]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError, UnsupportedError, WrongTypeError
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -157,7 +158,7 @@ class RasterAdapter:
 
     def prefix(self, inputs: Mapping[str, Any], *, guided: bool) -> Prefix:
         """The conditioning from a model's own inputs, for models with a vocabulary of their own for images."""
-        raise NotImplementedError(f"{type(self).__name__} takes token ids")
+        raise UnsupportedError(f"{type(self).__name__} takes token ids")
 
 
 class Emu3Adapter(RasterAdapter):
@@ -186,7 +187,7 @@ class Emu3Adapter(RasterAdapter):
         # Already in tokens when the processor was asked for image generation.
         given = None if image_sizes is None else _only([(int(h), int(w)) for h, w in image_sizes])
         if prompted is not None and given is not None and prompted != given:
-            raise ValueError(f"image_sizes is {given} and the prompt asks for {prompted} tokens; give both alike")
+            raise TersorError(f"image_sizes is {given} and the prompt asks for {prompted} tokens; give both alike")
         return prompted or given
 
     def decided_rows(self, input_ids: Tensor, grid: Size) -> int:
@@ -195,7 +196,7 @@ class Emu3Adapter(RasterAdapter):
         stride = grid[1] + 1
         done = _only([row[::-1].index(self._wrapper) if self._wrapper in row else 0 for row in input_ids.tolist()]) or 0
         if done % stride or done >= grid[0] * stride:
-            raise ValueError(
+            raise TersorError(
                 f"the prompt holds {done} tokens of the image; only whole rows of {stride} tokens, the end-of-row "
                 f"token included, can be continued, and fewer than {grid[0]} of them"
             )
@@ -331,7 +332,7 @@ def register_adapter(model_class: type, adapter: type[RasterAdapter]) -> None:
         TypeError: If it is no subclass of `RasterAdapter`.
     """
     if not (isinstance(adapter, type) and issubclass(adapter, RasterAdapter)):
-        raise TypeError(f"an adapter is a subclass of RasterAdapter, got {adapter!r}")
+        raise WrongTypeError(f"an adapter is a subclass of RasterAdapter, got {adapter!r}")
     _ADAPTERS[model_class] = adapter
 
 
@@ -342,7 +343,7 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
         TypeError: If the model decodes no images token by token in raster order, with the reason if known.
     """
     if type(model).__module__.startswith("transformers_modules.") and type(model) not in _ADAPTERS:
-        raise TypeError(
+        raise WrongTypeError(
             f"{type(model).__name__} is remote code, whose forward may rely on consecutive positions; test it, "
             "then register_adapter(its class, an adapter)"
         )
@@ -351,12 +352,12 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
             return _ADAPTERS[each]
         if each.__module__.startswith(("transformers.", "tersor.")):
             if each.__name__ in _REFUSED:
-                raise TypeError(f"{each.__name__} is not supported: {_REFUSED[each.__name__]}")
+                raise WrongTypeError(f"{each.__name__} is not supported: {_REFUSED[each.__name__]}")
             if each.__name__ in _ADAPTERS:
                 return _ADAPTERS[each.__name__]
             if each.__name__.endswith("ForCausalLM") and _takes_positions(model):
                 return RasterAdapter
-    raise TypeError(
+    raise WrongTypeError(
         f"{type(model).__name__} is not supported. ZipAR decodes models that emit one token a cell in raster order: "
         "Emu3, Janus, ImageGPT, LlamaGen, and any *ForCausalLM of transformers whose grid you give; "
         "for another class, subclass RasterAdapter and call register_adapter(its class, the adapter)"
@@ -384,5 +385,5 @@ def _only(values: Iterable[Any]) -> Any:
     """What all samples have in common."""
     found = set(values)
     if len(found) > 1:
-        raise ValueError(f"samples of one batch have different grids {sorted(found, key=str)}; group them by grid")
+        raise TersorError(f"samples of one batch have different grids {sorted(found, key=str)}; group them by grid")
     return found.pop()

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from tersor._errors import TersorError
 from tersor.grids.schedule import ROW_STARTS, check_window_size
 
 
@@ -32,9 +33,9 @@ class ZipARConfig:
     def __post_init__(self) -> None:
         check_window_size(self.window_size)
         if not isinstance(self.adaptive, bool):
-            raise ValueError(f"adaptive={self.adaptive!r} must be True or False")
+            raise TersorError(f"adaptive={self.adaptive!r} must be True or False")
         if self.row_start not in ("auto", *ROW_STARTS):
-            raise ValueError(f"row_start={self.row_start!r} must be one of {('auto', *ROW_STARTS)}")
+            raise TersorError(f"row_start={self.row_start!r} must be one of {('auto', *ROW_STARTS)}")
 
     def to_json(self) -> str:
         """The settings as one JSON object."""
@@ -46,5 +47,5 @@ class ZipARConfig:
         settings = json.loads(text)
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(settings) - known):
-            raise ValueError(f"ZipARConfig has no settings {unknown}; it has {sorted(known)}")
+            raise TersorError(f"ZipARConfig has no settings {unknown}; it has {sorted(known)}")
         return cls(**settings)

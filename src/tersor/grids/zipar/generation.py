@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from tersor._compat import take_cache
+from tersor._errors import TersorError, WrongTypeError
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.zipar.adapters import Prefix, Size, find_adapter
 from tersor.grids.zipar.attention import grouped
@@ -99,7 +100,9 @@ def zipar(
     config = ZipARConfig(window_size=window_size, adaptive=adaptive, row_start=row_start)  # type: ignore[arg-type]
     adapter = find_adapter(model)(model)
     if adapter.own_vocabulary:
-        raise ValueError(f"{type(model).__name__} has a generate of its own; call tersor.zipar_generate(model, inputs)")
+        raise TersorError(
+            f"{type(model).__name__} has a generate of its own; call tersor.zipar_generate(model, inputs)"
+        )
     check_mode(generation_config)
     # The library takes inputs on the CPU for a model elsewhere.
     input_ids, mask = input_ids.to(model.device), model_kwargs.get("attention_mask")
@@ -159,7 +162,7 @@ def zipar_generate(
     grid_size = settings.get("grid_size")
     for name in ("streamer", "assistant_model"):
         if options.pop(name, None) is not None:
-            raise ValueError(f"{name} does not go with ZipAR: tokens are not decided in the order of the sequence")
+            raise TersorError(f"{name} does not go with ZipAR: tokens are not decided in the order of the sequence")
     if not adapter.own_vocabulary:
         given = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
         size = find_size(adapter, grid_size, given.get("input_ids"), given.get("image_sizes"))
@@ -168,7 +171,7 @@ def zipar_generate(
         # Of the class, not of the instance: that one may be patched with this function.
         return type(model).generate(model, **given, custom_generate=zipar, generator=generator, **settings, **options)
     if settings.get("eol_token_id") is not None:
-        raise ValueError(f"{type(model).__name__}'s images have no end-of-row token; leave eol_token_id out")
+        raise TersorError(f"{type(model).__name__}'s images have no end-of-row token; leave eol_token_id out")
     options.pop("generation_mode", None)
     grid = RasterGrid(*find_size(adapter, grid_size, None, None))
     generation_config, criteria, processors, rest = prepare(model, options)
@@ -198,7 +201,7 @@ def apply_zipar(model: Any, **settings: Any) -> Any:
         TypeError: If the model's class has no adapter, or a setting is unknown.
     """
     if unknown := sorted(set(settings) - set(_SETTINGS)):
-        raise TypeError(f"apply_zipar has no settings {unknown}; it has {[*_SETTINGS]}")
+        raise WrongTypeError(f"apply_zipar has no settings {unknown}; it has {[*_SETTINGS]}")
     _config(settings)
     adapter = find_adapter(model)(model)
     remove_zipar(model)

@@ -21,6 +21,7 @@ from transformers.generation import (
 )
 
 from tersor._compat import cache_keyword
+from tersor._errors import TersorError
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import Frontier, resolve_row_start, resolve_window
@@ -67,7 +68,7 @@ class Request:
         self.frontier()
         ignored = (MaxTimeCriteria, MaxLengthCriteria, EosTokenCriteria)
         if other := [type(each).__name__ for each in self.criteria if not isinstance(each, ignored)]:
-            raise ValueError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
+            raise TersorError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
 
     def frontier(self) -> Frontier:
         """The order, at its start."""
@@ -88,28 +89,28 @@ class Request:
         config = self.adapter.model.config.get_text_config()
         implementation = getattr(config, "_attn_implementation", None)
         if implementation not in (None, "eager", "sdpa"):
-            raise ValueError(
+            raise TersorError(
                 f"attn_implementation={implementation!r} takes no 4-D mask, which ZipAR needs; "
                 "load the model with attn_implementation='sdpa'"
             )
         last = int(prefix.starts.max()) + self.grid.offset(self.grid.rows - 1, self.grid.columns - 1)
         limit = self.adapter.max_positions
         if limit is not None and last > limit:
-            raise ValueError(f"prompt and image need {last} positions, the model has {limit}; shorten the prompt")
+            raise TersorError(f"prompt and image need {last} positions, the model has {limit}; shorten the prompt")
         cache = DynamicCache(config=config) if given is None else given
         plain = type(cache) in (DynamicCache, StaticCache) and not getattr(cache, "offloading", False)
         if not plain or any(type(layer) not in (DynamicLayer, StaticLayer, SlotLayer) for layer in cache.layers):
             kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
-            raise ValueError(
+            raise TersorError(
                 f"{type(cache).__name__} {kinds} does not go with ZipAR: sliding-window, quantized, offloaded and "
                 "compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
             )
         if cache.get_seq_length() > 0:
-            raise ValueError("the cache already holds tokens; start an image with an empty cache")
+            raise TersorError("the cache already holds tokens; start an image with an empty cache")
         needed = prefix.valid.shape[1] + max_fed_tokens(self.grid)
         held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
         if held < needed:
-            raise ValueError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
+            raise TersorError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
         return cache
 
     def stop_if_late(self, ids: Tensor) -> None:
@@ -123,13 +124,13 @@ def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, imag
     """Rows and columns, from the call or the model; raises `ValueError` if they differ or there are none."""
     known = adapter.grid(input_ids, image_sizes)
     if given is not None and len(given) != 2:
-        raise ValueError(f"grid_size={given!r} must be (rows, columns) in tokens")
+        raise TersorError(f"grid_size={given!r} must be (rows, columns) in tokens")
     size = None if given is None else (given[0], given[1])
     if size is not None and known is not None and size != known and adapter.fixes_grid:
-        raise ValueError(f"grid_size={size} does not match the {known} tokens that the model or prompt asks for")
+        raise TersorError(f"grid_size={size} does not match the {known} tokens that the model or prompt asks for")
     found = size or known
     if found is None:
-        raise ValueError(
+        raise TersorError(
             f"{type(adapter.model).__name__} does not say how large its images are; "
             "give grid_size=(rows, columns) in tokens"
         )
@@ -140,24 +141,24 @@ def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, imag
 def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless the prompt is ids, padded on the left, with nothing else to condition on."""
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"the prompt has shape {tuple(input_ids.shape)}; ZipAR takes ids [batch, tokens], at least 1")
+        raise TersorError(f"the prompt has shape {tuple(input_ids.shape)}; ZipAR takes ids [batch, tokens], at least 1")
     if bool((mask[:, 1:] < mask[:, :-1]).any()) or bool((mask[:, -1] == 0).any()):
-        raise ValueError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
+        raise TersorError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
     known = {"attention_mask", "position_ids", cache_keyword(), "use_cache", "logits_to_keep", "image_sizes"}
     # The library hands an empty `mm_encoder_outputs` to mixed models.
     given = {name for name, value in model_kwargs.items() if not (value is None or value == {})}
     if other := sorted(given - known):
-        raise ValueError(f"ZipAR does not take {other}; it conditions on token ids only")
+        raise TersorError(f"ZipAR does not take {other}; it conditions on token ids only")
 
 
 def check_mode(config: Any) -> None:
     """Raise `ValueError` unless the library's settings ask for sampling or greedy decoding, and for no inner states."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
-        raise ValueError(f"generation mode {mode.value!r} does not go with ZipAR; only sampling and greedy do")
+        raise TersorError(f"generation mode {mode.value!r} does not go with ZipAR; only sampling and greedy do")
     for name in ("output_attentions", "output_hidden_states", "output_logits"):
         if getattr(config, name, None):
-            raise ValueError(f"{name} is not available: cells do not come in the order of the sequence; leave it out")
+            raise TersorError(f"{name} is not available: cells do not come in the order of the sequence; leave it out")
 
 
 def check_lengths(config: Any, prompt_tokens: int, grid: RasterGrid) -> None:
@@ -167,7 +168,7 @@ def check_lengths(config: Any, prompt_tokens: int, grid: RasterGrid) -> None:
         new = config.max_length - prompt_tokens
         asked = None if new == _DEFAULT_NEW_TOKENS else new
     if asked is not None and asked < grid.length - grid.end_of_row:
-        raise ValueError(
+        raise TersorError(
             f"the generation length of {asked} new tokens is smaller than the image's {grid.length}; "
             "raise max_new_tokens: an image is decoded whole"
         )
@@ -191,7 +192,7 @@ def take_guidance(
     mask = torch.ones_like(ids) if mask is None else mask.to(input_ids.device)
     batch = input_ids.shape[0]
     if batch % ids.shape[0]:
-        raise ValueError(f"negative_prompt_ids has {ids.shape[0]} rows for {batch} images; give one, or one a prompt")
+        raise TersorError(f"negative_prompt_ids has {ids.shape[0]} rows for {batch} images; give one, or one a prompt")
     check_prompt(ids, mask, {})
     ids, mask = (each.repeat_interleave(batch // ids.shape[0], dim=0) for each in (ids, mask))
     return rest, check_guidance(found[0].guidance_scale), ids, mask
@@ -200,7 +201,7 @@ def take_guidance(
 def check_guidance(scale: float | None) -> float | None:
     """None where there is nothing to guide."""
     if scale is not None and not scale >= 0:
-        raise ValueError(f"guidance_scale={scale!r} must not be negative; 1 is no guidance")
+        raise TersorError(f"guidance_scale={scale!r} must not be negative; 1 is no guidance")
     return None if scale is None or scale == 1 else float(scale)
 
 
@@ -213,7 +214,7 @@ def prepare(model: Any, options: dict[str, Any]) -> tuple[Any, list[Any], list[A
     asked = options.pop("max_new_tokens", None), options.pop("max_length", None)
     config, rest = model._prepare_generation_config(options.pop("generation_config", None), **options)
     if any(each is not None for each in asked):
-        raise ValueError(
+        raise TersorError(
             f"{type(model).__name__}'s images have a fixed length; leave max_new_tokens and max_length out"
         )
     model._prepare_special_tokens(config, True, device=model.device)
@@ -238,7 +239,7 @@ def own_inputs(model: Any, inputs: Mapping[str, Any] | Tensor, rest: dict[str, A
     given = {allowed[0]: inputs} if isinstance(inputs, Tensor) else {**inputs}
     given |= rest
     if unknown := sorted(name for name, value in given.items() if value is not None and name not in allowed):
-        raise ValueError(f"{type(model).__name__} does not take {unknown} for an image; it takes {list(allowed)}")
+        raise TersorError(f"{type(model).__name__} does not take {unknown} for an image; it takes {list(allowed)}")
     if given.get("input_ids") is not None and given.get("attention_mask") is None:
         given["attention_mask"] = torch.ones_like(given["input_ids"])
     tensors = {name: value for name, value in given.items() if value is not None}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor.bench.runs import AsJson, Out, ResumableOut, cell, progress_file, record_maker, report_records, show
 from tersor.zoo import loading
 
@@ -37,11 +38,11 @@ def bench_kv(
     from tersor.kv.bench.tasks import TASKS
 
     if unknown := [name for name in task or () if name not in TASKS]:
-        raise ValueError(f"--task {unknown} is unknown; choose from {list(TASKS)}")
+        raise TersorError(f"--task {unknown} is unknown; choose from {list(TASKS)}")
     if mode not in ("aware", "agnostic"):
-        raise ValueError(f"--mode {mode!r} must be 'aware' or 'agnostic'")
+        raise TersorError(f"--mode {mode!r} must be 'aware' or 'agnostic'")
     if samples < 1 or continuations < 0:
-        raise ValueError(f"--samples {samples} must be at least 1 and --continuations {continuations} at least 0")
+        raise TersorError(f"--samples {samples} must be at least 1 and --continuations {continuations} at least 0")
     prose = _prose(text)
     location = loading.resolve(model)
     from tersor.kv.bench.contenders import pick
@@ -78,9 +79,9 @@ def bench_quantizers(
 ) -> None:
     """Compare ways to store scale and offset of packed numbers, with outliers, key shift and key bias, on tiny-lm."""
     if bits not in (2, 4, 8):
-        raise ValueError(f"--bits {bits} must be 2, 4 or 8")
+        raise TersorError(f"--bits {bits} must be 2, 4 or 8")
     if passages < 1:
-        raise ValueError(f"--passages {passages} must be at least 1")
+        raise TersorError(f"--passages {passages} must be at least 1")
     from tersor.kv.bench.layouts import score_layouts
 
     prose = _prose(None)
@@ -101,7 +102,7 @@ def bench_saliency(
 ) -> None:
     """Compare saliency metrics on tiny-recall, where every fact is one token that is kept, rounded or gone."""
     if samples < 1:
-        raise ValueError(f"--samples {samples} must be at least 1")
+        raise TersorError(f"--samples {samples} must be at least 1")
     from tersor import zoo
     from tersor.kv.bench.contenders import pick
     from tersor.kv.bench.pair_recall import score_pairs
@@ -132,9 +133,9 @@ def bench_merging(
     same.
     """
     if compare not in ("pairs", "bytes"):
-        raise ValueError(f"--compare {compare!r} must be 'pairs' or 'bytes'")
+        raise TersorError(f"--compare {compare!r} must be 'pairs' or 'bytes'")
     if samples < 1 or continuations < 1:
-        raise ValueError(f"--samples {samples} and --continuations {continuations} must be at least 1")
+        raise TersorError(f"--samples {samples} and --continuations {continuations} must be at least 1")
     location = loading.resolve(model)
     from tersor.kv.bench.contenders import FULL
     from tersor.kv.bench.merging_curves import merging_contenders, stacked_contenders, with_longer_layers
@@ -197,7 +198,7 @@ def _prose(file: Path | None) -> str:
     if file is None:
         return ascii_fold(zoo.book())
     if not file.is_file():
-        raise ValueError(f"--text {file}: no such file")
+        raise TersorError(f"--text {file}: no such file")
     return ascii_fold(file.read_text(encoding="utf-8", errors="replace"))
 
 

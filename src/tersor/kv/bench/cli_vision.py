@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor._images import image_files
 from tersor.bench.runs import AsJson, Out, ResumableOut, cell, progress_file, record_maker, report_records, show
 from tersor.zoo import loading
@@ -35,9 +36,9 @@ def bench_vlm(
     Weights and cache are in bfloat16, so that bytes are those of a 16-bit model.
     """
     if samples < 1:
-        raise ValueError(f"--samples {samples} must be at least 1")
+        raise TersorError(f"--samples {samples} must be at least 1")
     if wrong := [share for share in tau or () if not 0 < share <= 1]:
-        raise ValueError(f"--tau {wrong[0]} must be above 0 and at most 1")
+        raise TersorError(f"--tau {wrong[0]} must be above 0 and at most 1")
     location = loading.resolve(model)
     import torch
 
@@ -83,7 +84,7 @@ def bench_photos(
 
     recipe = ZipVL(tau=tau)
     if repeats < 2:
-        raise ValueError(f"--repeats {repeats} must be at least 2")
+        raise TersorError(f"--repeats {repeats} must be at least 2")
     from tersor.kv.bench.photos import measure_photo
 
     files = image_files(images, below=False, option="--images")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError, advice, installed
 from tersor.kv.bench.peers.builtin import hqq_cache, quanto_cache
 from tersor.kv.bench.peers.cast import Cast
@@ -130,7 +131,7 @@ def pick(names: list[str] | None = None, *, group_size: int = 32, with_peers: bo
         names = names + [each.name for each in peers(group_size)]
     known = {each.name for each in everyone}
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no contender is called {unknown}; choose from {sorted(known)}")
+        raise TersorError(f"no contender is called {unknown}; choose from {sorted(known)}")
     return _all_run([each for each in everyone if each.name == FULL or each.name in names])
 
 

@@ -7,6 +7,8 @@ from html import escape
 
 import numpy as np
 
+from tersor._errors import TersorError
+
 _SIDE = 8  # of a cell, in the units of the drawing
 _GAP, _LABEL = 12, 14
 _DROPPED = "#11131a"
@@ -39,11 +41,11 @@ def heatmap(
         ValueError: If the picture does not divide into the cells, or labels and panels differ in number.
     """
     if len(kept) != len(labels) or not kept:
-        raise ValueError(f"got {len(kept)} panels and {len(labels)} labels; give one label for each of at least one")
+        raise TersorError(f"got {len(kept)} panels and {len(labels)} labels; give one label for each of at least one")
     rows, columns = kept[0].shape
     height, width, _ = pixels.shape
     if height % (2 * rows) or width % columns:
-        raise ValueError(f"a picture of {height} x {width} pixels does not divide into {rows} x {columns} cells")
+        raise TersorError(f"a picture of {height} x {width} pixels does not divide into {rows} x {columns} cells")
     halves = pixels.reshape(2 * rows, height // (2 * rows), columns, width // columns, 3).mean((1, 3)).astype(int)
     picture = "".join(
         f'<rect x="{column * _SIDE}" y="{row * _SIDE / 2:g}" width="{_SIDE}" height="{_SIDE / 2:g}" '

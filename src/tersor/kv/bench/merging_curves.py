@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tersor._errors import TersorError
 from tersor.kv.bench.contenders import Contender, pick
 from tersor.kv.compose import compose
 from tersor.kv.depth.pairs import MergedPairs
@@ -46,7 +47,7 @@ def merging_contenders(pairs: Pairs, *, gamma: float = 0.05) -> list[Contender]:
         ValueError: Without any pair.
     """
     if not pairs:
-        raise ValueError("pairs is empty; give at least one pair of layers to merge, e.g. [(6, 7)]")
+        raise TersorError("pairs is empty; give at least one pair of layers to merge, e.g. [(6, 7)]")
     deepest_first = sorted(pairs, reverse=True)
     rivals = pick([])
     for count in range(1, len(pairs) + 1):
@@ -102,7 +103,7 @@ def with_longer_layers(model: PreTrainedModel, layers: Sequence[int], factor: fl
     for index in layers:
         attention = model.get_decoder().layers[index].self_attn
         if hasattr(attention, "k_norm"):
-            raise ValueError(f"{type(model).__name__} normalizes its keys, so the length of its projections is lost")
+            raise TersorError(f"{type(model).__name__} normalizes its keys, so the length of its projections is lost")
         for name, change in (("k_proj", factor), ("v_proj", factor), ("q_proj", 1 / factor)):
             for parameter in getattr(attention, name).parameters():
                 parameter.mul_(change)

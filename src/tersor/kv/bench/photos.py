@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tersor._images import read_picture
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.kv.prefill.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
@@ -32,12 +33,7 @@ def measure_photo(
     Raises:
         ValueError: If the file cannot be read as a picture.
     """
-    from PIL import Image
-
-    try:
-        photo = Image.open(file).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{file} is no picture that can be read: {error}") from None
+    photo = read_picture(file)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[text], images=[photo], return_tensors="pt").to(model.device)

@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tersor._compat import with_cache
+from tersor._errors import UnsupportedError
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
 from tersor.bench.runs import Finished
 from tersor.kv.bench.contenders import (
@@ -90,7 +91,7 @@ def record(model: PreTrainedModel, ids: Tensor) -> Tape:
     """
     cache = RECORDER.cache(model.config)
     if len(cache.compressed_layers()) != len(cache.layers):
-        raise NotImplementedError("only models whose layers all use full attention can be recorded")
+        raise UnsupportedError("only models whose layers all use full attention can be recorded")
     model(ids, **with_cache(cache), logits_to_keep=1)
     return Tape([layer.recorded for layer in cache.layers])
 

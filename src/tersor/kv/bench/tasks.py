@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor._errors import TersorError
+
 #: Facts planted in the prose; the score that is quoted as "recall" is over these.
 PLANTED: tuple[str, ...] = ("line_retrieval", "needle", "multikey_needle", "variable_tracking")
 #: All tasks; a quotation is of the book itself, and far harder for a small model.
@@ -104,16 +106,18 @@ def recall_samples(task: str, *, n: int, prose: str, seed: int, context_bytes: i
     len(context + question + answer_prefix) is exactly context_bytes in every sample.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+        raise TersorError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise TersorError(f"n must be at least 1, got {n}")
     if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+        raise TersorError(f"seed must not be negative, got {seed}")
     if context_bytes < MIN_CONTEXT_BYTES:
-        raise ValueError(f"context_bytes must be at least {MIN_CONTEXT_BYTES}, got {context_bytes}")
+        raise TersorError(f"context_bytes must be at least {MIN_CONTEXT_BYTES}, got {context_bytes}")
     folded = ascii_fold(prose)
     if len(folded) < 2 * context_bytes + 128:
-        raise ValueError(f"prose is too short: {len(folded)} bytes after ASCII folding, need {2 * context_bytes + 128}")
+        raise TersorError(
+            f"prose is too short: {len(folded)} bytes after ASCII folding, need {2 * context_bytes + 128}"
+        )
     make = _MAKERS[task]
     index = TASKS.index(task)
     return [make(np.random.default_rng([seed, index, i]), folded, context_bytes) for i in range(n)]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor._errors import TersorError
+
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -59,9 +61,9 @@ class Picture:
         """The question ``kind`` about ``colour``; raises `ValueError` where it has no single answer."""
         found = self.keyed(colour)
         if kind == "color" and len(found) != 1:
-            raise ValueError(f"'color {colour}' needs exactly one such tile, the picture has {len(found)}")
+            raise TersorError(f"'color {colour}' needs exactly one such tile, the picture has {len(found)}")
         if kind == "count" and len(found) > MOST_COUNTED:
-            raise ValueError(f"'count {colour}': {len(found)} tiles are more than the {MOST_COUNTED} that have a word")
+            raise TersorError(f"'count {colour}': {len(found)} tiles are more than the {MOST_COUNTED} that have a word")
         answer = found[0].value if kind == "color" else str(len(found))
         return Question(kind, f"{kind} {colour}", answer, tuple(tile.cell for tile in found))
 
@@ -79,7 +81,7 @@ def picture(rng: np.random.Generator, *, grid: int = 16, tiles: int = 4) -> Pict
         ValueError: If there are more tiles than cells.
     """
     if not 1 <= tiles <= grid * grid:
-        raise ValueError(f"tiles={tiles} must be between 1 and the {grid * grid} cells of the grid")
+        raise TersorError(f"tiles={tiles} must be between 1 and the {grid * grid} cells of the grid")
     pixels = np.repeat(rng.integers(96, 160, (grid * CELL, grid * CELL, 1), dtype=np.uint8), 3, axis=2)
     cells = rng.choice(grid * grid, tiles, replace=False)
     names = rng.permutation(_NAMES)
@@ -103,7 +105,7 @@ def samples(n: int, *, kind: str, seed: int, grid: int = 16, tiles: int = 4) -> 
         ValueError: For an unknown kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} must be one of {KINDS}")
+        raise TersorError(f"kind {kind!r} must be one of {KINDS}")
     rng = np.random.default_rng([seed, KINDS.index(kind), grid, tiles])
     made: list[tuple[Picture, Question]] = []
     while len(made) < n:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from tersor._errors import TersorError
+
 #: Two layers of a model.
 Pair = tuple[int, int]
 
@@ -44,7 +46,7 @@ class SimilarityGuard:
             "(MiniCache.auto(model, input_ids) picks them)\n" + pair_table(self.rows)
         )
         if self.strict:
-            raise ValueError(message)
+            raise TersorError(message)
         warnings.warn(message, stacklevel=2)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError
 from tersor.kv.depth.guard import Pair
 from tersor.kv.engine.cache import layer_types
 
@@ -37,7 +38,7 @@ def choose_pairs(
             free = first + 2
     if not found:
         reasons = [f"{i} and {i + 1}: {unpairable_reason(i, i + 1, layers, config)}" for i in range(start, count - 1)]
-        raise ValueError(
+        raise TersorError(
             f"no two neighbouring layers can be merged from layer {start} of {count} on "
             f"({'; '.join(reasons) or 'there are fewer than two'}); the layers are {types}. "
             "Use a smaller start_layer, or a method that does not merge layers"
@@ -52,7 +53,7 @@ def _checked(pairs: Sequence[Pair], layers: list[int], config: PreTrainedConfig)
         if used & {first, second}:
             reason = "one of them is in another pair already"
         if reason:
-            raise ValueError(f"pairs={tuple(pairs)}: layers {first} and {second} cannot be merged: {reason}")
+            raise TersorError(f"pairs={tuple(pairs)}: layers {first} and {second} cannot be merged: {reason}")
         used |= {first, second}
     return list(pairs)
 

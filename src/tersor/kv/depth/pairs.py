@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError
 from tersor.bench.measure import storage_bytes
 from tersor.kv.depth.guard import Pair, SimilarityGuard
 from tersor.kv.depth.merged_segment import LayerView, MergedSegment, MergeStatistics, encode_pair
@@ -64,17 +65,17 @@ class MergedPairs:
 
     def check(self, choices: Choices) -> None:
         if choices.storage.subtract_key_bias:
-            raise ValueError(
+            raise TersorError(
                 "subtract_key_bias does not go with merged layers: the two layers of a pair have different biases; "
                 "use one of the two"
             )
         if choices.selection.per_head and self.granularity == "token":
-            raise ValueError(
+            raise TersorError(
                 "granularity='token' keeps one length for all heads of a token, but the selection lets every head pick "
                 "its own tokens; use granularity='head', or one choice of tokens a layer"
             )
         if choices.prefill.sparse and choices.storage.evicts:
-            raise ValueError(
+            raise TersorError(
                 "a sparse prefill that evicts does not go with merged layers: each layer keeps tokens of its own "
                 "choice, and a merged pair stores one set for both; use policy='quantize' or 'keep'"
             )

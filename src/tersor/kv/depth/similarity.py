@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.kv.depth.guard import Pair
 from tersor.kv.depth.merging import MergeRule
 from tersor.kv.depth.pairing import unpairable_reason
@@ -70,7 +71,7 @@ class SimilarityReport:
                 count, gain, taken = upto(pair[0])
                 best[pair[1] + 1] = max(upto(pair[1] + 1), (count + 1, gain - error, (*taken, pair)))
         if not best:
-            raise ValueError(
+            raise TersorError(
                 f"no two neighbouring layers can be merged below a relative error of {max_relative_error}; "
                 f"the layers of this model are too different:\n{self}"
             )
@@ -112,7 +113,7 @@ def analyze_layer_similarity(
     layers, types = compressible_layers(config, skip_layers), layer_types(config)
     candidates = [first for first in range(len(types) - 1) if not unpairable_reason(first, first + 1, layers, config)]
     if not candidates:
-        raise ValueError(
+        raise TersorError(
             f"{type(model).__name__} has no two neighbouring layers that could be merged; its layers are {types}"
         )
     cache = DynamicCache(config=model.config)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME, AttentionCall
 from tersor.kv.engine.layer import TAG, CompressedLayer
 from tersor.kv.engine.state import STATE, ForwardState
@@ -44,7 +45,7 @@ def tersor_attention(
     layer: CompressedLayer | None = getattr(key, TAG, None)
     if layer is not getattr(value, TAG, None):
         changed = "keys" if layer is None else "values"
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{type(module).__name__} changes its {changed} after the cache has returned them, so what is stored is "
             "not what it attends to; use the library's own cache for this model"
         )
@@ -84,17 +85,18 @@ def _check(call: AttentionCall, layer: CompressedLayer) -> None:
         raise RuntimeError(
             "a compressed cache has no gradient: call model.eval(), or train with use_cache=False and without the cache"
         )
-    own = call.mask is not None and (call.mask.shape[1] > 1 or call.mask.dtype != torch.bool)
-    if own and call.mask.shape[-1] == call.key.shape[2] != layer.get_seq_length():
-        raise NotImplementedError(
+    if call.mask is None or call.mask.shape[-1] == layer.get_seq_length():
+        return
+    of_its_own = call.mask.shape[1] > 1 or call.mask.dtype != torch.bool
+    if of_its_own and call.mask.shape[-1] == call.key.shape[2]:
+        raise UnsupportedError(
             f"{type(call.module).__name__} makes its mask from the values that the cache returns, and compressed "
             "tokens are not among them; use the library's own cache for this model"
         )
-    if call.mask is not None and call.mask.shape[-1] != layer.get_seq_length():
-        raise ValueError(
-            f"the attention mask covers {call.mask.shape[-1]} tokens but the cache holds {layer.get_seq_length()}; "
-            "pass a mask for the whole sequence, cached tokens included"
-        )
+    raise TersorError(
+        f"the attention mask covers {call.mask.shape[-1]} tokens but the cache holds {layer.get_seq_length()}; "
+        "pass a mask for the whole sequence, cached tokens included"
+    )
 
 
 def _fusable(call: AttentionCall) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from tersor._errors import UnsupportedError
+
 
 class BatchedLayer(CacheLayerMixin):
     """A cache layer of growing length whose operations on the batch are one function of every tensor."""
@@ -16,7 +18,7 @@ class BatchedLayer(CacheLayerMixin):
 
     def map_all(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply ``function`` to every tensor that the layer owns, all of which begin with the batch."""
-        raise NotImplementedError(f"{type(self).__name__} stores nothing; override `map_all`")
+        raise UnsupportedError(f"{type(self).__name__} stores nothing; override `map_all`")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.map_all(lambda x: x.index_select(0, beam_idx.to(x.device)))

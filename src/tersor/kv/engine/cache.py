@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.hybrid import HybridLayer
@@ -19,7 +20,7 @@ from tersor.kv.engine.tree import iter_tensors
 BuildLayers = Callable[[Choices, list[int], PreTrainedConfig], dict[int, CompressedLayer]]
 
 
-class NothingToCompressError(NotImplementedError):
+class NothingToCompressError(UnsupportedError):
     """The model keeps no keys and values that a method could compress."""
 
 
@@ -41,12 +42,12 @@ class CompressedCache(Cache):
 
     def __init__(self, config: PreTrainedConfig, choices: Choices, build: BuildLayers, *, offloading: bool = False):
         if config.is_encoder_decoder:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(config).__name__} is an encoder-decoder model; tersor compresses decoder-only caches"
             )
         text = config.get_text_config(decoder=True)
         if getattr(text, "kv_lora_rank", None) is not None:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(text).__name__} caches one latent a token (multi-head latent attention), not keys and values; "
                 "it is small already, use the library's own cache"
             )
@@ -102,7 +103,7 @@ class CompressedCache(Cache):
         """
         able = {each.layer_idx: each for each in self.compressed_layers() if each.is_initialized}
         if layer_idx not in able:
-            raise ValueError(f"layer {layer_idx} holds no compressed tokens; layers that do: {list(able)}")
+            raise TersorError(f"layer {layer_idx} holds no compressed tokens; layers that do: {list(able)}")
         keys, values, _ = able[layer_idx].dequantize()
         return keys, values
 

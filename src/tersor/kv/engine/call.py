@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tersor._errors import UnsupportedError
 from tersor.kv.selection.probes import Queries
 
 #: The attention functions of tersor: masks and kernels as SDPA takes them, or, for models that SDPA cannot compute, as
@@ -79,7 +80,8 @@ class AttentionCall:
 
         A keyword is also one of them where the model has no eager function and nothing else says that it is harmless.
         """
-        if self.module.config._attn_implementation == EAGER_ATTENTION_NAME:
+        config: Any = self.module.config
+        if config._attn_implementation == EAGER_ATTENTION_NAME:
             return [f"{type(self.module).__name__}'s own attention"]
         eager = eager_attention(self.module)
         own = sorted(self.options.keys() - _known_to_sdpa()) if eager is None else _beyond_sdpa(eager)
@@ -102,7 +104,7 @@ class AttentionCall:
             return function(self.module, self.query, self.key, self.value, self.mask, **settings)
         eager = eager_attention(self.module)
         if eager is None:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(self.module).__name__} asks for {self.beyond_sdpa}, which SDPA lacks, and has no eager "
                 "attention to fall back on; run this model without tersor"
             )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tersor._errors import TersorError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -118,7 +120,7 @@ def pick(part: type[T], settings: Any, **others: Any) -> T:
 def check_setting(settings: Any, name: str, good: bool, allowed: str) -> None:
     """Raise `ValueError` that names the setting, its value and what is allowed, unless ``good``."""
     if not good:
-        raise ValueError(f"{name}={getattr(settings, name)!r} must be {allowed}")
+        raise TersorError(f"{name}={getattr(settings, name)!r} must be {allowed}")
 
 
 def check_words(settings: Any, **allowed: tuple[Any, ...]) -> None:

@@ -57,7 +57,7 @@ class HybridLayer(LinearAttentionAndFullAttentionLayer):
 
     @property
     def is_croppable(self) -> bool:
-        return LinearAttentionLayer.is_croppable.fget(self) and self.attention.is_croppable  # type: ignore[attr-defined]
+        return LinearAttentionLayer.is_croppable.fget(self) and self.attention.is_croppable
 
     def activate_past_recording(self) -> None:
         self.attention.activate_past_recording()

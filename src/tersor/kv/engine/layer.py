@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.batch import BatchedLayer
 from tersor.kv.engine.buffer import Buffer
 from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME, AttentionCall
@@ -170,7 +171,7 @@ class CompressedLayer(BatchedLayer):
         """
         self._check_croppable()
         if tokens_to_remove > 0:
-            raise ValueError(
+            raise TersorError(
                 f"crop({tokens_to_remove}) is not supported: pass the number of tokens to remove as a negative number"
             )
         if not self.is_initialized:
@@ -302,7 +303,7 @@ class CompressedLayer(BatchedLayer):
 
     def _check_croppable(self) -> None:
         if self.choices.prefill.sparse:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"layer {self.layer_idx} chose its tokens by the end of the prompt, so none can be taken back: "
                 "assisted decoding, prompt lookup and crop do not go with a sparse prefill; run without them"
             )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
+from tersor._errors import UnsupportedError, WrongTypeError
 from tersor.kv.engine.cache import NothingToCompressError
 from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME
 
@@ -22,7 +23,7 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     for each in found:
         if isinstance(each, PreTrainedModel) and isinstance(each, GenerationMixin):
             return each
-    raise TypeError(
+    raise WrongTypeError(
         f"{type(model).__name__} is no model of transformers that generates, and holds none; give the model that "
         "from_pretrained returned"
     )
@@ -60,12 +61,12 @@ class Takeover:
         #: The parts of the model that are configured by the text decoder's configuration, or by a copy of it.
         decoders = [part for part in parts if part.config is text or type(part.config) is type(text)] or [model]
         if not all(part._can_set_attn_implementation() for part in decoders):
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(model).__name__} does not let its attention function be chosen "
                 "(it does not go through transformers' AttentionInterface), so its cache cannot be compressed"
             )
         if not model._supports_default_dynamic_cache():
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(model).__name__} keeps a cache class of its own, which tersor cannot stand in for; use the "
                 "library's"
             )

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tersor._compat import take_cache
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.cache import CompressedCache, compressible_layers
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.state import COMPLETION, STATE, ForwardState, UncachedPrompt
@@ -48,11 +49,11 @@ def compressed(given: Any, new_cache: Callable[[], CompressedCache]) -> Compress
     if isinstance(given, CompressedCache):
         return given
     if given is not None and not isinstance(given, DynamicCache):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"a {type(given).__name__} cannot be compressed; pass no cache, or one made by .cache(model.config)"
         )
     if given is not None and given.get_seq_length():
-        raise ValueError(
+        raise TersorError(
             f"the {type(given).__name__} holds {given.get_seq_length()} tokens already; start with an empty one, "
             "or one made by .cache(model.config), so that the prompt is read by the method"
         )
@@ -82,7 +83,7 @@ class ForwardHook:
         if choices.prefill.sparse and not any(
             each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()
         ):
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(model).__name__}.forward takes no further keywords, so the state of a sparse prefill cannot "
                 "reach its attention layers; use a method with a dense prefill, such as ZipCache"
             )
@@ -107,7 +108,7 @@ class ForwardHook:
         if tokens is None:
             return (), kwargs  # for the model to complain about
         if completion is not None and not self.choices.prefill.sparse:
-            raise ValueError(f"{COMPLETION} is for a sparse prefill; {self.choices.name} reads prompts densely")
+            raise TersorError(f"{COMPLETION} is for a sparse prefill; {self.choices.name} reads prompts densely")
         past = take_cache(kwargs)
         if completion is None and self.latest.uncached is not None:
             completion = self._after_prompt(self.latest.uncached, tokens)
@@ -130,7 +131,7 @@ class ForwardHook:
                 return (), kwargs
         visual = visual_tokens(model.config, kwargs, tokens.shape[1])
         if visual is None and self.choices.prefill.protect_text:
-            raise ValueError(
+            raise TersorError(
                 "protect='text' needs to know which tokens are text: pass input_ids or mm_token_type_ids to a model "
                 "whose configuration names its image tokens; or leave protect at 'none'"
             )
@@ -147,7 +148,7 @@ class ForwardHook:
         state: ForwardState | None = kwargs.get(STATE)
         if state is not None and not state.records:
             self.latest.state = None
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"no layer of {type(model).__name__} read the prompt sparsely: its attention layers do not get the "
                 "keywords of its forward; use a method with a dense prefill, such as ZipCache"
             )
@@ -157,7 +158,7 @@ class ForwardHook:
         used = [layer for layer in cache.compressed_layers() if layer.get_seq_length()]
         if not used or not all(layer.attended for layer in used):
             what = "does not fill the cache that it is given" if not used else "changes keys and values that it cached"
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(model).__name__} {what}, so its cache cannot be compressed; use the library's own here"
             )
         self._checked = cache
@@ -175,18 +176,18 @@ class ForwardHook:
     def _teacher_forced(self, completion: Tensor, tokens: Tensor, past: Any, kwargs: dict[str, Any]) -> Tensor:
         completion = completion.bool()
         if completion.shape != tokens.shape[:2]:
-            raise ValueError(
+            raise TersorError(
                 f"{COMPLETION} has shape {tuple(completion.shape)}, but the input is {tuple(tokens.shape[:2])}; it "
                 "needs one entry a token"
             )
         if past is not None and past.get_seq_length():
-            raise ValueError(
+            raise TersorError(
                 f"{COMPLETION} is for a forward over prompt and completion at once, without a filled cache"
             )
         real = kwargs.get("attention_mask")
         prompt = ~completion if real is None or real.ndim != 2 else ~completion & real.bool()
         if bool((prompt & completion.cummax(1).values).any()):
-            raise ValueError(f"{COMPLETION} marks tokens in front of others of the prompt; completions come last")
+            raise TersorError(f"{COMPLETION} marks tokens in front of others of the prompt; completions come last")
         kwargs["use_cache"] = False
         return completion
 

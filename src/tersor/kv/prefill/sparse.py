@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.kv.engine.call import AttentionCall, boolean_mask, causal_rows
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.state import ForwardState, LayerRecord
@@ -49,7 +50,7 @@ class SparsePrefill:
 
     def __post_init__(self) -> None:
         if self.selection.per_head:
-            raise ValueError(
+            raise TersorError(
                 "a sparse prefill gathers one set of tokens for all heads, but this selection lets every head pick its "
                 "own; use one choice a layer"
             )

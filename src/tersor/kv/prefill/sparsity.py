@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.cache import CompressedCache, layer_types
 from tersor.kv.engine.layer import CompressedLayer
@@ -66,7 +67,7 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
         ValueError: If the forward has not reached a layer that may be sparse.
     """
     if not state.records:
-        raise ValueError(
+        raise TersorError(
             "the forward met no layer that may be sparse; is the model run inside `with method.on(model):`?"
         )
     layers = len(layer_types(config.get_text_config(decoder=True)))

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.selection.base import Chosen, Waiting, choose_all
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
@@ -84,7 +85,7 @@ class PromptSelection:
 
     def count(self, sums: Tensor, waiting: Waiting) -> Tensor:
         """Number of tokens to take by rank, int64 ``[batch]``; ``sums`` is ``[batch, tokens]``."""
-        raise NotImplementedError(f"{type(self).__name__} does not count tokens; override `count`")
+        raise UnsupportedError(f"{type(self).__name__} does not count tokens; override `count`")
 
     def ranking(self, sums: Tensor, counts: Tensor, waiting: Waiting) -> Tensor:
         """Eq. (8): the attention a token gets from each row that sees it, ``[batch, tokens]``; larger is better."""
@@ -122,7 +123,7 @@ class PromptSelection:
             return True
         message = f"layer {layer}: attention scores hold NaN or infinity; look for overflow in the model's precision"
         if self.check_finite:
-            raise ValueError(message)
+            raise TersorError(message)
         warnings.warn(f"{message}. The layer keeps every token", stacklevel=2)
         return False
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tersor._errors import UnsupportedError
 from tersor.kv.selection.base import Chosen, Waiting, compact
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
@@ -40,7 +41,7 @@ class RatioSelection:
 
     def scores(self, waiting: Waiting) -> Tensor:
         """Rank of the tokens, ``[batch, scopes, tokens]``, larger is more important."""
-        raise NotImplementedError(f"{type(self).__name__} does not rank tokens; override `scores`")
+        raise UnsupportedError(f"{type(self).__name__} does not rank tokens; override `scores`")
 
     def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
         if self.ratio == 1.0:

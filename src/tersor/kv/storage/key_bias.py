@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError, UnsupportedError
+
 #: Positions that a table of cosines and sines grows by.
 TABLE_STEP = 4096
 #: Rotations whose angle of a position changes with the length of the text.
@@ -65,9 +67,9 @@ class KeyBias:
         name = type(module).__name__
         bias = getattr(getattr(module, "k_proj", None), "bias", None)
         if bias is None:
-            raise ValueError(f"{name} adds no bias to its keys; leave subtract_key_bias off for this model")
+            raise TersorError(f"{name} adds no bias to its keys; leave subtract_key_bias off for this model")
         if getattr(module, "k_norm", None) is not None or getattr(module, "k_layernorm", None) is not None:
-            raise NotImplementedError(f"{name} normalizes its keys after adding the bias, which mixes the two")
+            raise UnsupportedError(f"{name} normalizes its keys after adding the bias, which mixes the two")
         table = _table(type(module), module.config)
         own = cls(bias.reshape(-1, module.head_dim), table)
         own._check(module)
@@ -90,7 +92,7 @@ class KeyBias:
             first = (last - position_ids[:, -1]).to(torch.int64)
         first = first.expand(like.shape[0])
         if self.first_place is not None and not torch.equal(first, self.first_place):
-            raise ValueError(
+            raise TersorError(
                 f"layer {layer}: position_ids must count up by one a token for subtract_key_bias; position 0 "
                 f"was at token {self.first_place.tolist()} of the samples and is at {first.tolist()} now"
             )
@@ -151,7 +153,7 @@ class KeyBias:
         raw = self.bias[None, :, None].expand(1, -1, 5, -1)
         theirs = None if turn is None else turn(raw[..., :size], raw[..., :size], cos, sin)[1]
         if theirs is None or not torch.allclose(mine[..., :size], theirs, rtol=1e-4, atol=1e-4):
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"{type(module).__name__} rotates its keys in another way than subtract_key_bias knows; leave it off"
             )
 
@@ -171,7 +173,7 @@ def _table(attention: type[nn.Module], config: PreTrainedConfig) -> RotaryTable:
     rotary: Any = getattr(sys.modules[attention.__module__], name, None)
     parameters = getattr(config, "rope_parameters", None) or {}
     if rotary is None or "mrope_section" in parameters or parameters.get("rope_type", "default") in CHANGING:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{attention.__name__} does not rotate by one fixed angle a position; leave subtract_key_bias off"
         )
     key = rotary, f"{config.head_dim if hasattr(config, 'head_dim') else config.hidden_size} {parameters}"

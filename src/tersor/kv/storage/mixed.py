@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.kv.selection.base import Chosen
 from tersor.kv.storage.segments import Segment, TokenGroup
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
@@ -70,7 +71,7 @@ class MixedPrecisionStorage:
         if self.check_finite:
             for name, tensor in (("keys", keys), ("values", values)):
                 if not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(
+                    raise TersorError(
                         f"{where}: {name} hold NaN or infinity; look for overflow in the model's precision"
                     )
         widths = (

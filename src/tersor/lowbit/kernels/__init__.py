@@ -12,6 +12,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from tersor._errors import TersorError
+
 #: Operation -> back end -> "module:function", fastest first and the reference last. Modules load on first use.
 KERNELS: dict[str, dict[str, str]] = {
     operation: {
@@ -25,7 +27,7 @@ KERNELS: dict[str, dict[str, str]] = {
 def backends(operation: str) -> list[str]:
     """Names of the back ends that an operation has, the preferred one first."""
     if operation not in KERNELS:
-        raise ValueError(f"operation {operation!r} has no kernel; choose one of {sorted(KERNELS)}")
+        raise TersorError(f"operation {operation!r} has no kernel; choose one of {sorted(KERNELS)}")
     return list(KERNELS[operation])
 
 
@@ -39,7 +41,7 @@ def get_kernel(operation: str, backend: str | None = None, *, device: str = "cpu
     """
     available = backends(operation)
     if backend is not None and backend not in available:
-        raise ValueError(f"{operation} has no back end {backend!r}; choose one of {available}")
+        raise TersorError(f"{operation} has no back end {backend!r}; choose one of {available}")
     return _load(operation, backend or chosen_backend(operation, device))
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
 from tersor.bench.runs import Finished
 from tersor.ptq.bench import peers as ptq_peers
@@ -138,7 +139,7 @@ def pick(names: Sequence[str] | None) -> list[Method]:
     """
     known = {method.name: method for method in METHODS}
     if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"--method {unknown[0]!r} is none of {sorted(known)}")
+        raise TersorError(f"--method {unknown[0]!r} is none of {sorted(known)}")
     return [known[name] for name in names or known]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor.bench.runs import (
     AsJson,
     Out,
@@ -43,9 +44,9 @@ def bench_ptq(
 ) -> None:
     """Accuracy on held-out images after quantization: RepAPQ, each part removed, and other ways."""
     if model not in _MODELS:
-        raise ValueError(f"--model {model!r} must be one of {_MODELS}")
+        raise TersorError(f"--model {model!r} must be one of {_MODELS}")
     if min(seeds, images, held_out) < 1 or iterations < 0:
-        raise ValueError(
+        raise TersorError(
             f"--seeds {seeds}, --images {images} and --held-out {held_out} must be at least 1, --iterations "
             f"{iterations} not negative"
         )
@@ -59,11 +60,11 @@ def bench_ptq(
     for each in widths:
         RepAPQConfig.of(each)
     names = tuple(each.name for each in pick(method))
+    split = load_cifar(data)
     if method is None and not has_nncf():
         names = tuple(name for name in names if name != "NNCF")
         typer.echo("NNCF is not installed and left out", err=True)
     plan = Plan(model, widths, names, tuple(range(seeds)), images, iterations, held_out)
-    split = load_cifar(data)
     found: dict[tuple[str, str], Scores] = {}
     with spinner() as status, progress_file(out) as progress:
         for width, name, scores in run_plan(plan, zoo.load_network(model), split.train, split.held_out, progress):
@@ -118,10 +119,10 @@ def bench_ptq_speed(
 
     names = [each.strip() for each in network.split(",")]
     if unknown := [each for each in names if each not in SHAPES]:
-        raise ValueError(f"--network {unknown[0]!r} must be one of {sorted(SHAPES)}")
+        raise TersorError(f"--network {unknown[0]!r} must be one of {sorted(SHAPES)}")
     sizes = whole_numbers("--batches", batches, least=1)
     if not sizes or rounds < 1:
-        raise ValueError(f"--batches {batches!r} must name a size, --rounds {rounds} at least 1")
+        raise TersorError(f"--batches {batches!r} must name a size, --rounds {rounds} at least 1")
     found: list[Timing] = []
     with spinner() as status:
         for name in names:

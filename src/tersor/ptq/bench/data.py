@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor._lazy import require
 
 SIDE = 32
@@ -53,14 +54,14 @@ def load_cifar(folder: Path) -> Split:
     """
     file = folder / ARCHIVE
     if not file.is_file():
-        raise ValueError(f"--data {folder}: no {ARCHIVE} in this folder; pack one from {SOURCE}")
+        raise TersorError(f"--data {folder}: no {ARCHIVE} in this folder; pack one from {SOURCE}")
     content = file.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as opened:
             classes = tuple(sorted({name.split("/")[1] for name in opened.namelist() if name.startswith("train/")}))
             train, held_out = (_read(opened, part, classes) for part in ("train", "test"))
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+        raise TersorError(f"{file} cannot be read: {error}") from None
     return Split(train, held_out, classes, hashlib.sha256(content).hexdigest())
 
 
@@ -68,12 +69,12 @@ def _read(archive: zipfile.ZipFile, part: str, classes: tuple[str, ...]) -> Labe
     image: Any = require("PIL.Image", "images")
     names = sorted(name for name in archive.namelist() if name.startswith(f"{part}/") and name.endswith(".jpg"))
     if not names:
-        raise ValueError(f"{ARCHIVE} has no {part}/<class>/*.jpg")
+        raise TersorError(f"{ARCHIVE} has no {part}/<class>/*.jpg")
     pixels = np.empty((len(names), SIDE, SIDE, 3), np.uint8)
     for row, name in enumerate(names):
         with image.open(io.BytesIO(archive.read(name))) as opened:
             if opened.size != (SIDE, SIDE):
-                raise ValueError(f"{ARCHIVE}: {name} is {opened.size}; images of {SIDE} x {SIDE} pixels are expected")
+                raise TersorError(f"{ARCHIVE}: {name} is {opened.size}; images of {SIDE} x {SIDE} pixels are expected")
             pixels[row] = opened.convert("RGB")
     labels = torch.tensor([classes.index(name.split("/")[1]) for name in names])
     return Labelled(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor.bench.runs import (
     AsJson,
     Finished,
@@ -50,18 +51,18 @@ def bench_nar(
     """Compare NAR with token after token (raster), PAR-4X and ablations: passes, speed, Fréchet distance, accuracy."""
     sizes = whole_numbers("--batches", batches, least=1)
     if model not in _MODELS:
-        raise ValueError(f"--model {model!r} must be one of {_MODELS}")
+        raise TersorError(f"--model {model!r} must be one of {_MODELS}")
     if samples == 1 or samples < 0 or validation < 2 or seeds < 1 or repeats < 1:
-        raise ValueError(
+        raise TersorError(
             f"--samples {samples} must be 0 or at least 2, --validation {validation} at least 2, --seeds {seeds} and "
             f"--repeats {repeats} at least 1"
         )
     if not samples and not sizes:
-        raise ValueError("--samples 0 with --batches '' leaves nothing to measure")
+        raise TersorError("--samples 0 with --batches '' leaves nothing to measure")
     target = target_device(device)
     if model == "tiny-nar-text":
         if target.type != "cpu":
-            raise ValueError("--device is not for captions, which are measured on the CPU")
+            raise TersorError("--device is not for captions, which are measured on the CPU")
         _bench_captions(model, samples, seeds, validation, out, as_json)
         return
     from tersor import zoo
@@ -94,7 +95,7 @@ def bench_nar(
 def _bench_captions(model: str, samples: int, seeds: int, validation: int, out: Path | None, as_json: bool) -> None:
     """Whether pictures show what their caption says; there is nothing to time that tiny-nar does not show."""
     if not samples:
-        raise ValueError("--samples 0 leaves nothing to measure of a model of captions")
+        raise TersorError("--samples 0 leaves nothing to measure of a model of captions")
     from tersor import zoo
     from tersor.grids.nar.bench.quality import CAPTION_CHOICES, VALIDATION_SEED, CaptionScores, score_captions
     from tersor.grids.nar.captions import Captions

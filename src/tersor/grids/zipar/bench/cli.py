@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor._console import spinner
+from tersor._errors import TersorError
 from tersor.bench.runs import (
     AsJson,
     Finished,
@@ -43,7 +44,7 @@ def bench_images(
 ) -> None:
     """Write images by ZipAR's windows and token by token (raster): passes, speed, Fréchet distance, class accuracy."""
     if samples < 2 or seeds < 1 or repeats < 0 or adaptive_batch < 1:
-        raise ValueError(
+        raise TersorError(
             f"--samples {samples} must be at least 2, --seeds {seeds} and --adaptive-batch {adaptive_batch} at least 1 "
             f"and --repeats {repeats} at least 0"
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.bench.measure import Estimate, PairedTimes, time_paired
 from tersor.bench.runs import Finished
 from tersor.grids.llamagen import LlamaGen
@@ -91,7 +92,7 @@ def decodings(
         ValueError: If a window is not from 1 to ``columns``.
     """
     if bad := [each for each in (*windows, *adaptive, *eager) if not 1 <= each <= columns]:
-        raise ValueError(f"windows {bad} must be from 1 to the grid's {columns} columns")
+        raise TersorError(f"windows {bad} must be from 1 to the grid's {columns} columns")
     families: tuple[tuple[str, str, Sequence[int], dict[str, Any]], ...] = (
         ("fixed", "window", windows, {}),
         ("adaptive", "adaptive", adaptive, {"adaptive": True, "batch": adaptive_batch}),

@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.kv.bench.peers.stored import Stored
 from tersor.lowbit.codecs import affine_encode
 from tersor.lowbit.codes import AffineCodes
@@ -27,7 +28,7 @@ def hadamard(order: int) -> Tensor:
         ValueError: Unless ``order`` is a power of two.
     """
     if order < 1 or order & (order - 1):
-        raise ValueError(f"order={order} must be a power of two; pad the channels")
+        raise TersorError(f"order={order} must be a power of two; pad the channels")
     matrix = torch.ones(1, 1)
     while len(matrix) < order:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])

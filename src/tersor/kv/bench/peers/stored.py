@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
+from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.batch import BatchedLayer
 
 #: The stored form of some tokens: tensors ``[batch, kv_heads, tokens, *]``.
@@ -65,7 +66,7 @@ class StoredLayer(BatchedLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the newest ``-tokens_to_remove`` tokens."""
         if tokens_to_remove > 0:
-            raise ValueError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number")
+            raise TersorError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number")
         kept = max(self.get_seq_length() + tokens_to_remove, 0)
         self.map_all(lambda x: x[:, :, :kept])
 
@@ -82,5 +83,5 @@ def stored_cache(config: PreTrainedConfig, form: Form) -> Cache:
     """
     types, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     if others := set(types) - {"full_attention"}:
-        raise NotImplementedError(f"this peer stores full-attention layers only, and the model has {sorted(others)}")
+        raise UnsupportedError(f"this peer stores full-attention layers only, and the model has {sorted(others)}")
     return Cache(layers=[StoredLayer(form) for _ in types])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError, WrongTypeError
 from tersor.lowbit.packing import check_bits, packed_width
 
 
@@ -55,17 +56,17 @@ class PackedDelta:
         for name, shape in expected.items():
             tensor: Tensor = getattr(self, name)
             if tensor.shape != shape:
-                raise ValueError(
+                raise TersorError(
                     f"{name} of a {self.bits}-bit delta with {out} outputs, {self.dim} inputs and {k} salient channels "
                     f"must be {list(shape)}, got {list(tensor.shape)}"
                 )
             setattr(self, name, tensor.contiguous())
         if self.codes.dtype != torch.uint8 or self.salient_index.dtype != torch.int32:
-            raise TypeError(
+            raise WrongTypeError(
                 f"codes must be uint8 and salient_index int32, got {self.codes.dtype} and {self.salient_index.dtype}"
             )
         if not (self.step.is_floating_point() and self.salient_weight.is_floating_point()):
-            raise TypeError(
+            raise WrongTypeError(
                 f"step and salient_weight must be floats, got {self.step.dtype} and {self.salient_weight.dtype}"
             )
 
@@ -85,10 +86,10 @@ class DeltaGroup(NamedTuple):
 def check_delta_linear(x: Tensor, y: Tensor, groups: Sequence[DeltaGroup]) -> None:
     """Raise `ValueError` unless ``x`` ``[n, in]``, ``y`` ``[n, out]`` and every delta belong together."""
     if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
-        raise ValueError(f"x and y must be [n, in] and [n, out], got {list(x.shape)} and {list(y.shape)}")
+        raise TersorError(f"x and y must be [n, in] and [n, out], got {list(x.shape)} and {list(y.shape)}")
     for delta, _ in groups:
         if (delta.dim, delta.step.numel()) != (x.shape[1], y.shape[1]):
-            raise ValueError(
+            raise TersorError(
                 f"a delta of {delta.step.numel()} outputs and {delta.dim} inputs does not fit x {list(x.shape)} and y "
                 f"{list(y.shape)}"
             )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, RawPart
 
@@ -39,7 +40,7 @@ def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) ->
         ValueError: without any part.
     """
     if not parts:
-        raise ValueError("attention needs at least one part with tokens, got none")
+        raise TersorError("attention needs at least one part with tokens, got none")
     batch, heads, queries, dim = query.shape
     kv_heads = (parts[0].keys.codes if isinstance(parts[0], PackedPart) else parts[0].keys).shape[1]
     grouped = query.to(compute_dtype(query.dtype)).reshape(batch, kv_heads, -1, dim) * scaling
