@@ -100,11 +100,10 @@ class Session:
             takeover.change()
             self._undo.append(self._give_generate_back)
             vars(model)["generate"] = self._generate_compressed
-            for handle in (
-                model.register_forward_pre_hook(self._mine(self._hook.before), with_kwargs=True),
-                model.register_forward_hook(self._mine(self._hook.after), with_kwargs=True),
-            ):
-                self._undo.append(handle.remove)
+            before = model.register_forward_pre_hook(self._mine(self._hook.before), with_kwargs=True)
+            self._undo.append(before.remove)
+            after = model.register_forward_hook(self._mine(self._hook.after), with_kwargs=True)
+            self._undo.append(after.remove)
         except BaseException:
             self.disable()
             raise
