@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ class Layer(nn.Module):
 
     num_key_value_groups = 2
     is_causal = True
-    config = SimpleNamespace(_attn_implementation="tersor")
 
 
 class GemmaLayer(Layer):

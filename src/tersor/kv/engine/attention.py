@@ -7,6 +7,7 @@ queries to the layer; every other call goes to the library's own implementation 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from tersor.kv.engine.layer import TAG, CompressedLayer
 from tersor.kv.engine.state import STATE, ForwardState
 from tersor.lowbit.kernels import get_kernel
 
+#: Keyword of calls under `EAGER_ATTENTION_NAME`.
+OWN = "tersor_own_attention"
 #: Keywords that SDPA takes and the packed kernel does not.
 UNFUSED = ("position_bias", "sliding_window")
 
@@ -53,7 +56,8 @@ def tersor_attention(
     if state is not None or (layer is not None and layer.choices.prefill.sparse):
         _without_weights(kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, dropout, kwargs, layer, state)
+    own = kwargs.pop(OWN, False)
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, dropout, kwargs, layer, state, own)
     if layer is None:
         if state is not None and state.covers(module, kwargs):
             return state.choices.prefill.attend(call)
@@ -107,9 +111,10 @@ def _fusable(call: AttentionCall) -> bool:
 
 def register() -> None:
     """Make tersor's attention known to transformers; the mask functions keep left padding closed."""
-    for name, mask in ((ATTENTION_NAME, sdpa_mask), (EAGER_ATTENTION_NAME, eager_mask)):
-        AttentionInterface.register(name, tersor_attention)
-        AttentionMaskInterface.register(name, mask)
+    AttentionInterface.register(ATTENTION_NAME, tersor_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    AttentionInterface.register(EAGER_ATTENTION_NAME, partial(tersor_attention, **{OWN: True}))
+    AttentionMaskInterface.register(EAGER_ATTENTION_NAME, eager_mask)
 
 
 register()

@@ -48,6 +48,7 @@ class AttentionCall:
         options: Further keywords of the library, such as ``softcap`` and ``position_ids``.
         layer: The `CompressedLayer` that holds the keys, or None in a forward without a cache.
         state: The `ForwardState` of a forward whose prefill is sparse, or None.
+        own: Whether the model computes its attention by its own eager function alone.
     """
 
     module: nn.Module
@@ -60,6 +61,7 @@ class AttentionCall:
     options: dict[str, Any] = field(default_factory=dict)
     layer: Any = None
     state: Any = None
+    own: bool = False
 
     @cached_property
     def open(self) -> Tensor | None:
@@ -80,8 +82,7 @@ class AttentionCall:
 
         A keyword is also one of them where the model has no eager function and nothing else says that it is harmless.
         """
-        config: Any = self.module.config
-        if config._attn_implementation == EAGER_ATTENTION_NAME:
+        if self.own:
             return [f"{type(self.module).__name__}'s own attention"]
         eager = eager_attention(self.module)
         own = sorted(self.options.keys() - _known_to_sdpa()) if eager is None else _beyond_sdpa(eager)

@@ -196,9 +196,9 @@ class ProbeScores:
 
     def fold(self, columns: int) -> None:
         """Sum up the rows of the first ``columns`` tokens, so that rows take no more than a few of them."""
-        old = [row for row in self.rows if row.shape[-1] <= columns]
-        if not old:
+        if not self.rows or self.rows[0].shape[-1] > columns:
             return
+        old = [row for row in self.rows if row.shape[-1] <= columns]
         width = max(old[-1].shape[-1], 0 if self.sums is None else self.sums.shape[-1])
         totals = ProbeScores(self.sums, self.counts, old).totals(width)
         assert totals is not None
