@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,3 +124,11 @@ def test_what_sdpa_lacks_goes_to_the_model_s_own_attention(queries: int, masked:
 def test_a_model_without_eager_attention_is_told() -> None:
     with pytest.raises(NotImplementedError, match=r"Layer asks for \['softcap'\], which SDPA lacks"):
         call(1, 5, softcap=30.0).dense()
+
+
+@pytest.mark.parametrize("module", [Layer(), GemmaLayer()])
+@pytest.mark.parametrize("queries", [1, 2, 7])
+def test_queries_without_a_mask_are_the_last_tokens_and_see_all_before_them(module: nn.Module, queries: int):
+    whole = call(12, 12, module=module)
+    late = replace(whole, query=whole.query[:, :, -queries:])
+    torch.testing.assert_close(late.dense()[0], whole.dense()[0][:, -queries:])

@@ -102,7 +102,7 @@ class AttentionCall:
         settings = {"dropout": self.dropout, "scaling": self.scaling, **self.options}
         if not self.beyond_sdpa:
             function = ALL_ATTENTION_FUNCTIONS["sdpa"]
-            return function(self.module, self.query, self.key, self.value, self.mask, **settings)
+            return function(self.module, self.query, self.key, self.value, self._sdpa_mask(), **settings)
         eager = eager_attention(self.module)
         if eager is None:
             raise UnsupportedError(
@@ -122,6 +122,16 @@ class AttentionCall:
         if self.mask.dtype == torch.bool:
             return self.mask & stored
         return self.mask.masked_fill(~stored, torch.finfo(self.mask.dtype).min)
+
+    def _sdpa_mask(self) -> Tensor | None:
+        """The mask as SDPA wants it, which without one takes the queries for the first tokens and not for the last.
+
+        Layers that read another layer's keys may compute the rows whose logits are wanted and no others.
+        """
+        queries, columns = self.query.shape[2], self.key.shape[2]
+        if self.mask is not None or not 1 < queries < columns or not getattr(self.module, "is_causal", False):
+            return self.mask
+        return causal_rows(queries, columns, self.query.device)[:, None]
 
     def _additive_mask(self) -> Tensor | None:
         """The mask as eager attention functions want it: 0 where open, the lowest number where closed."""

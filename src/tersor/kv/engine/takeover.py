@@ -17,12 +17,18 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     """The model of transformers whose ``generate`` runs: ``model`` itself, or what a wrapper (PEFT, compiled) holds.
 
     Raises:
-        TypeError: If there is none.
+        TypeError: If there is none, or more than one side by side.
     """
-    found = model.modules() if isinstance(model, nn.Module) else iter(())
-    for each in found:
-        if isinstance(each, PreTrainedModel) and isinstance(each, GenerationMixin):
-            return each
+    held = model.modules() if isinstance(model, nn.Module) else iter(())
+    found = [each for each in held if isinstance(each, PreTrainedModel) and isinstance(each, GenerationMixin)]
+    if found:
+        inside = set(found[0].modules())
+        if others := [type(each).__name__ for each in found if each not in inside]:
+            raise WrongTypeError(
+                f"{type(model).__name__} holds several models that generate ({type(found[0]).__name__}, "
+                f"{', '.join(others)}); give the one to compress"
+            )
+        return found[0]
     raise WrongTypeError(
         f"{type(model).__name__} is no model of transformers that generates, and holds none; give the model that "
         "from_pretrained returned"
