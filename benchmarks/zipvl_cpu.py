@@ -57,7 +57,9 @@ def peaked(tokens: int, lift: float, seed: int) -> Tensors:
 
 def layer_module() -> Any:
     """What attention functions read of a model's attention module."""
-    return SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True, layer_idx=0, training=False)
+    config = SimpleNamespace(_attn_implementation="tersor")
+    groups = HEADS // KV_HEADS
+    return SimpleNamespace(config=config, num_key_value_groups=groups, is_causal=True, layer_idx=0, training=False)
 
 
 def sparse(tensors: Tensors, prefill: SparsePrefill, state: ForwardState | None = None) -> Tensor:

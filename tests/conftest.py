@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Machines differ in speed, and a slow example is not a wrong one.
 hypothesis.settings.register_profile("tersor", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tersor")
+
+
+def pytest_report_header() -> str:
+    """What repeats this run's draw of models, see end_to_end/test_sweep.py."""
+    return f"SWEEP_SEED={os.environ.get('SWEEP_SEED', date.today().toordinal())}"
+
 
 _POISONED_FOLDERS = {"lowbit", "kv"}
 

@@ -73,7 +73,7 @@ def test_an_unknown_system_and_a_file_in_the_way_are_one_line(
     assert "--only 'zipcash' is no system of the demo; choose one of" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert run(["demo", "--only", "zipcache", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file; give a folder for the report" in capsys.readouterr().err
+    assert "is a file, not a folder; give another path" in capsys.readouterr().err
 
 
 def test_a_base_installation_runs_what_it_can_and_says_before_what_it_leaves_out(tmp_path: Path) -> None:

@@ -195,6 +195,6 @@ def test_text_is_written_although_no_layer_can_be_sparse(tmp_path: Path, capsys:
     capsys.readouterr()
     assert run([*asked, "--json", "a cold day " * 20]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert "text" in printed and "no layer" in printed["note"] and "sparsity" not in printed
+    assert "text" in printed and "no full-attention layer" in printed["note"] and "sparsity" not in printed
     assert run([*asked, "a cold day " * 20]) == 0
-    assert "no layer" in capsys.readouterr().err
+    assert "no full-attention layer" in capsys.readouterr().err

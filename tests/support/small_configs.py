@@ -38,9 +38,18 @@ SMALL: dict[str, Any] = {name: size for size, names in SIZES.items() for name in
     "eos_token_id": None,
     "is_decoder": True,
 }
+#: Rotary parts of time, height and width that fill a head of 16, and half of one.
+THREE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+HALF = {**THREE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 #: What `SMALL` cannot know: by model type, further settings of the configuration.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **{
+        f"{name}_text": {"rope_parameters": THREE}
+        for name in ["qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "paddleocr_vl"]
+    },
+    **{name: {"vocabulary_map": {"<image>": 5}} for name in ("chameleon", "emu3")},
+    "glm4v_moe_text": {"rope_parameters": HALF},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from small_configs import small_model
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -75,7 +76,8 @@ def write(model: Any, inputs: torch.Tensor, padding: int = 0) -> tuple[torch.Ten
 
 
 def implementations(model: Any) -> list[Any]:
-    return [part.config._attn_implementation for part in model.modules() if hasattr(part, "config")]
+    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return [config._attn_implementation for config in configs]
 
 
 def same(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, torch.Tensor]) -> str | None:
@@ -151,3 +153,11 @@ def _sparse(model: Any, outcome: Outcome) -> Outcome | None:
     except Exception as error:
         return Outcome(outcome.name, "traceback", f"sparse prefill: {one_line(error)}")
     return None if ratio < 1 else Outcome(outcome.name, "silent", "a sparse prefill left nothing out")
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The table of the docs: one class a row, and how many of each verdict."""
+    counts = ", ".join(f"{n} {verdict}" for verdict in VERDICTS if (n := sum(o.verdict == verdict for o in outcomes)))
+    rows = [f"| `{o.name}` | {o.verdict} | {o.reason.replace('|', '/')} |" for o in outcomes]
+    head = f"{len(outcomes)} classes of transformers {transformers.__version__}: {counts}."
+    return "\n".join([head, "", "| class | with nothing rounded | why, or which layers |", "|---|---|---|", *rows, ""])

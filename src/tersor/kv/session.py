@@ -91,7 +91,7 @@ class Session:
         # Built once so that an unsupported model is refused here and not in the middle of a generation.
         self._new_cache()
         takeover = Takeover(model)
-        hook = ForwardHook(self.method, model, self._new_cache, self._latest)
+        self._hook = ForwardHook(self.method, model, self._new_cache, self._latest)
         self._thread = threading.get_ident()
         self._generate = model.generate
         self._own_generate = vars(model).get("generate")
@@ -100,11 +100,10 @@ class Session:
             takeover.change()
             self._undo.append(self._give_generate_back)
             vars(model)["generate"] = self._generate_compressed
-            for handle in (
-                model.register_forward_pre_hook(self._mine(hook.before), with_kwargs=True),
-                model.register_forward_hook(self._mine(hook.after), with_kwargs=True),
-            ):
-                self._undo.append(handle.remove)
+            before = model.register_forward_pre_hook(self._mine(self._hook.before), with_kwargs=True)
+            self._undo.append(before.remove)
+            after = model.register_forward_hook(self._mine(self._hook.after), with_kwargs=True)
+            self._undo.append(after.remove)
         except BaseException:
             self.disable()
             raise
@@ -139,6 +138,7 @@ class Session:
             )
             return self._generate(*args, **kwargs)
         use_cache = self._check_generation(args, kwargs)
+        forwards = self._latest.forwards
         if use_cache:
             cache: Any = self._cache_for(take_cache(kwargs))
             kwargs |= with_cache(cache)
@@ -148,12 +148,14 @@ class Session:
             output = self._generate(*args, **kwargs)
         finally:
             self._latest.uncached = None
-        latest = self._latest.cache
-        if use_cache and latest is not None and latest is cache and latest.get_seq_length() == 0:
-            raise RuntimeError(
-                f"generate of {type(self.model).__name__} did not use the cache that it was given, so nothing was "
-                "compressed; run this model without tersor"
+        if self.method.prefill.sparse and self._latest.forwards == forwards:
+            raise UnsupportedError(
+                f"generate of {type(self.model).__name__} runs no forward of its own, so no prompt was read sparsely; "
+                "use a method with a dense prefill, such as ZipCache"
             )
+        latest = self._latest.cache
+        if use_cache and latest is not None and latest is cache:
+            self._hook.check(latest)
         return output
 
     def _cache_for(self, given: Any) -> Any:

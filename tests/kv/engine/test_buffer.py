@@ -13,7 +13,9 @@ from kv_driver import (
     stream,
 )
 
+from tersor.kv.engine.buffer import Buffer
 from tersor.kv.engine.layer import CompressedLayer
+from tersor.kv.selection.base import Chosen
 from tersor.kv.zipcache import ZipCache
 
 
@@ -63,3 +65,17 @@ def test_tiny_prompts_compress_without_nan(prompt: int) -> None:
     layer = filled(ZipCache(min_tokens_to_compress=1, streaming_gap=1), stream(1, prompt + 3), prompt, prompt + 3)
     assert len(layer.segments) == 4
     assert all(torch.isfinite(x).all() for x in layer.dequantize())
+
+
+def test_a_choice_among_the_newest_tokens_keeps_all_that_wait_before_them() -> None:
+    valid = torch.tensor([[False, True, True, True, True, True], [True, True, True, True, True, True]])
+    keys = torch.zeros(2, 1, 6, 4)
+    buffer = Buffer(0, keys=keys, values=keys, valid=valid)
+    newest = Chosen(torch.tensor([[[0, 2]], [[1, 0]]]), torch.tensor([[[True, True]], [[True, False]]]))
+    others = Chosen(torch.tensor([[[1]], [[2]]]), None)
+    buffer.decide((newest, others), torch.ones(2, 1, 3), torch.full((2, 3), 2.0))
+    important, regular = buffer.decided
+    assert [row.tolist() for row in important.rows()] == [[1, 2, 3, 5], [0, 1, 2, 4]]
+    assert [row.tolist() for row in regular.rows()] == [[4], [5]]
+    sums, counts = buffer.scores.totals(6)
+    assert sums[:, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2 and counts.tolist() == [[0, 0, 0, 2, 2, 2]] * 2

@@ -229,3 +229,65 @@ def test_without_the_attention_function_it_warns_and_stays_right() -> None:
     evicting.update(*(x[:, :, :40] for x in tensors[1:]))
     with pytest.raises(RuntimeError, match=r"method\.on"):
         evicting.update(*(x[:, :, 40:41] for x in tensors[1:]))
+
+
+def test_recording_ends_with_the_second_step_that_no_crop_follows_and_with_reset() -> None:
+    layer, tensors = CompressedLayer(ZipCache(**SMALL).method(), 0), stream(1, 120)
+    layer.activate_past_recording()
+    step(layer, *(x[:, :, :40] for x in tensors))
+    for draft in (40, 43):  # two rounds of three drafts
+        step(layer, *(x[:, :, draft : draft + 3] for x in tensors))
+        layer.crop(0)
+    assert layer.record_past and layer.seen == 46
+    feed(layer, tensors, 46, 80)
+    assert not layer.record_past
+    assert layer.waiting < SMALL["streaming_gap"]
+    layer.activate_past_recording()
+    layer.reset()
+    step(layer, *(x[:, :, :40] for x in tensors))
+    assert layer.segments
+
+
+def test_a_prompt_before_the_first_crop_may_come_in_chunks() -> None:
+    layer, tensors = CompressedLayer(ZipCache(**SMALL).method(), 0), stream(1, 60)
+    layer.activate_past_recording()
+    for start in (0, 20, 40):
+        step(layer, *(x[:, :, start : start + 20] for x in tensors), mask=None if not start else rows_of(start, 20))
+    assert layer.record_past and not layer.segments
+
+
+def rows_of(start: int, new: int) -> Tensor:
+    """The causal mask of ``new`` tokens after ``start`` others."""
+    return torch.ones(start + new, start + new, dtype=torch.bool).tril()[None, None, start:]
+
+
+@pytest.mark.parametrize(("least", "tokens"), [(32, 20), (64, 50), (200, 99), (200, 150), (500, 400)])
+def test_nothing_is_compressed_before_the_least_number_of_tokens(least: int, tokens: int) -> None:
+    tensors = stream(1, least + 1)
+    layer = CompressedLayer(ZipCache(min_tokens_to_compress=least, streaming_gap=16).method(), 0)
+    step(layer, *(x[:, :, :tokens] for x in tensors))
+    feed(layer, tensors, tokens, least - 1)
+    assert layer.waiting == least - 1
+    feed(layer, tensors, least - 1, least)
+    assert not layer.waiting
+
+
+def test_scores_of_waiting_tokens_grow_with_their_number_and_not_its_square() -> None:
+    tensors, taken = stream(1, 900), {}
+    for recent in (200, 400, 800):
+        recipe = ZipCache(recent_fp_tokens=recent, streaming_gap=20, probe_recent_ratio=0.5, probe_random_ratio=0.5)
+        layer = filled(recipe, tensors, 40, recent + 60)
+        assert layer.waiting >= recent
+        taken[recent] = storage_bytes([layer.scores])
+    assert taken[800] < 2.5 * taken[400] < 6.5 * taken[200]
+    assert taken[800] < 30 * 4 * (800 + 60)  # a gap's worth of rows, and the sums
+
+
+def test_keys_without_their_values_are_refused() -> None:
+    for name, at in (("values", 1), ("keys", 0)):
+        layer = CompressedLayer(ZipCache(**SMALL).method(), 0)
+        query, keys, values = (x[:, :, :30] for x in stream(1, 30))
+        returned = list(layer.update(keys, values))
+        returned[at] = returned[at] * 1
+        with pytest.raises(NotImplementedError, match=f"changes its {name} after the cache"):
+            tersor_attention(MODULE, query, *returned, None)

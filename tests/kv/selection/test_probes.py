@@ -158,3 +158,15 @@ def test_long_updates_and_steps_share_one_total() -> None:
     assert sums.tolist() == [[[3, 3, 3, 3, 2, 2, 1]]]
     assert counts.tolist() == [[6, 6, 6, 6, 4, 4, 1]]
     assert ProbeScores().totals(3) is None
+
+
+def test_folded_rows_are_the_same_total() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.rand(1, 1, n + 1, generator=generator) for n in range(3, 12)]
+    scores, plain = ProbeScores(rows=list(rows)), ProbeScores(rows=list(rows))
+    for columns in (2, 6, 9):
+        scores.fold(columns)
+        assert all(row.shape[-1] > columns for row in scores.rows)
+        for got, expected in zip(scores.totals(12), plain.totals(12), strict=True):  # type: ignore[arg-type]
+            torch.testing.assert_close(got, expected)
+    assert len(scores.rows) == 3

@@ -32,11 +32,13 @@ class Latest:
         cache: The compressed cache.
         state: The forward over a prompt, where the prefill is sparse.
         uncached: Where the prompt of a running `generate` without a cache ends.
+        forwards: How many forwards of the model the session has seen.
     """
 
     cache: CompressedCache | None = None
     state: ForwardState | None = None
     uncached: UncachedPrompt | None = None
+    forwards: int = 0
 
 
 def compressed(given: Any, new_cache: Callable[[], CompressedCache]) -> CompressedCache:
@@ -78,7 +80,7 @@ class ForwardHook:
         self, choices: Choices, model: PreTrainedModel, new_cache: Callable[[], CompressedCache], latest: Latest
     ):
         self.choices, self.new_cache, self.latest = choices, new_cache, latest
-        self.cache_name = cache_name(model)
+        self.cache_name, self.model_name = cache_name(model), type(model).__name__
         parameters = inspect.signature(model.forward).parameters
         if choices.prefill.sparse and not any(
             each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()
@@ -102,6 +104,7 @@ class ForwardHook:
                 ``protect="text"`` where nothing says which tokens are text.
             NotImplementedError: For a static cache.
         """
+        self.latest.forwards += 1
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         completion = kwargs.pop(COMPLETION, None)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
@@ -152,14 +155,18 @@ class ForwardHook:
                 f"no layer of {type(model).__name__} read the prompt sparsely: its attention layers do not get the "
                 "keywords of its forward; use a method with a dense prefill, such as ZipCache"
             )
-        cache = kwargs.get(self.cache_name)
-        if not isinstance(cache, CompressedCache) or cache is self._checked:
+        if isinstance(cache := kwargs.get(self.cache_name), CompressedCache):
+            self.check(cache)
+
+    def check(self, cache: CompressedCache) -> None:
+        """Check once that a cache holds tokens, and that tersor's attention has read them; see `after`."""
+        if cache is self._checked:
             return
         used = [layer for layer in cache.compressed_layers() if layer.get_seq_length()]
         if not used or not all(layer.attended for layer in used):
             what = "does not fill the cache that it is given" if not used else "changes keys and values that it cached"
             raise UnsupportedError(
-                f"{type(model).__name__} {what}, so its cache cannot be compressed; use the library's own here"
+                f"{self.model_name} {what}, so its cache cannot be compressed; use the library's own here"
             )
         self._checked = cache
 
