@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_other_releases_name_the_command(monkeypatch: pytest.MonkeyPatch, releas
 def test_the_package_asks_for_the_range_and_the_newest_release_of_it_is_pinned() -> None:
     assert f'"transformers{RANGE}"' in (ROOT / "pyproject.toml").read_text()
     assert f"\ntransformers=={MAJOR}.{BELOW - 1}." in (ROOT / "constraints.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
+@pytest.mark.parametrize(("options", "expected"), [({}, None), ({"use_reentrant": False}, {"use_reentrant": False})])
+def test_activations_are_checkpointed_under_either_name(name: str, options: dict, expected: dict | None) -> None:
+    asked: list[dict | None] = []
+    _compat.checkpoint_activations(SimpleNamespace(**{name: asked.append}), **options)
+    assert asked == [expected]
 
 
 def test_the_installed_release_passes() -> None:
