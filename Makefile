@@ -8,9 +8,12 @@ INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --b
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # No test and no demo may reach for the network, and two test workers share the cores.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-PYTEST = OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2
+SUITE = OMP_NUM_THREADS=1 $(OFFLINE) $(1)/python -m pytest -n 2
+PYTEST = $(call SUITE,$(BIN))
+# What test-newest and test-oldest move, each with a range in pyproject.toml; the last two follow the others.
+MOVED := transformers diffusers peft accelerate tokenizers huggingface-hub
 
-.PHONY: demo test test-slow test-gpu check fix docs clean
+.PHONY: demo test test-slow test-newest test-oldest test-gpu check fix docs clean
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
 
@@ -23,6 +26,15 @@ test: .venv/.stamp .venv/.vision-stamp
 
 test-slow: .venv/.stamp
 	$(PYTEST) -m slow
+
+# The suite with the newest or the oldest releases that pyproject.toml allows of what is MOVED; the rest is as pinned.
+test-newest test-oldest: test-%: .venv/.stamp
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-$*
+	$(BIN)/python .ci/releases.py $* $(MOVED) > .venv-$*/constraints.txt
+	$(BIN)/uv pip install -q --python .venv-$*/bin/python -c .venv-$*/constraints.txt \
+		--build-constraints constraints.txt -e '.[dev]'
+	@$(BIN)/uv pip show --python .venv-$*/bin/python torch $(MOVED) | grep -E '^(Name|Version)'
+	$(call SUITE,.venv-$*/bin)
 
 # On a CUDA device, and not in Triton's interpreter.
 test-gpu: .venv/.stamp

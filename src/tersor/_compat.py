@@ -12,20 +12,6 @@ from typing import Any
 TRANSFORMERS_MINIMUM = (5, 20)
 TRANSFORMERS_BELOW = (5, 25)
 
-#: The release whose continuous batching `tersor.experts.continuous` was tested with; it looks at private parts of it.
-CONTINUOUS_BATCHING = (5, 23)
-
-
-def check_continuous_batching() -> None:
-    """Raise `ImportError` for a release of transformers that experts under continuous batching were not tested with."""
-    found = version("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) != CONTINUOUS_BATCHING:
-        wanted = ".".join(map(str, CONTINUOUS_BATCHING))
-        raise ImportError(
-            f"experts under continuous batching need transformers {wanted}, found {found}: pip install "
-            f"'transformers~={wanted}.0', or use ExpertHost.generate, which batches requests that come together"
-        )
-
 
 def check_transformers() -> None:
     """Raise `ImportError` with the command to run when transformers is outside the tested range."""
@@ -56,3 +42,14 @@ def take_cache(keywords: dict[str, Any]) -> Any:
     """Remove a cache from the keywords of a call, whichever name it came under; None if there is none."""
     found = [keywords.pop(name, None) for name in ("cache", "past_key_values")]
     return next((each for each in found if each is not None), None)
+
+
+def checkpoint_activations(model: Any, **options: Any) -> None:
+    """Have a model compute its activations again in the backward pass; before 5.23 the method had another name.
+
+    Args:
+        model: A `PreTrainedModel`.
+        options: Of `torch.utils.checkpoint.checkpoint`.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options or None)

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import build
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 from tuned_models import tuned
 
-from tersor import _compat
+from tersor._errors import UnsupportedError
 from tersor.experts.compress import compress_expert
 from tersor.experts.config import ExpertBusyError, UnknownExpertError
-from tersor.experts.continuous import continuous_batching
+from tersor.experts.continuous import ExpertBatch, continuous_batching
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes
 
@@ -102,13 +105,51 @@ def test_experts_are_free_again(host: ExpertHost) -> None:
         assert {entry.name: entry.running for entry in host._bank.entries()} == {"one": 0, "two": 0, "norm": 0}
 
 
-def test_what_is_refused(host: ExpertHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_for_several_sequences_is_refused(host: ExpertHost) -> None:
     config = type(host.model.generation_config)(num_return_sequences=2, do_sample=True)
     with (
         pytest.raises(ValueError, match="must be 1"),
         continuous_batching(host, num_blocks=8, max_batch_tokens=8, generation_config=config),
     ):
         pass
-    monkeypatch.setattr(_compat, "version", lambda name: "5.24.0")
-    with pytest.raises(ImportError, match=r"5\.23"), continuous_batching(host, num_blocks=8, max_batch_tokens=8):
+
+
+@pytest.mark.parametrize("value", ["absent", None])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (ContinuousBatchingManager, "_create_batch_processor"),
+        (ContinuousBatchingIOs, "prepare_batch_tensors"),
+        (FIFOScheduler, "clear_cancelled_requests"),
+        (OutputRouter, "deliver"),
+        (OutputRouter, "deliver_batch"),
+    ],
+)
+def test_a_library_without_a_private_part_is_refused_at_entry(
+    host: ExpertHost, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, value: str | None
+) -> None:
+    """In one line, and the model reads as before."""
+    before = host.model.config._attn_implementation
+    home = next(each for each in owner.__mro__ if name in vars(each))
+    if value is None:
+        monkeypatch.setattr(home, name, None)
+    else:
+        monkeypatch.delattr(home, name)
+    with (
+        pytest.raises(UnsupportedError, match=rf"^experts .*\b{name}\(\) of .*: use ExpertHost\.generate.*$"),
+        continuous_batching(host, num_blocks=8, max_batch_tokens=8),
+    ):
         pass
+    assert host.model.config._attn_implementation == before
+    assert host._switch.routes is None
+
+
+def test_a_step_that_is_prepared_elsewhere_is_an_error_and_no_answer_of_the_base(
+    host: ExpertHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExpertBatch, "_route", lambda *_: None)
+    with continuous_batching(host, num_blocks=64, max_batch_tokens=48, page_size=16) as batch:
+        batch.add_request(prompts(1)[0], "one", max_new_tokens=TOKENS)
+        output = batch.manager.get_result(timeout=60)
+    assert output is not None
+    assert "experts of (0, 0) tokens are known" in output.error

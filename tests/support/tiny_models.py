@@ -70,7 +70,11 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, sharpness: float = 2
     """
     torch.manual_seed(7)
     if name in CONFIGS:
-        model = AutoModelForCausalLM.from_config(CONFIGS[name]())
+        config = CONFIGS[name]()
+        if getattr(config, "attn_logit_softcapping", None):
+            # What its later releases choose; the SDPA that transformers 5.20 takes leaves the cap out.
+            config._attn_implementation = "eager"
+        model = AutoModelForCausalLM.from_config(config)
     else:
         model = AutoModelForImageTextToText.from_config(_vl_config(name))
     # Qwen2's class initializes its key biases to zero, and large ones are what sets it apart.

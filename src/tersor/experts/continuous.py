@@ -13,12 +13,30 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
-from tersor._compat import check_continuous_batching
-from tersor._errors import TersorError
+from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes, ResidentExpert
+
+
+def _private(manager: Any, path: str) -> Any:
+    """A private method of the library's manager.
+
+    Raises:
+        UnsupportedError: If the installed release has no such method.
+    """
+    try:
+        found = attrgetter(path)(manager)
+    except AttributeError:
+        found = None
+    if not callable(found):
+        raise UnsupportedError(
+            f"experts under continuous batching need {path}() of transformers' manager, which the installed release "
+            "does not have: use ExpertHost.generate, which batches requests that come together"
+        )
+    return found
 
 
 class ExpertBatch:
@@ -29,18 +47,18 @@ class ExpertBatch:
         self._requests: dict[str, tuple[str | None, ResidentExpert | None]] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        processor = manager.batch_processor
-        self._around(processor.inputs_and_outputs, "prepare_batch_tensors", after=self._route)
-        self._around(processor.scheduler, "clear_cancelled_requests", after=self._cancelled)
-        self._around(manager.output_router, "deliver", before=lambda output: self._delivered([output]))
-        self._around(manager.output_router, "deliver_batch", before=self._delivered)
+        self._around("batch_processor.inputs_and_outputs.prepare_batch_tensors", after=self._route)
+        self._around("batch_processor.scheduler.clear_cancelled_requests", after=self._cancelled)
+        self._around("output_router.deliver", before=lambda output: self._delivered([output]))
+        self._around("output_router.deliver_batch", before=self._delivered)
+        # Until a step tells of its tokens no pass is answered: if the library prepared it elsewhere, the base would be.
+        self._tell([], [])
 
-    @staticmethod
-    def _around(owner: Any, name: str, *, before: Any = None, after: Any = None) -> None:
-        """Have a method of one object of the library call ``before`` with its arguments, or ``after`` with its result
-        and its first argument.
+    def _around(self, path: str, *, before: Any = None, after: Any = None) -> None:
+        """Have a private method of the manager call ``before`` with its arguments, or ``after`` with its result and
+        its first argument.
         """
-        inner = getattr(owner, name)
+        inner = _private(self.manager, path)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if before is not None:
@@ -50,7 +68,8 @@ class ExpertBatch:
                 after(result, *(args or tuple(kwargs.values()))[:1])
             return result
 
-        setattr(owner, name, call)
+        owner, _, name = path.rpartition(".")
+        setattr(attrgetter(owner)(self.manager), name, call)
 
     def add_request(self, input_ids: Sequence[int], expert: str | None = None, **kwargs: Any) -> str:
         """Queue a prompt for an expert, None is the base; returns the request's id.
@@ -99,6 +118,9 @@ class ExpertBatch:
         # The library computes as many logits as there are requests; the last ones stand for prompts that are not read
         # to their end yet, and are dropped.
         kept += [None] * (len(requests) - len(kept))
+        self._tell(tokens, kept)
+
+    def _tell(self, tokens: Sequence[ResidentExpert | None], kept: Sequence[ResidentExpert | None]) -> None:
         model = self.host.model
         self.host.route(PackedRoutes(tokens, kept, model.get_output_embeddings(), model.device))
 
@@ -134,10 +156,9 @@ def continuous_batching(
             asynchronous batching stay off.
 
     Raises:
-        ImportError: If the release of transformers was not tested with this; `ExpertHost.generate` needs none.
+        UnsupportedError: If the installed transformers lacks what this wraps; `ExpertHost.generate` needs none.
         ValueError: If a request asks for several sequences, which would be requests without an expert.
     """
-    check_continuous_batching()
     from transformers import ContinuousBatchingConfig
 
     config = host.model.generation_config if generation_config is None else generation_config
@@ -146,15 +167,21 @@ def continuous_batching(
             f"num_return_sequences={config.num_return_sequences} must be 1; add the request several times"
         )
     settings |= {"allow_block_sharing": False, "use_async_batching": False, "use_cuda_graph": False}
+    attention = host.model.config._attn_implementation
     manager = host.model.init_continuous_batching(
         generation_config=config,
         continuous_batching_config=ContinuousBatchingConfig(
             num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, **settings
         ),
     )
-    # The library makes it when its thread starts; made now, no step goes by unseen.
-    manager.batch_processor = manager._create_batch_processor()
-    batch = ExpertBatch(host, manager)
+    try:
+        # The library makes it when its thread starts; made now, no step goes by unseen.
+        manager.batch_processor = _private(manager, "_create_batch_processor")()
+        batch = ExpertBatch(host, manager)
+    except BaseException:
+        # The library puts back only what a manager that ran had replaced.
+        host.model.set_attn_implementation(attention)
+        raise
     manager.start()
     try:
         yield batch

@@ -13,6 +13,7 @@ from nar_models import TEXT, condition, config, model, random_ids
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from tersor._compat import checkpoint_activations
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import heads as nar_module
 from tersor.grids.nar.heads import NARForImageGeneration, mixing_plan, visibility
@@ -197,7 +198,7 @@ def test_gradient_checkpointing_and_chunks_give_the_same_gradients(monkeypatch) 
     for chunked in (False, True):
         of = model((3, 4), condition_dropout=0.0, token_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0).train()
         if chunked:
-            of.activation_checkpointing_enable()
+            checkpoint_activations(of)
             monkeypatch.setattr(nar_module, "_LOGITS_AT_ONCE", 2 * 20 * 5)
         ids = random_ids(of)
         of(ids, labels=ids, **condition(of)).loss.backward()

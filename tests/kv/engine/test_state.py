@@ -11,6 +11,7 @@ from tiny_models import build, model, prompt
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tersor._compat import checkpoint_activations
 from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.zipvl import ZipVL
 
@@ -72,7 +73,7 @@ def gradients(net: PreTrainedModel, checkpointing: bool) -> tuple[dict[str, Tens
     ids = prompt(2, 60)
     net.train()
     if checkpointing:
-        net.activation_checkpointing_enable()
+        checkpoint_activations(net)
     net.zero_grad()
     with SPARSE.on(net) as session:
         out = net(input_ids=ids, completion_mask=completion_of(ids, 12), labels=ids)
@@ -81,7 +82,6 @@ def gradients(net: PreTrainedModel, checkpointing: bool) -> tuple[dict[str, Tens
         net(input_ids=ids[:1, :40], completion_mask=completion_of(ids[:1, :40], 3))
         torch.manual_seed(123)
         out.loss.backward()
-    net.activation_checkpointing_disable()
     net.eval()
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}, kept
 

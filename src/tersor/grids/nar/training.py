@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from tersor import _atomic
+from tersor._compat import checkpoint_activations
 from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.grids.nar.tokens import Tokens
@@ -175,7 +176,7 @@ def train(
     if quiet:
         trainer.remove_callback(PrinterCallback)
     if plan.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, use_reentrant=False)
     checkpoint = last_checkpoint(out)
     if checkpoint is not None and checkpoint.name == f"checkpoint-{plan.steps}":
         # Resumed at its end, the trainer would take a step more.
