@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 
@@ -108,7 +109,8 @@ def test_another_thread_is_left_alone_and_told() -> None:
         thread.join()
         assert session.cache is None and session.state is None
     assert torch.equal(seen["output"], expected)
-    assert any("another thread than the one that entered the session" in line for line in seen["told"])
+    for what in ("generate", "a forward of LlamaForCausalLM"):
+        assert any(f"{what} runs in another thread than the one that entered" in line for line in seen["told"])
 
 
 class IgnoresItsCache(LlamaForCausalLM):
@@ -240,3 +242,33 @@ def test_two_sessions_on_one_model_are_refused_whatever_wraps_it() -> None:
         assert isinstance(net.generate.__self__, Session)
     with ZipCache().on(net):
         pass
+
+
+def test_the_model_assists_itself_although_layers_slide() -> None:
+    """A cache that is made for drafts has to be one that takes them back."""
+    net = build("gemma2")
+    ids = prompt(1, 30).repeat(1, 2)
+    expected = net.generate(ids, assistant_model=net, **OPTIONS)
+    with RAW.on(net):
+        assert torch.equal(net.generate(ids, assistant_model=net, **OPTIONS), expected)
+
+
+def test_models_that_share_a_configuration_are_in_one_session_at_a_time() -> None:
+    one = build("llama")
+    other = LlamaForCausalLM(one.config)
+    with ZipCache().on(one):
+        with pytest.raises(RuntimeError, match="another model that shares it"):
+            ZipCache().on(other).enable()
+        copied = copy.deepcopy(one)
+    assert one.config._attn_implementation == "sdpa" and "generate" not in vars(other)
+    with pytest.raises(RuntimeError, match=r"another session|copied inside one"):
+        ZipCache().on(copied).enable()
+
+
+@pytest.mark.parametrize("more", [{"use_cache": True}, {"cache": True}])
+def test_a_completion_mask_with_a_cache_is_refused(more: dict[str, bool]) -> None:
+    net = build("llama")
+    with ZipVL(min_tokens=0).on(net) as session:
+        given = with_cache(session.method.cache(net.config)) if "cache" in more else more
+        with pytest.raises(ValueError, match="leave the cache and use_cache out"):
+            net(prompt(1, 40), completion_mask=torch.zeros(1, 40, dtype=torch.bool), **given)

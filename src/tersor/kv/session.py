@@ -124,23 +124,32 @@ class Session:
 
         @torch.compiler.disable
         def run(*args: Any) -> Any:
-            return hook(*args) if threading.get_ident() == self._thread else None
+            if threading.get_ident() == self._thread:
+                return hook(*args)
+            self._warn_of_thread(f"a forward of {type(self.model).__name__}")
+            return None
 
         return run
+
+    def _warn_of_thread(self, what: str) -> None:
+        warnings.warn(
+            f"{what} runs in another thread than the one that entered the session of {self.method.name}, so its cache "
+            "is not compressed; enter the session in the thread that runs the model",
+            stacklevel=3,
+        )
 
     def _generate_compressed(self, *args: Any, **kwargs: Any) -> Any:
         """What ``model.generate`` is inside the session."""
         if threading.get_ident() != self._thread:
-            warnings.warn(
-                f"generate runs in another thread than the one that entered the session of {self.method.name}, so its "
-                "cache is not compressed; enter the session in the thread that generates",
-                stacklevel=2,
-            )
+            self._warn_of_thread("generate")
             return self._generate(*args, **kwargs)
-        use_cache = self._check_generation(args, kwargs)
+        options = self._options(args, kwargs)
+        use_cache = self._check_generation(options)
         forwards = self._latest.forwards
         if use_cache:
             cache: Any = self._cache_for(take_cache(kwargs))
+            if options("is_assistant"):
+                cache.activate_past_recording()  # as the library does for caches that it makes
             kwargs |= with_cache(cache)
         else:
             self._latest.uncached = UncachedPrompt()
@@ -171,13 +180,8 @@ class Session:
         self._latest.cache = compressed(given, self._new_cache)
         return self._latest.cache
 
-    def _check_generation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call of `generate` uses a cache.
-
-        Raises:
-            NotImplementedError: For ways of generating that the method cannot serve.
-            ValueError: If there would be nothing to compress.
-        """
+    def _options(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], Any]:
+        """The settings of a call of `generate`, by name, wherever they were given."""
         bound = inspect.signature(self._generate).bind_partial(*args, **kwargs).arguments
         configs = (bound.get("generation_config"), self.model.generation_config)
 
@@ -185,6 +189,15 @@ class Session:
             values = (kwargs.get(name), *(getattr(each, name, None) for each in configs))
             return next((value for value in values if value is not None), None)
 
+        return option
+
+    def _check_generation(self, option: Callable[[str], Any]) -> bool:
+        """Whether a call of `generate` uses a cache.
+
+        Raises:
+            NotImplementedError: For ways of generating that the method cannot serve.
+            ValueError: If there would be nothing to compress.
+        """
         sparse, implementation = self.method.prefill.sparse, option("cache_implementation")
         if sparse and option("prefill_chunk_size") is not None:
             raise UnsupportedError(

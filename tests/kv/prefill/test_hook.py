@@ -70,7 +70,7 @@ def test_wrong_completion_masks_are_refused() -> None:
         with pytest.raises(ValueError, match="completions come last"):
             net(ids, completion_mask=early)
         cache = net(ids).past_key_values
-        with pytest.raises(ValueError, match="without a filled cache"):
+        with pytest.raises(ValueError, match="without a cache"):
             net(ids, completion_mask=~early, **with_cache(cache))
 
 

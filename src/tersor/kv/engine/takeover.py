@@ -85,7 +85,13 @@ class Takeover:
 
     def change(self) -> None:
         """Set tersor's function."""
-        self.previous = [config._attn_implementation for config in self.configs]
+        previous = [config._attn_implementation for config in self.configs]
+        if {ATTENTION_NAME, EAGER_ATTENTION_NAME} & set(previous):
+            raise RuntimeError(
+                "the model's configuration is in a session already: another model that shares it is in one, or "
+                "the model was copied inside one; leave that session, or call model.set_attn_implementation('sdpa')"
+            )
+        self.previous = previous
         for config in self.configs:
             _set(config, self.name)
 

@@ -113,10 +113,15 @@ class ForwardHook:
         if completion is not None and not self.choices.prefill.sparse:
             raise TersorError(f"{COMPLETION} is for a sparse prefill; {self.choices.name} reads prompts densely")
         past = take_cache(kwargs)
+        if completion is not None and (past is not None or kwargs.get("use_cache")):
+            raise TersorError(
+                f"{COMPLETION} is for a forward over prompt and completion at once, without a cache; leave the cache "
+                "and use_cache out"
+            )
         if completion is None and self.latest.uncached is not None:
             completion = self._after_prompt(self.latest.uncached, tokens)
         if completion is not None:
-            completion = self._teacher_forced(completion, tokens, past, kwargs)
+            completion = self._teacher_forced(completion, tokens, kwargs)
         elif not self._uses_cache(model, past, kwargs):
             if self.choices.prefill.sparse:
                 warnings.warn(
@@ -180,16 +185,12 @@ class ForwardHook:
         place = torch.arange(tokens.shape[1], device=tokens.device)
         return (place >= prompt.tokens).expand(tokens.shape[0], -1)
 
-    def _teacher_forced(self, completion: Tensor, tokens: Tensor, past: Any, kwargs: dict[str, Any]) -> Tensor:
+    def _teacher_forced(self, completion: Tensor, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
         completion = completion.bool()
         if completion.shape != tokens.shape[:2]:
             raise TersorError(
                 f"{COMPLETION} has shape {tuple(completion.shape)}, but the input is {tuple(tokens.shape[:2])}; it "
                 "needs one entry a token"
-            )
-        if past is not None and past.get_seq_length():
-            raise TersorError(
-                f"{COMPLETION} is for a forward over prompt and completion at once, without a filled cache"
             )
         real = kwargs.get("attention_mask")
         prompt = ~completion if real is None or real.ndim != 2 else ~completion & real.bool()
