@@ -69,11 +69,11 @@ REFUSED = {
     "guidance": ({"guidance_scale": -1.0}, "must not be negative"),
     "too many positions": ({"grid_size": (60, 60)}, "positions, the model has 256"),
     "short static cache": (
-        {"past_key_values": StaticCache(llama_config(), max_cache_len=24)},
+        with_cache(StaticCache(llama_config(), max_cache_len=24)),
         "has 24 slots; prompt and image need 25",
     ),
-    "quantized cache": ({"past_key_values": type("Quantized", (DynamicCache,), {})()}, "Quantized .* does not go"),
-    "offloaded cache": ({"past_key_values": DynamicCache(offloading=True)}, "offloaded"),
+    "quantized cache": (with_cache(type("Quantized", (DynamicCache,), {})()), "Quantized .* does not go"),
+    "offloaded cache": (with_cache(DynamicCache(offloading=True)), "offloaded"),
     "negative prompts": (
         {"guidance_scale": 2.0, "negative_prompt_ids": torch.ones(2, 3, dtype=torch.long)},
         "2 rows for 3 images",
