@@ -45,5 +45,5 @@ def test_the_interpreter_or_a_gpu_makes_it_available(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not triton_runtime.available("cpu")
     assert triton_runtime.available("cuda:0")
-    monkeypatch.setattr(triton_runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_runtime, "installed", lambda name: False)
     assert not triton_runtime.available("cuda:0")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedConfig
 
-import tersor.kv.engine.attention  # noqa: F401  (registers the attention function)
 from tersor.kv.depth.base import Depth, SeparateLayers
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.choices import Choices

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tersor import zoo
 from tersor._errors import TersorError
+from tersor._lazy import installed
 from tersor.zoo.inspection import check_config, load_checked, read_config, refused
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -123,7 +123,7 @@ def load_processor(location: str) -> Any:
     from tersor.zoo.processor import PictureProcessor
 
     with refused(f"the processor of {location}"):
-        if AutoConfig.from_pretrained(location).model_type == "qwen2_5_vl" and find_spec("torchvision") is None:
+        if AutoConfig.from_pretrained(location).model_type == "qwen2_5_vl" and not installed("torchvision"):
             return PictureProcessor.from_pretrained(location)
         processor = AutoProcessor.from_pretrained(location)
     if not hasattr(processor, "image_processor"):  # the library falls back to the tokenizer and says nothing

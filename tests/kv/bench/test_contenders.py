@@ -84,5 +84,5 @@ def test_peers_are_listed_on_request() -> None:
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "transformers" in unavailable()["KIVI"]
-    monkeypatch.setattr("tersor.kv.bench.peers.find_spec", lambda name: None)
+    monkeypatch.setattr("tersor.kv.bench.peers.installed", lambda name: False)
     assert "pip install hqq" in unavailable()["QuantizedCache hqq"]

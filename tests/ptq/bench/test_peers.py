@@ -82,7 +82,7 @@ def test_nncf_gets_the_merged_file_and_every_batch(
 
 
 def test_without_nncf_the_command_is_named(net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "installed", lambda name: False)
     assert not peers.has_nncf()
     with pytest.raises(MissingExtraError, match="pip install nncf"):
         peers.nncf(net, images(1))

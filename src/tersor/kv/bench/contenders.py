@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -81,7 +80,7 @@ def peers(group_size: int = 32) -> list[Contender]:
         # SnapKV compresses the prompt alone: what is generated stays.
         _selected("SnapKV-like 20%", "peer", SnapSelection(ratio=keep), high=16, low=0, streaming_gap=None),
     ]
-    if find_spec("hqq"):
+    if installed("hqq"):
         rows += [_builtin("hqq", "hqq", hqq_cache, bits, group_size) for bits in (4, 2)]
     return rows
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 
 import torch
+
+from tersor._lazy import installed
 
 
 def interpreting() -> bool:
@@ -15,6 +16,6 @@ def interpreting() -> bool:
 
 def available(device: torch.device | str) -> bool:
     """Whether Triton is installed and runs on tensors of ``device``."""
-    if find_spec("triton") is None:
+    if not installed("triton"):
         return False
     return interpreting() or torch.device(device).type == "cuda"

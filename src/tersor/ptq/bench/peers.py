@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import logging
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor._lazy import MissingExtraError, require
+from tersor._lazy import MissingExtraError, installed, require
 from tersor.ptq.onnx_export import export_float, run, session
 from tersor.ptq.reparam import merge
 
@@ -47,7 +46,7 @@ def onnx_runtime(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]
 
 def has_nncf() -> bool:
     """Whether NNCF is installed."""
-    return importlib.util.find_spec("nncf") is not None
+    return installed("nncf")
 
 
 def nncf(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ kernels; caches that the library or an engine ships are those themselves, or sto
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from tersor._lazy import installed
 
 #: Peers that cannot run on this version of transformers, and why.
 _UNPORTED = {
@@ -18,5 +18,5 @@ _UNPORTED = {
 
 def unavailable() -> dict[str, str]:
     """Peer -> why it is not measured here."""
-    missing = {} if find_spec("hqq") else {"QuantizedCache hqq": "hqq is not installed: pip install hqq"}
+    missing = {} if installed("hqq") else {"QuantizedCache hqq": "hqq is not installed: pip install hqq"}
     return _UNPORTED | missing
