@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 import tersor.kv.engine.attention  # noqa: F401  (registers the attention functions)
@@ -19,7 +20,7 @@ from tersor._compat import check_transformers, take_cache, with_cache
 from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.choices import Choices
-from tersor.kv.engine.state import ForwardState, UncachedPrompt
+from tersor.kv.engine.state import ForwardState, RowThresholds, UncachedPrompt
 from tersor.kv.engine.takeover import Takeover, inner_model
 from tersor.kv.prefill.hook import ForwardHook, Latest, compressed
 from tersor.kv.prefill.sparsity import SparsityStats, sparsity_stats
@@ -82,6 +83,31 @@ class Session:
                 )
             )
         return sparsity_stats(self.state, self.cache if self.state.completion is None else None, self.model.config)
+
+    @contextmanager
+    def thresholds(self, tau: Tensor, *, differentiable: bool = False) -> Iterator[None]:
+        """Inside, every row of a prompt is read with its own threshold; a forward alone takes ``thresholds=``, too.
+
+        They travel with each forward, so that gradient checkpointing computes the same again.
+
+        Args:
+            tau: See `RowThresholds`.
+            differentiable: Likewise.
+
+        Raises:
+            RuntimeError: Outside of the session.
+            ValueError: For shares outside their range, and for methods in which no threshold decides, or one does for
+                generated tokens, too (``policy="quantize"``).
+        """
+        if not self._undo:
+            raise RuntimeError("the session is not active; enter it first")
+        rows = RowThresholds(tau, differentiable)
+        self._hook.accept(rows)
+        before, self._latest.thresholds = self._latest.thresholds, rows
+        try:
+            yield
+        finally:
+            self._latest.thresholds = before
 
     def enable(self) -> Self:
         """Take the model over; see `Session` for what is raised. A failure leaves the model as it was."""

@@ -99,6 +99,7 @@ class Buffer:
             self.valid = real.new_ones(real.shape[0], len(self) - new)
         self.valid = torch.cat([self.valid, real], dim=1)
 
+    @torch.no_grad()
     def score_update(self, call: AttentionCall, selection: Selection, lse: Tensor | None, segment: int) -> None:
         """Add the attention of the probe rows of a prompt or another long update."""
         window = self.window(call)
@@ -113,6 +114,7 @@ class Buffer:
         if scores is not None:
             self.scores.add_sums(*scores)
 
+    @torch.no_grad()
     def score_steps(
         self, call: AttentionCall, selection: Selection, lse: Tensor | None, segment: int, gap: int
     ) -> None:

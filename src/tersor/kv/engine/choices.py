@@ -37,6 +37,10 @@ class Prefill(Protocol):
     def protect_text(self) -> bool:
         """Whether only tokens that show an image or a video may be left out."""
 
+    @property
+    def by_threshold(self) -> bool:
+        """Whether a threshold decides how many tokens take part, so that every row may have its own."""
+
     def takes_part(self, tokens: int) -> bool:
         """Whether a later part of a conversation, of so many tokens, is read sparsely, too."""
 
@@ -57,6 +61,7 @@ class DensePrefill:
 
     sparse = False
     protect_text = False
+    by_threshold = False
 
     def takes_part(self, tokens: int) -> bool:
         return False

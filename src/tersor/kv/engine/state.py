@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tersor._errors import TersorError
 from tersor.kv.engine.choices import Choices
 from tersor.kv.selection.base import Chosen, Waiting
 
@@ -20,6 +22,8 @@ from tersor.kv.selection.base import Chosen, Waiting
 STATE = "tersor_state"
 #: Keyword of the user: bool ``[batch, tokens]``, True where a token belongs to a completion and not to the prompt.
 COMPLETION = "completion_mask"
+#: Keyword of the user: `RowThresholds` of a forward, where those of the session do not hold.
+THRESHOLDS = "thresholds"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,29 @@ class LayerRecord:
     scored: Waiting | None = None
 
 
+@dataclass(frozen=True)
+class RowThresholds:
+    """A threshold for each row of a prompt, instead of the method's one; a row of 1 is read densely.
+
+    Args:
+        tau: Share of the attention that a row must hold, above 0 and at most 1, ``[batch]``; kept as float64.
+        differentiable: Whether the scores by which tokens are chosen keep their gradient, for the loss of a training
+            (`tersor.rl.soft_token_ratio`). Costs the memory of the probed rows of attention.
+
+    Raises:
+        ValueError: For shares outside their range, or another shape.
+    """
+
+    tau: Tensor
+    differentiable: bool = False
+
+    def __post_init__(self) -> None:
+        tau = torch.as_tensor(self.tau, dtype=torch.float64).detach()
+        if tau.ndim != 1 or not bool(((tau > 0) & (tau <= 1)).all()):
+            raise TersorError(f"thresholds={self.tau} must be one share a row, each above 0 and at most 1")
+        object.__setattr__(self, "tau", tau)
+
+
 @dataclass
 class ForwardState:
     """One forward over a prompt.
@@ -50,6 +77,7 @@ class ForwardState:
         layers: Layers that may be sparse.
         visual: Tokens that show an image or a video, bool ``[batch, tokens]``; None where not known.
         completion: Tokens that follow the prompt, bool ``[batch, tokens]``; None where not known.
+        thresholds: Share of the attention that must be held, by row; None for the method's own.
         records: What happened, by layer.
     """
 
@@ -57,6 +85,7 @@ class ForwardState:
     layers: frozenset[int]
     visual: Tensor | None = None
     completion: Tensor | None = None
+    thresholds: RowThresholds | None = None
     records: dict[int, LayerRecord] = field(default_factory=dict)
 
     def covers(self, module: nn.Module, options: dict[str, Any]) -> bool:

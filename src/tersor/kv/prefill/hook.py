@@ -20,7 +20,7 @@ from tersor._compat import take_cache
 from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.cache import CompressedCache, compressible_layers
 from tersor.kv.engine.choices import Choices
-from tersor.kv.engine.state import COMPLETION, STATE, ForwardState, UncachedPrompt
+from tersor.kv.engine.state import COMPLETION, STATE, THRESHOLDS, ForwardState, RowThresholds, UncachedPrompt
 from tersor.kv.engine.takeover import cache_name
 
 
@@ -33,12 +33,14 @@ class Latest:
         state: The forward over a prompt, where the prefill is sparse.
         uncached: Where the prompt of a running `generate` without a cache ends.
         forwards: How many forwards of the model the session has seen.
+        thresholds: What the rows of the forwards to come are read with, where it is not the method's own.
     """
 
     cache: CompressedCache | None = None
     state: ForwardState | None = None
     uncached: UncachedPrompt | None = None
     forwards: int = 0
+    thresholds: RowThresholds | None = None
 
 
 def compressed(given: Any, new_cache: Callable[[], CompressedCache]) -> CompressedCache:
@@ -100,18 +102,20 @@ class ForwardHook:
         """Check and complete the keywords of one forward.
 
         Raises:
-            ValueError: For a mask of a wrong shape or without a sparse prefill, a filled cache of another kind, or
-                ``protect="text"`` where nothing says which tokens are text.
+            ValueError: For a mask of a wrong shape or without a sparse prefill, a filled cache of another kind, another
+                number of thresholds than rows, or ``protect="text"`` where nothing says which tokens are text.
             NotImplementedError: For a static cache.
         """
         self.latest.forwards += 1
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        completion = kwargs.pop(COMPLETION, None)
+        completion, thresholds = kwargs.pop(COMPLETION, None), kwargs.pop(THRESHOLDS, self.latest.thresholds)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return (), kwargs  # for the model to complain about
         if completion is not None and not self.choices.prefill.sparse:
             raise TersorError(f"{COMPLETION} is for a sparse prefill; {self.choices.name} reads prompts densely")
+        if thresholds is not None:
+            self.accept(thresholds)
         past = take_cache(kwargs)
         if completion is not None and (past is not None or kwargs.get("use_cache")):
             raise TersorError(
@@ -143,7 +147,12 @@ class ForwardHook:
                 "protect='text' needs to know which tokens are text: pass input_ids or mm_token_type_ids to a model "
                 "whose configuration names its image tokens; or leave protect at 'none'"
             )
-        state = ForwardState(self.choices, self.layers, visual, completion)
+        if thresholds is not None and len(thresholds.tau) != tokens.shape[0]:
+            raise TersorError(
+                f"{len(thresholds.tau)} thresholds for a forward of {tokens.shape[0]} rows; give one a row, and mind "
+                "those that generate adds for beams and num_return_sequences"
+            )
+        state = ForwardState(self.choices, self.layers, visual, completion, thresholds)
         self.latest.state = kwargs[STATE] = state
         return (), kwargs
 
@@ -162,6 +171,18 @@ class ForwardHook:
             )
         if isinstance(cache := kwargs.get(self.cache_name), CompressedCache):
             self.check(cache)
+
+    def accept(self, thresholds: RowThresholds) -> None:
+        """Check that rows can have thresholds of their own.
+
+        Raises:
+            ValueError: If no threshold decides, or one does for generated tokens, too.
+        """
+        if not self.choices.prefill.by_threshold or self.choices.streaming_gap is not None:
+            raise TersorError(
+                f"{self.choices.name} as it is set takes no {THRESHOLDS} by row; use ZipVL with a tau below 1 and "
+                "policy='evict' or 'keep'"
+            )
 
     def check(self, cache: CompressedCache) -> None:
         """Check once that a cache holds tokens, and that tersor's attention has read them; see `after`."""

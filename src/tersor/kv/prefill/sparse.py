@@ -55,6 +55,10 @@ class SparsePrefill:
                 "own; use one choice a layer"
             )
 
+    @property
+    def by_threshold(self) -> bool:
+        return getattr(self.selection, "tau", 1.0) < 1.0
+
     def takes_part(self, tokens: int) -> bool:
         return tokens >= max(self.min_tokens, 2)
 
@@ -63,7 +67,7 @@ class SparsePrefill:
         return share**2 if self.query_mode == "drop" else share
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Choose, note the choice, attend; see `Prefill.attend`. The choice is made without gradient."""
+        """Choose, note the choice, attend; see `Prefill.attend`. The choice itself has no gradient."""
         layer: CompressedLayer | None = call.layer
         state: ForwardState | None = call.state
         tokens = call.query.shape[2]
@@ -102,9 +106,12 @@ class SparsePrefill:
         layer: CompressedLayer | None = call.layer
         state: ForwardState | None = call.state
         key = call.key
-        waiting = Waiting(key, prompt, ProbeScores(), layer_index(call), 0, self._protected(call, prompt))
+        rows = None if state is None else state.thresholds
+        tau = None if rows is None else rows.tau.to(key.device)
+        waiting = Waiting(key, prompt, ProbeScores(), layer_index(call), 0, self._protected(call, prompt), tau)
         short = bool((waiting.lengths() < self.min_tokens).all())
-        scores = None if short else self._probe(call, waiting)
+        with torch.set_grad_enabled(rows is not None and rows.differentiable):
+            scores = None if short else self._probe(call, waiting)
         if scores is None:
             kept, _ = waiting.all_important()
             mass = torch.ones(key.shape[0], device=key.device)
@@ -115,7 +122,7 @@ class SparsePrefill:
             kept, others = self.selection.choose(waiting)
             mass = captured_mass(sums[:, 0], kept)
             if layer is not None and layer.choices.selection == self.selection:
-                layer.decide((kept, others), sums, counts)
+                layer.decide((kept, others), sums.detach(), counts)
             skipped = None
             if others.index.shape[-1] == 0:
                 skipped = "nothing to leave out" if bool(torch.isfinite(sums).all()) else "scores not finite"

@@ -27,6 +27,7 @@ class SparsityStats:
         per_row: Its mean over layers, by row.
         visual_ratio: The same as ``token_ratio`` over visual tokens, None where there are none.
         visual_per_layer: Likewise by layer.
+        visual_per_row: Likewise by row, None for rows without visual tokens; None where there are none at all.
         attn_flops_reduction: 1 - (mean ratio)^2, as the paper counts; 1 - mean ratio where only keys are restricted.
         attn_flops_reduction_exact: 1 - mean of the squares; the same where only keys are restricted.
         captured_mass: Share of the probed attention that kept tokens hold.
@@ -44,6 +45,7 @@ class SparsityStats:
     per_row: tuple[float, ...]
     visual_ratio: float | None
     visual_per_layer: tuple[float, ...] | None
+    visual_per_row: tuple[float | None, ...] | None
     attn_flops_reduction: float
     attn_flops_reduction_exact: float
     captured_mass: float
@@ -76,7 +78,7 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
     rows = [row for row, own in enumerate(prompt) if len(own)]
     kept = [record.kept.rows() if (record := state.records.get(index)) else prompt for index in range(layers)]
     ratio = torch.tensor([[_share(own[row], prompt[row]) for row in rows] for own in kept], dtype=torch.float64)
-    visual = None
+    visual, by_row = None, dict[int, float]()
     if state.visual is not None:
         flags = state.visual.cpu()
         seen = [row for row in rows if bool(flags[row, prompt[row]].any())]
@@ -84,7 +86,9 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
             [_share(own[row][flags[row, own[row]]], prompt[row][flags[row, prompt[row]]]) for row in seen]
             for own in kept
         ]
-        visual = torch.tensor(shares, dtype=torch.float64).mean(1) if seen else None
+        if seen:
+            visual = torch.tensor(shares, dtype=torch.float64)
+            by_row = dict(zip(seen, visual.mean(0).tolist(), strict=True))
     mass = [float(r.mass[rows].mean()) if (r := state.records.get(index)) else 1.0 for index in range(layers)]
     mean = float(ratio.mean())
     operations = state.choices.prefill.operations
@@ -95,7 +99,8 @@ def sparsity_stats(state: ForwardState, cache: CompressedCache | None, config: P
         per_layer=tuple(ratio.mean(1).tolist()),
         per_row=tuple(ratio.mean(0).tolist()),
         visual_ratio=None if visual is None else float(visual.mean()),
-        visual_per_layer=None if visual is None else tuple(visual.tolist()),
+        visual_per_layer=None if visual is None else tuple(visual.mean(1).tolist()),
+        visual_per_row=None if visual is None else tuple(by_row.get(row) for row in rows),
         attn_flops_reduction=1 - operations(mean),
         attn_flops_reduction_exact=1 - float(operations(ratio).mean()),
         captured_mass=sum(mass) / layers,

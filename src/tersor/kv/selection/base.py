@@ -76,6 +76,7 @@ class Waiting:
         layer: Index of the layer.
         segment: Number of the segment that the tokens become.
         protected: Tokens that must be kept whatever their scores, bool ``[batch, tokens]``, or None.
+        tau: Share of the attention to hold, by row, float64 ``[batch]``; None for the selection's own.
     """
 
     keys: Tensor
@@ -84,6 +85,7 @@ class Waiting:
     layer: int
     segment: int
     protected: Tensor | None = None
+    tau: Tensor | None = None
 
     def lengths(self) -> Tensor:
         """Valid tokens of each sample, int64 ``[batch]``."""

@@ -22,7 +22,7 @@ Probe = Literal["sampled", "all"]
 SelectBy = Literal["normalized", "raw"]
 
 
-def smallest_set(sums: Tensor, tau: float) -> Tensor:
+def smallest_set(sums: Tensor, tau: float | Tensor) -> Tensor:
     """Eq. (6): the least ``p`` such that the ``p`` largest of ``sums`` make up ``tau`` of all of them.
 
     Rows of attention sum to one, so all of them is the number of probe rows in a prompt, and the mass of the window
@@ -30,13 +30,14 @@ def smallest_set(sums: Tensor, tau: float) -> Tensor:
 
     Args:
         sums: Attention of each token, at least 0, ``[batch, tokens]``.
-        tau: Share to reach.
+        tau: Share to reach, one for all or by sample ``[batch]``.
 
     Returns:
         ``p`` of each sample, at least 1, int64 ``[batch]``.
     """
     reached = sums.double().sort(-1, descending=True).values.cumsum(-1)
-    return (reached < tau * reached[:, -1:]).sum(-1) + 1
+    share = torch.as_tensor(tau, dtype=reached.dtype, device=sums.device).reshape(-1, 1)
+    return (reached < share * reached[:, -1:]).sum(-1) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,4 +139,6 @@ class MassSelection(PromptSelection):
         return self.tau >= 1.0
 
     def count(self, sums: Tensor, waiting: Waiting) -> Tensor:
-        return smallest_set(sums, self.tau)
+        if waiting.tau is None:
+            return smallest_set(sums, self.tau)
+        return smallest_set(sums, waiting.tau).masked_fill(waiting.tau >= 1.0, sums.shape[-1])

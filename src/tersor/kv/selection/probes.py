@@ -65,7 +65,6 @@ class Queries:
         return Queries(self.query[samples], self.scaling, self.softcap, lse)
 
 
-@torch.no_grad()
 def attention_rows(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
     """Rows of the attention matrix, averaged over the query heads of each KV head.
 
@@ -88,7 +87,9 @@ def attention_rows(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
         scores = queries.softcap * torch.tanh(scores / queries.softcap)
     scores.masked_fill_(~allowed[:, None, None], -torch.inf)
     if queries.lse is None:
-        return scores.softmax(-1).nan_to_num_(0.0).mean(2)
+        weights = scores.softmax(-1)
+        # The gradient of a softmax needs what it returned.
+        return (weights.nan_to_num(0.0) if weights.requires_grad else weights.nan_to_num_(0.0)).mean(2)
     return (scores - queries.lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
 
 
