@@ -18,9 +18,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from vlm.data import Batch, Layout
 
+from tersor.kv.bench.tiles import READ_IN
+
 NAME = "grounded"
 #: Layers in which heads 0 and 1 read the question's own colour and kind, and those that take one step each.
-EARLY, READING = (0, 1, 2), (3, 5, 7)
+EARLY, READING = (0, 1, 2), READ_IN
 
 
 @dataclass

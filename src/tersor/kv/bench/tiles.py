@@ -33,15 +33,18 @@ COLOURS = {
 #: Kinds of questions, and how many tiles lead to the answer.
 STEPS = {"look": 1, "chain": 2, "trail": 3}
 KINDS = tuple(STEPS)
+#: Layers in which tiny-vlm was taught to read the cells of these steps, see its card.
+READ_IN = (3, 5, 7)
 CELL = 8  # pixels
 GRID, TILES, FILLERS = 32, 8, 66
-#: What the words between the colour and the question mark are taken from, in a circle.
-FILLER = (
+_TEXT = (
     "before you say anything take a moment and go over the whole picture from its upper left corner down to its lower "
     "right one for among so many grey cells there are but a few with two halves and each of them names another by its "
     "lower half so follow them one after the other as often as you were told and then give us just that single word "
     "which stands at the end"
-).split()
+)
+#: What the words between the colour and the question mark are taken from, in a circle.
+FILLER = tuple(_TEXT.split())
 _NAMES = tuple(COLOURS)
 
 Cell = tuple[int, int]
