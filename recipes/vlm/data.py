@@ -1,78 +1,174 @@
-"""Batches of tile pictures with several questions each, in the form that the model's processor gives."""
+"""Batches of tile pictures: several questions stand over one picture, each as if it were asked alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLProcessor
+from vlm.processor import SPECIAL, new_processor, patches
 
-from tersor.kv.bench.tiles import CELL, Picture, Question, picture
+from tersor.kv.bench.tiles import COLOURS, FILLER, KINDS, Picture, Question, picture
+from tersor.zoo.processor import PictureProcessor
 
 IGNORED = -100
+#: Tokens before the picture, <bos> <|vision_start|>, and after it, <|vision_end|>.
+BEFORE, AFTER = 2, 1
+MOST_STEPS = 3
+
+
+def tile_processor() -> PictureProcessor:
+    """The processor of tiny-vlm."""
+    return new_processor([*KINDS, *COLOURS, "?", *dict.fromkeys(FILLER)])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand in every row of a batch: the picture, then ``questions`` of ``fillers`` words each.
+
+    Args:
+        grid: Cells on a side of the picture.
+        questions: Questions over one picture.
+        fillers: Words between a question's colour and its question mark.
+        turns: Whether a question also sees the earlier ones and their answers, as later turns of a dialogue do.
+    """
+
+    grid: int
+    questions: int
+    fillers: int
+    turns: bool = False
+
+    @property
+    def prefix(self) -> int:
+        return BEFORE + self.grid**2 + AFTER
+
+    @property
+    def each(self) -> int:
+        """Tokens of a question: kind, colour, fillers, question mark, answer, <eos>."""
+        return self.fillers + 5
+
+    @property
+    def length(self) -> int:
+        return self.prefix + self.questions * self.each
+
+    def starts(self) -> Tensor:
+        """Column of each question's first word, ``[questions]``."""
+        return self.prefix + self.each * torch.arange(self.questions)
+
+    def rows(self) -> Tensor:
+        """Columns from the colour to the question mark, ``[questions, fillers + 2]``; all of them are trained."""
+        return self.starts()[:, None] + torch.arange(1, self.fillers + 3)
+
+    def is_picture(self) -> Tensor:
+        """bool ``[length]``."""
+        columns = torch.arange(self.length)
+        return (columns >= BEFORE) & (columns < BEFORE + self.grid**2)
+
+    def is_filler(self) -> Tensor:
+        """bool ``[length]``."""
+        found = torch.zeros(self.length, dtype=torch.bool)
+        found[self.rows()[:, 1:-1].reshape(-1)] = True
+        return found
+
+    def sees(self) -> Tensor:
+        """What attends to what, bool ``[length, length]``: the causal past, without other questions unless `turns`."""
+        owner = torch.zeros(self.length, dtype=torch.long)
+        owner[self.prefix :] = 1 + torch.arange(self.questions).repeat_interleave(self.each)
+        allowed = torch.ones(self.length, self.length, dtype=torch.bool).tril()
+        return allowed if self.turns else allowed & ((owner == 0) | (owner == owner[:, None]))
+
+    def positions(self) -> Tensor:
+        """Positions ``[3, length]`` in time, height and width, as the model gives them to a question asked alone."""
+        cell = torch.arange(self.grid**2)
+        picture = torch.stack([torch.zeros_like(cell), cell // self.grid, cell % self.grid]) + BEFORE
+        after = BEFORE + self.grid
+        asked = torch.arange(self.questions * self.each)
+        text = after + AFTER + (asked if self.turns else asked % self.each)
+        flat = [torch.arange(BEFORE), torch.arange(after, after + AFTER), text]
+        before, end, questions = (part.expand(3, -1) for part in flat)
+        return torch.cat([before, picture, end, questions], 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Keyword arguments of the model, and the labels: answers and the end of each turn."""
+    """A batch in one `Layout`.
 
-    inputs: dict[str, Tensor]
-    labels: Tensor
-
-
-def patches(pixels: np.ndarray, mean: list[float], std: list[float]) -> Tensor:
-    """Normalized patches ``[cells, 3 * 8 * 8]`` of uint8 pictures ``[batch, height, width, 3]``, row by row.
-
-    What the processor does to a picture whose sides are multiples of a patch, without its resizing.
+    Args:
+        layout: Where things stand.
+        input_ids: Tokens ``[pictures, length]``.
+        pixel_values: Patches ``[pictures * cells, 192]``.
+        answers: Token of each answer, ``[pictures, questions]``.
+        cells: Column of the cell that each step reads, ``[pictures, questions, 3]``; -1 for a step that there is not.
+        kinds: Number of each question's kind, ``[pictures, questions]``.
     """
-    batch, height, width, _ = pixels.shape
-    scaled = (torch.from_numpy(pixels).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
-    cells = scaled.reshape(batch, height // CELL, CELL, width // CELL, CELL, 3)
-    return cells.permute(0, 1, 3, 5, 2, 4).reshape(-1, 3 * CELL * CELL)
+
+    layout: Layout
+    input_ids: Tensor
+    pixel_values: Tensor
+    answers: Tensor
+    cells: Tensor
+    kinds: Tensor
 
 
-def draw_questions(shown: Picture, rng: np.random.Generator, *, turns: int, lookups: float) -> list[Question]:
-    """Different questions about one picture: a repeated one could be answered by copying.
-
-    The colour on most tiles is always counted, since large counts are rare; about ``lookups`` of the others are "color"
-    questions, and no more colours that are on no tile than there is nothing else to ask.
-    """
-    present = [c for c in rng.permutation(shown.colours("count")).tolist() if shown.keyed(c)]
-    absent = [c for c in rng.permutation(shown.colours("count")).tolist() if not shown.keyed(c)]
-    most = max(present, key=lambda c: len(shown.keyed(c)))
-    looked = rng.permutation(shown.colours("color")).tolist()[: int(rng.binomial(turns - 1, lookups))]
-    others = [c for c in present if c != most] + absent[:1]
-    counted = [most, *rng.permutation(others).tolist(), *absent[1:]][: turns - len(looked)]
-    asked = [("color", colour) for colour in looked] + [("count", colour) for colour in counted]
-    return [shown.ask(*asked[index]) for index in rng.permutation(len(asked))]
+def draw_questions(
+    shown: Picture, rng: np.random.Generator, layout: Layout, shares: Mapping[str, float]
+) -> list[Question]:
+    """Questions about one picture: its keys in turn from a random one on, of random kinds."""
+    first, kinds = int(rng.integers(len(shown.tiles))), list(shares)
+    return [
+        shown.ask(
+            kinds[int(rng.choice(len(kinds), p=list(shares.values())))],
+            shown.tiles[(first + index) % len(shown.tiles)].key,
+            fillers=layout.fillers,
+            start=int(rng.integers(len(FILLER))),
+        )
+        for index in range(layout.questions)
+    ]
 
 
 def draw_batch(
-    processor: Qwen2_5_VLProcessor, rng: np.random.Generator, *, size: int, grid: int, turns: int, lookups: float
+    processor: PictureProcessor,
+    rng: np.random.Generator,
+    layout: Layout,
+    *,
+    size: int,
+    tiles: tuple[int, int],
+    closed: bool,
+    shares: Mapping[str, float],
 ) -> Batch:
-    """``size`` pictures of 1 to 6 tiles with ``turns`` questions each, see `draw_questions`."""
+    """A random batch.
+
+    Args:
+        processor: Of the model.
+        rng: What the batch is drawn from.
+        layout: Where things stand.
+        size: Number of pictures.
+        tiles: Least and most tiles of a picture.
+        closed: Whether every tile points to another.
+        shares: How often each kind is asked.
+    """
     tokenizer, image = processor.tokenizer, processor.image_processor
-    pictures = [picture(rng, grid=grid, tiles=int(rng.integers(1, 7))) for _ in range(size)]
-    head = tokenizer("<bos> <|vision_start|>")["input_ids"]
-    head += [processor.image_token_id] * grid**2 + tokenizer("<|vision_end|>")["input_ids"]
-    rows, labels = [], []
-    for shown in pictures:
-        ids, wanted = list(head), [IGNORED] * len(head)
-        for question in draw_questions(shown, rng, turns=turns, lookups=lookups):
-            turn = tokenizer(f"{question.text} {question.answer} <eos>")["input_ids"]
-            ids += turn
-            wanted += [IGNORED, IGNORED, *turn[2:]]
-        rows.append(ids)
-        labels.append(wanted)
-    input_ids = torch.tensor(rows)
+    pictures = [
+        picture(rng, grid=layout.grid, tiles=int(rng.integers(tiles[0], tiles[1] + 1)), closed=closed)
+        for _ in range(size)
+    ]
+    asked = [draw_questions(shown, rng, layout, shares) for shown in pictures]
+    head = tokenizer(f"{SPECIAL[1]} {SPECIAL[3]}")["input_ids"]
+    head += [processor.image_token_id] * layout.grid**2 + tokenizer(SPECIAL[4])["input_ids"]
+    texts = [" ".join(f"{question.text} {question.answer} <eos>" for question in row) for row in asked]
+    input_ids = torch.tensor([head + row for row in tokenizer(texts)["input_ids"]])
+    cells = torch.full((size, layout.questions, MOST_STEPS), -1)
+    for row, questions in enumerate(asked):
+        for index, question in enumerate(questions):
+            read = [BEFORE + y * layout.grid + x for y, x in question.steps]
+            cells[row, index, : len(read)] = torch.tensor(read)
     return Batch(
-        {
-            "input_ids": input_ids,
-            "mm_token_type_ids": (input_ids == processor.image_token_id).int(),
-            "pixel_values": patches(np.stack([shown.pixels for shown in pictures]), image.image_mean, image.image_std),
-            "image_grid_thw": torch.tensor([[1, grid, grid]] * size),
-        },
-        torch.tensor(labels),
+        layout,
+        input_ids,
+        patches(np.stack([shown.pixels for shown in pictures]), image.image_mean, image.image_std),
+        input_ids[:, layout.starts() + layout.fillers + 3],
+        cells,
+        torch.tensor([[KINDS.index(question.kind) for question in row] for row in asked]),
     )

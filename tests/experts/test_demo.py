@@ -46,6 +46,11 @@ def test_ratios_of_the_paper_follow_from_configurations() -> None:
     assert (routed.measured, routed.peer, routed.unit) == (90.0, 50.0, "%")
 
 
+def test_another_ratio_than_the_paper_s_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "mistral_ratio", lambda router: 1.6)
+    assert [each.verdict for each in records(200, 10)[2:4]] == ["fails", "fails"]
+
+
 def test_what_is_lost_is_judged_by_its_interval() -> None:
     assert demo.judge(Estimate(-0.5, -1.0, 0.0, "95% bootstrap"), -50.0) == "holds"
     assert demo.judge(Estimate(-2.0, -4.0, -0.5, "95% bootstrap"), -50.0) == "partly"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_demos import run_demo
 
+from tersor.bench.measure import PairedTimes
 from tersor.ptq import demo
 from tersor.ptq.bench.accuracy import OURS, Run
+from tersor.ptq.bench.speed import FLOAT, INTEGER
 
 
 def run_of(same: int) -> Run:
@@ -31,6 +34,14 @@ def test_fewer_bits_carry_no_claim() -> None:
     found = {("w4a4", OURS): run_of(80), ("w4a4", "min-max"): run_of(20)}
     record = demo._quality_record("w4a4", found)
     assert record.verdict is record.claim is record.claim_source is None and record.peer_name == "min-max"
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(2.5, "holds"), (2.0, "partly"), (0.9, "fails")])
+def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
+    times = PairedTimes({FLOAT: (seconds,) * 3, INTEGER: (1.0,) * 3})
+    timing = SimpleNamespace(times=times, exact=SimpleNamespace(nbytes=400), integer=SimpleNamespace(nbytes=100))
+    speed, size = demo._speed_records(timing)
+    assert (speed.verdict, speed.measured, size.measured) == (verdict, seconds, 0.25)
 
 
 def test_the_demo_quantizes_and_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

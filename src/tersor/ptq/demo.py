@@ -7,10 +7,10 @@ from tersor.bench.measure import Estimate, wilson_interval
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_speed_up
 from tersor.ptq.bench.accuracy import METHODS, OURS, Method, Run, logits_of, quantized_run
 from tersor.ptq.bench.data import Labelled, photo_crops
-from tersor.ptq.bench.speed import FLOAT, INTEGER, measure
+from tersor.ptq.bench.speed import FLOAT, INTEGER, Timing, measure
 from tersor.ptq.config import RepAPQConfig
 
 MODEL, SYSTEM, SHAPE = "tiny-repvgg", "ptq", "repvgg_a0"
@@ -40,15 +40,7 @@ def run(on_progress: OnProgress) -> DemoResult:
             found[bits, name] = quantized_run(method, net, images, config, data, exact)
     on_progress(f"{SHAPE} at 224 x 224: integers and floating point in turns")
     (timing,) = measure(SHAPE, [1], rounds=ROUNDS)
-    speed_up = timing.times.ratio(FLOAT, INTEGER)
-    record, item = demo_records(SYSTEM, SHAPE), f"{SHAPE}, 8 bits"
-    verdict = "holds" if speed_up.value >= LEAST_SPEED_UP else "partly" if speed_up.value > 1 else "fails"
-    size = timing.integer.nbytes / timing.exact.nbytes
-    records = [_quality_record(bits, found) for bits in SHOWN] + [
-        record(item, "speed-up over floating point, one thread", "x", speed_up, ROUNDS, baseline=1.0, verdict=verdict,
-               shapes="random"),
-        record(item, "file size", "share", size, 1, baseline=1.0, shapes="random"),
-    ]  # fmt: skip
+    records = [*(_quality_record(bits, found) for bits in SHOWN), *_speed_records(timing)]
     return DemoResult(records, _section(found, len(pixels)))
 
 
@@ -68,6 +60,18 @@ def _quality_record(bits: str, found: dict[tuple[str, str], Run]) -> Record:
         f"squares of photographs, {bits}", "classified as in floating point", "share", share, len(ours.same),
         baseline=1.0, peer=other.value, peer_name=peer, verdict=verdict, **(claim if bits == "w8a8" else {}),
     )  # fmt: skip
+
+
+def _speed_records(timing: Timing) -> list[Record]:
+    speed_up = timing.times.ratio(FLOAT, INTEGER)
+    record, item = demo_records(SYSTEM, SHAPE), f"{SHAPE}, 8 bits"
+    verdict = judge_speed_up(speed_up, LEAST_SPEED_UP, least=1.0)
+    size = timing.integer.nbytes / timing.exact.nbytes
+    return [
+        record(item, "speed-up over floating point, one thread", "x", speed_up, ROUNDS, baseline=1.0, verdict=verdict,
+               shapes="random"),
+        record(item, "file size", "share", size, 1, baseline=1.0, shapes="random"),
+    ]  # fmt: skip
 
 
 def _section(found: dict[tuple[str, str], Run], count: int) -> Section:

@@ -7,15 +7,21 @@ from pathlib import Path
 import pytest
 from small_demos import run_demo
 
-from tersor.bench.measure import Estimate, PairedTimes
+from tersor.bench.measure import Estimate, PairedTimes, wilson_interval
+from tersor.grids.nar import demo
 from tersor.grids.nar.bench.quality import NAR, RASTER, Speed
-from tersor.grids.nar.demo import _passes, _quality_record, _speed_record, judge_loss
+from tersor.grids.nar.demo import _caption_record, _passes, _quality_record, _speed_record, judge_loss
 from tersor.grids.samples import Quality, Samples
 
 
 def test_the_published_grid_takes_the_published_passes() -> None:
     record = _passes()
     assert (record.claim, record.measured, record.baseline, record.verdict) == (31.0, 31.0, 256.0, "holds")
+
+
+def test_a_schedule_of_more_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "front_count", lambda grid: 32)
+    assert (_passes().verdict, _passes().measured) == ("fails", 32.0)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +43,18 @@ def test_a_faked_loss_turns_the_verdict(right: int, verdict: str) -> None:
     assert record.verdict == verdict and record.measured == right - 100 and record.n == 100
 
 
-@pytest.mark.parametrize(("seconds", "verdict"), [(7.0, "holds"), (3.0, "partly")])
+@pytest.mark.parametrize(("seconds", "verdict"), [(7.0, "holds"), (3.0, "partly"), (0.9, "fails")])
 def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
     """Raster takes seven times as many passes; at least four fifths of that must be there in time."""
     times = PairedTimes({NAR: (1.0, 1.0, 1.0), RASTER: (seconds, seconds, seconds)})
     record = _speed_record("tiny-nar", Speed(1, {NAR: 28, RASTER: 196}, times), RASTER)
     assert record.verdict == verdict and record.measured == seconds and record.peer == 7.0
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(38, "holds"), (6, "fails"), (0, "fails")])
+def test_captions_must_be_clear_of_chance(right: int, verdict: str) -> None:
+    record = _caption_record(wilson_interval(right, 100) * 100, wilson_interval(4, 100) * 100)
+    assert record.verdict == verdict and record.measured == right and record.baseline == pytest.approx(4.0)
 
 
 def test_the_demo_measures_images_clips_and_captions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from small_demos import run_demo
 
-from tersor.bench.measure import Estimate
-from tersor.grids.zipar.demo import judge_loss
+from tersor.bench.measure import PairedTimes
+from tersor.grids.samples import Quality, Samples
+from tersor.grids.zipar import demo
+from tersor.grids.zipar.bench.quality import Speed
 
 
 def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -20,6 +22,34 @@ def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp
     assert page.count("data:image/png;base64,") == 8
 
 
-@pytest.mark.parametrize(("value", "high", "verdict"), [(-1, 1, "holds"), (-3, -1, "partly"), (-9, -5, "fails")])
-def test_zipar_may_lose_two_points(value: float, high: float, verdict: str) -> None:
-    assert judge_loss(Estimate(value, value - 1, high, "95% bootstrap")) == verdict
+def records(right: dict[str, int], seconds: float = 1.0) -> list:
+    """Of 100 images of each decoding, all of raster's right; raster takes 2 ``seconds`` and everything else one."""
+    names = (demo.RASTER, "window 9", "adaptive 4", "window 2")
+    qualities = {
+        name: Quality([Samples([1] * hits + [0] * (100 - hits), 1.0, 1.0, [98])])
+        for name, hits in zip(names, (100, *right.values()), strict=True)
+    }
+    passes = {name: [196 if name == demo.RASTER else 98] * 4 for name in names}
+    times = PairedTimes({name: ((2.0 * seconds if name == demo.RASTER else 1.0),) * 3 for name in names})
+    return demo._records(qualities, Speed(times, passes))
+
+
+@pytest.mark.parametrize(
+    ("ours", "small", "verdict"),
+    [(100, 50, "holds"), (98, 50, "holds"), (98, 98, "partly"), (97, 50, "partly"), (60, 50, "fails")],
+)
+def test_two_points_may_be_lost_and_a_window_too_small_must_lose_more(ours: int, small: int, verdict: str) -> None:
+    record = records({"window 9": ours, "adaptive 4": 100, "window 2": small})[1]
+    assert (record.verdict, record.measured, record.peer) == (verdict, ours - 100, small - 100)
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(1.0, "holds"), (0.7, "partly"), (0.4, "fails")])
+def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
+    """Half of the passes; at least four fifths of that must be there in time."""
+    found = records({"window 9": 100, "adaptive 4": 100, "window 2": 100}, seconds)[3:]
+    assert [record.verdict for record in found] == [verdict] * 3 and found[0].measured == 2 * seconds
+
+
+def test_a_schedule_of_more_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "zipar_passes", lambda *grid: 714)
+    assert records({"window 9": 100, "adaptive 4": 100, "window 2": 100})[0].verdict == "fails"

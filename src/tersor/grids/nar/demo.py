@@ -10,7 +10,7 @@ from tersor import zoo
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_speed_up
 from tersor.grids.drawing import as_png, samples_svg
 from tersor.grids.geometry import front_count
 from tersor.grids.nar.bench.quality import (
@@ -128,7 +128,7 @@ def _speed_record(model: str, speed: Speed, other: str) -> Record:
         baseline=1.0,
         peer=passes / own,
         peer_name="if time were passes",
-        verdict="holds" if speed.realized(other) >= LEAST_REALIZED else "partly",
+        verdict=judge_speed_up(speed.over(other), passes / own, least=LEAST_REALIZED),
     )
 
 
@@ -160,8 +160,12 @@ def _captions() -> tuple[Record, str]:
     }
     drawn = [(each, pipeline(prompt=[each] * 10, generator=generator, **options).images) for each in asked]
     sheet = samples_svg([(each, as_png(images, columns=5)) for each, images in drawn], description="By caption")
-    captioned, chance = shares(True), shares(False)
-    record = demo_records(SYSTEM, TEXT)(
+    return _caption_record(shares(True), shares(False)), sheet
+
+
+def _caption_record(captioned: Estimate, chance: Estimate) -> Record:
+    """Captions against pictures drawn without one: chance must be excluded."""
+    return demo_records(SYSTEM, TEXT)(
         'captions such as "a thick seven slanted left": digit, stroke and slant',
         "all three as asked",
         "%",
@@ -170,4 +174,3 @@ def _captions() -> tuple[Record, str]:
         baseline=chance.value,
         verdict="holds" if captioned.low > chance.high else "fails",
     )
-    return record, sheet

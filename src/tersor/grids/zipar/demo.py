@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from tersor import zoo
-from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_against_peer, judge_speed_up
 from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.samples import Quality
@@ -105,7 +104,7 @@ def _records(qualities: dict[str, Quality], speed: Speed) -> list[Record]:
             baseline=0.0,
             peer=lost[small].value,
             peer_name=small,
-            verdict=judge_loss(lost[fixed]),
+            verdict=judge_against_peer(lost[fixed], lost[small].value, allowed=ALLOWED_LOSS),
         ),
         record(f"{adaptive}: samples of the asked class", quantity, "points", lost[adaptive], n, baseline=0.0),
     ]
@@ -121,14 +120,7 @@ def _records(qualities: dict[str, Quality], speed: Speed) -> list[Record]:
                 baseline=1.0,
                 peer=usual / passes,
                 peer_name="if time were passes",
-                verdict="holds" if speed.realized(name) >= LEAST_REALIZED else "partly",
+                verdict=judge_speed_up(speed.ratio(name), usual / passes, least=LEAST_REALIZED),
             )
         )
     return records
-
-
-def judge_loss(difference: Estimate) -> str:
-    """In points: "holds" if no more is lost than allowed, "partly" if the interval does not exclude that."""
-    if difference.value >= -ALLOWED_LOSS:
-        return "holds"
-    return "partly" if difference.high >= -ALLOWED_LOSS else "fails"

@@ -42,36 +42,25 @@ def bench_vlm(
     location = loading.resolve(model)
     import torch
 
-    from tersor.bench.measure import bootstrap_interval
-    from tersor.kv.bench.vision import TAUS, ratio_by_tiles, run_all, tasks
+    from tersor.kv.bench.vision import TAUS, run_all, tasks
 
     network, _ = loading.load(location, "cpu")
     network = network.to(torch.bfloat16)
     processor = loading.load_processor(location)
     drawn = tasks(samples, seed=seed)
-    first_tau = (tau or [0.975])[0]
     with progress_file(out) as progress:
         with spinner() as status:
             results = run_all(
                 network, processor, drawn, taus=tau or TAUS, seed=seed, on_progress=status.update, progress=progress
             )
-            status.update("ratio by number of tiles")
-            by_tiles = ratio_by_tiles(network, processor, n=min(samples, 200), tau=first_tau, seed=seed)
         make = record_maker("vlm", model=model, seed=seed)
         records = [record for name, each in results.items() for record in _outcome_records(make, name, each, results)]
-        records += [
-            make(
-                f"ZipVL evict {first_tau:g}: pictures of {tiles} tiles", "tokens in attention", "share",
-                bootstrap_interval(ratios), len(ratios),
-            )
-            for tiles, ratios in by_tiles.items()
-        ]  # fmt: skip
         report_records(records, out, as_json, lambda: _print_outcomes(results))
 
 
 def bench_photos(
     images: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-vlm",
+    model: Annotated[str, typer.Option(help="Checkpoint folder, hub name or zoo name.")] = "tiny-vlm-small",
     question: Annotated[str, typer.Option(help="Asked about every photograph.")] = "count red",
     tau: Annotated[float, typer.Option(help="How much of the attention to keep, from 0 to 1.")] = 0.975,
     repeats: Annotated[int, typer.Option(help="Timed prefills of each kind and photograph.")] = 3,
@@ -96,7 +85,7 @@ def bench_photos(
         for file in files:
             status.update(file.name)
             results.append(measure_photo(network, processor, file, question, recipe, repeats=repeats))
-    shapes = "trained" if model == "tiny-vlm" else "as loaded"
+    shapes = "trained" if model == "tiny-vlm-small" else "as loaded"
     make = record_maker("vlm", model=model, seed=0, shapes=shapes)
     records = [record for each in results for record in _photo_records(make, each)]
     report_records(records, out, as_json, lambda: _print_photos(results))
@@ -106,47 +95,42 @@ def _outcome_records(
     make: Callable[..., Record], name: str, outcome: Outcome, results: dict[str, Outcome]
 ) -> list[Record]:
     """Accuracy by kind and by turn, differences to the dense model, and what was saved."""
+    import numpy as np
+
     from tersor.bench.measure import bootstrap_interval
     from tersor.kv.bench.tiles import KINDS
     from tersor.kv.bench.vision import DENSE, accuracy, against
 
-    dense, n = results[DENSE], len(outcome.first)
+    dense, n, drawn = results[DENSE], len(outcome.first), name.startswith("random")
+    later = against(outcome, dense, turn="second", drawn=drawn)
+    each = n // len(KINDS)
     rows: list[tuple[str, str, str, Estimate | float, int]] = [
-        *(
-            (kind, "accuracy", "share", bootstrap_interval(outcome.of_kind(kind)), len(outcome.of_kind(kind)))
-            for kind in KINDS
-        ),
-        ("both kinds", "accuracy", "share", accuracy(outcome), n),
-        ("both kinds", "accuracy against dense", "difference", against(outcome, dense), n),
+        *((kind, "accuracy", "share", bootstrap_interval(outcome.of_kind(kind)), each) for kind in KINDS),
+        ("all kinds", "accuracy", "share", accuracy(outcome), n),
+        ("all kinds", "accuracy against dense", "difference", against(outcome, dense, drawn=drawn), n),
         ("next question", "accuracy", "share", accuracy(outcome, turn="second"), n),
-        ("next question", "accuracy against dense", "difference", against(outcome, dense, turn="second"), n),
+        ("next question", "accuracy against dense", "difference", later, n),
         ("prompt", "tokens in attention", "share", bootstrap_interval(outcome.ratios), n),
-        ("prompt", "visual tokens in attention", "share", bootstrap_interval(outcome.visual), n),
+        ("prompt", "visual tokens in attention", "share", float(np.mean(outcome.visual_ratios())), n),
         ("prompt", "attention operations saved", "share", outcome.flops / n, n),
         ("prompt", "attention mass held", "share", outcome.mass / n, n),
         ("cache", "compression of a 16-bit cache", "x", outcome.dense_bytes / outcome.kv_bytes, n),
         *(
-            (f"layer {layer}", "tokens in attention", "share", share, n)
-            for layer, share in enumerate(outcome.layer_ratios())
+            (f"steps of {kind}", "cells kept where they are read", "share",
+             bootstrap_interval(outcome.of_kind(kind, outcome.read)), each)
+            for kind in KINDS
         ),
         *(
-            (f"ratio for {asked}", "tokens in attention", "share", bootstrap_interval(ratios), len(ratios))
-            for asked, ratios in _ratios_by_question(outcome).items()
+            (f"layer {layer}", "visual tokens in attention", "share", share, n)
+            for layer, share in enumerate(outcome.visual_ratios())
+        ),
+        *(
+            (f"ratio for {kind}", "tokens in attention", "share",
+             bootstrap_interval(outcome.of_kind(kind, outcome.ratios)), each)
+            for kind in KINDS
         ),
     ]  # fmt: skip
     return [make(f"{name}: {item}", *figures) for item, *figures in rows]
-
-
-def _ratios_by_question(outcome: Outcome) -> dict[str, list[float]]:
-    """Token ratios by kind of question, and of counting by the number of tiles to count."""
-    from tersor.kv.bench.tiles import KINDS, MOST_COUNTED
-
-    asked = {kind: outcome.ratios_of(kind) for kind in KINDS}
-    return asked | {
-        f"a count of {needed}": ratios
-        for needed in range(MOST_COUNTED + 1)
-        if (ratios := outcome.ratios_of("count", needed))
-    }
 
 
 def _photo_records(make: Callable[..., Record], photo: PhotoResult) -> list[Record]:
@@ -176,7 +160,7 @@ def _print_outcomes(results: dict[str, Outcome]) -> None:
         ]
         for name, each in results.items()
     ]
-    columns = ["prefill", "tokens kept", *(f"{kind}, %" for kind in KINDS), "both, % [95%]", "next, %", "x smaller"]
+    columns = ["prefill", "tokens kept", *(f"{kind}, %" for kind in KINDS), "all, % [95%]", "next, %", "x smaller"]
     show(columns, rows)
 
 

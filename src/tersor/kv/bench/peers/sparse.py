@@ -87,9 +87,19 @@ def fixed_share(ratios: float | Sequence[float], *, min_tokens: int = 256, **set
     return _evicting("fixed share", ShareSelection(ratios=_tuple(ratios), **settings), min_tokens)
 
 
-def random_share(ratios: float | Sequence[float], *, min_tokens: int = 256, **settings: Any) -> KVMethod:
-    """Random tokens at given shares; otherwise as `fixed_share`."""
-    return _evicting("random share", RandomShareSelection(ratios=_tuple(ratios), **settings), min_tokens)
+def random_share(
+    ratios: float | Sequence[float], *, min_tokens: int = 256, visual_only: bool = False, **settings: Any
+) -> KVMethod:
+    """Random tokens at given shares; otherwise as `fixed_share`.
+
+    Args:
+        ratios: One share a layer, or one for all.
+        min_tokens: Shorter prompts are read densely.
+        visual_only: Only visual tokens are left out, and the shares are of them; otherwise of all tokens.
+        **settings: Those of `ShareSelection`.
+    """
+    selection = RandomShareSelection(ratios=_tuple(ratios), of_unprotected=visual_only, **settings)
+    return _evicting("random share", selection, min_tokens, protect_text=visual_only)
 
 
 def fastv(ratio: float = 0.5, *, dense_layers: int = 2, min_tokens: int = 256, visual_only: bool = True) -> KVMethod:
@@ -114,8 +124,9 @@ def _tuple(ratios: float | Sequence[float]) -> tuple[float, ...]:
     return (ratios,) if isinstance(ratios, (int, float)) else tuple(ratios)
 
 
-def _evicting(name: str, selection: PromptSelection, min_tokens: int) -> KVMethod:
-    return _method(name, selection, SparsePrefill(selection=selection, min_tokens=min_tokens), ())
+def _evicting(name: str, selection: PromptSelection, min_tokens: int, *, protect_text: bool = False) -> KVMethod:
+    prefill = SparsePrefill(selection=selection, min_tokens=min_tokens, protect_text=protect_text)
+    return _method(name, selection, prefill, ())
 
 
 def _method(name: str, selection: PromptSelection, prefill: SparsePrefill, skip_layers: tuple[int, ...]) -> KVMethod:
