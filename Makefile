@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SUITE = OMP_NUM_THREADS=1 $(OFFLINE) $(1)/python -m pytest -n 2
 PYTEST = $(call SUITE,$(BIN))
 # What test-newest and test-oldest move, each with a range in pyproject.toml; the last two follow the others.
-MOVED := transformers diffusers peft accelerate tokenizers huggingface-hub
+MOVED := transformers diffusers trl peft accelerate tokenizers huggingface-hub
 
 .PHONY: demo test test-slow test-newest test-oldest test-gpu check fix docs clean
 .DEFAULT_GOAL := demo

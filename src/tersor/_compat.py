@@ -53,3 +53,15 @@ def checkpoint_activations(model: Any, **options: Any) -> None:
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options or None)
+
+
+def name_checkpointing(arguments: Any) -> None:
+    """Give a trainer's arguments their newer names for checkpointing; those of 5.24 warn of the older ones.
+
+    Args:
+        arguments: `TrainingArguments` before their ``__post_init__``; those before 5.23 have no newer names.
+    """
+    for kind in ("", "_kwargs"):
+        newer = f"activation_checkpointing{kind}"
+        if hasattr(arguments, newer) and getattr(arguments, newer) is None:
+            setattr(arguments, newer, getattr(arguments, f"gradient_checkpointing{kind}"))

@@ -37,6 +37,7 @@ from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
+from tersor.rl.cli import zipr1
 
 if TYPE_CHECKING:
     from tersor.bench.runs import DemoResult, OnProgress
@@ -83,6 +84,7 @@ bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=
 app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
 experts.command("bench")(bench_experts)
+train.command(cls=SettingsCommand)(zipr1)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
 for name, group in {"bench": bench, "experts": experts, "images": images, "train": train}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,9 @@ def zipr1(
     ] = "pathwise",
     efficiency_weight: Annotated[float, typer.Option(help="Of saved tokens against a right answer.")] = 1.0,
     beta: Annotated[float, typer.Option(help="Weight of the divergence from the dense model.")] = 0.04,
-    learning_rate: Annotated[float, typer.Option(help="0 is 1e-6, or 1e-5 with --lora.")] = 0.0,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW; 1e-6 without it, 1e-5 with --lora.", show_default=False)
+    ] = None,
     lora: Annotated[int, typer.Option(help="Rank of adapters to train instead of all weights; 0 trains those.")] = 0,
     train_vision: Annotated[
         bool, typer.Option("--train-vision", help="Train the vision tower, too; it changes no token count.")
@@ -75,6 +78,9 @@ def zipr1(
     ):  # fmt: skip
         if value < least:
             raise TersorError(f"{name} {value} must be at least {least}")
+    rate = learning_rate if learning_rate is not None else 1e-5 if lora else 1e-6
+    if rate <= 0:
+        raise TersorError(f"--learning-rate {rate} must be above 0")
     grid = _thresholds(thresholds)
     judge = find_verifier(verifier)
     require("trl", "rl")
@@ -86,11 +92,11 @@ def zipr1(
 
     recipe: Any = recipe_from_text("zipvl", settings or [])
     location = loading.resolve(model)
-    own = {name: value for name, value in recipe.to_dict().items() if name not in ("method", "tau")}
+    own = {name: value for name, value in asdict(recipe).items() if name != "tau"}
     plan = ZipR1Config(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=len(grid), num_generations=len(grid),
         gradient_accumulation_steps=questions, thresholds=grid, eval_threshold=eval_threshold, objective=objective,  # type: ignore[arg-type]
-        efficiency_weight=efficiency_weight, beta=beta, learning_rate=learning_rate or (1e-5 if lora else 1e-6),
+        efficiency_weight=efficiency_weight, beta=beta, learning_rate=rate,
         max_completion_length=max_completion_length, zipvl=own, save_steps=save_every, save_total_limit=2,
         gradient_checkpointing=gradient_checkpointing, bf16=bfloat16, seed=seed, report_to=[], disable_tqdm=True,
         logging_steps=1,

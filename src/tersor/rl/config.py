@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from trl import GRPOConfig
 
+from tersor._compat import name_checkpointing
 from tersor._errors import TersorError
 from tersor.kv.zipvl import ZipVL
 from tersor.rl.rewards import Gate
@@ -63,6 +64,7 @@ class ZipR1Config(GRPOConfig):
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available() and getattr(self, "bf16", None) is None:
             self.bf16 = False  # trl's default would raise
+        name_checkpointing(self)
         super().__post_init__()
         self.recipe()
         for name, allowed in _WORDS.items():
@@ -91,7 +93,10 @@ class ZipR1Config(GRPOConfig):
                 "generated tokens are chosen from, too"
             )
         try:
-            return ZipVL(tau=min(self.eval_threshold, 0.999), **self.zipvl)
+            own: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in self.zipvl.items()
+            }
+            return ZipVL(tau=min(self.eval_threshold, 0.999), **own)
         except TypeError:
             raise TersorError(f"zipvl={self.zipvl} has settings that ZipVL does not know") from None
 

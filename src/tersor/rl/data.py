@@ -52,13 +52,12 @@ def load_questions(source: str, *, option: str = "--data") -> Dataset:
 
 def questions(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     """Rows of ``prompt``, ``images`` (files or pictures) and ``answer`` as trl reads them; files open when needed."""
-    from datasets import Dataset, Image, List
+    from datasets import Dataset, Features, Image, List, concatenate_datasets
 
-    columns: dict[str, list[Any]] = {"prompt": [], "images": [], "answer": []}
-    for row in rows:
-        for name, values in columns.items():
-            values.append(row[name])
-    return Dataset.from_dict(columns).cast_column("images", List(Image()))
+    listed = list(rows)
+    asked = Dataset.from_dict({name: [row[name] for row in listed] for name in ("prompt", "answer")})
+    shown = Dataset.from_dict({"images": [row["images"] for row in listed]}, features=Features(images=List(Image())))
+    return concatenate_datasets([asked, shown], axis=1)
 
 
 def check_prompts(data: Dataset, processor: Any, min_tokens: int, *, option: str = "--data") -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def write_card(folder: Path, told: dict[str, Any], config: ZipR1Config) -> None:
     at = [each["tau"] for each in told["after"]].index(config.eval_threshold)
     first, last = told["before"][at], told["after"][at]
     lost = told["accuracy_change"]["1"]
-    settings = "".join(f", {name}={value!r}" for name, value in config.zipvl.items())
+    recipe = config.recipe()
+    own = [each for each in fields(recipe) if each.name != "tau" and getattr(recipe, each.name) != each.default]
+    settings = "".join(f", {each.name}={getattr(recipe, each.name)!r}" for each in own)
     if lost[0] < -DENSE_LOSS:
         meant = (
             f"**It is meant for ZipVL.** Read densely it answers {-100 * lost[0]:.1f} points fewer questions right "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ class Rollouts:
     visual_ratio: Tensor
 
 
-def budgets(thresholds: Tensor, rows: int) -> Tensor:
+def budgets(thresholds: Sequence[float], rows: int) -> Tensor:
     """The grid of thresholds again and again, one for each of ``rows`` rollouts, float64 ``[rows]``."""
-    grid = torch.as_tensor(thresholds, dtype=torch.float64)
+    grid = torch.tensor(thresholds, dtype=torch.float64)
     return grid.repeat(-(-rows // len(grid)))[:rows]
 
 

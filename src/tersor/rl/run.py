@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from tersor.bench.runs import Finished
 from tersor.rl.config import ZipR1Config
@@ -110,6 +110,7 @@ def run_zipr1(
 
             before = measured.once("before", lambda: Measured(measure("before"))).rows
             _expect(before, config)
+            trainer.remove_callback(PrinterCallback)
             trainer.add_callback(_Live(progress))
             checkpoint = last_checkpoint(out)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -27,6 +27,7 @@ from tersor.rl.rewards import Rewards, zipr1_rewards
 from tersor.rl.rollout import budgets, multi_budget_generate
 from tersor.rl.sparsity import effective_count, soft_count, soft_token_ratio
 from tersor.rl.verifiers import Verifier, exact_match
+from tersor.zoo.inspection import load_checked
 
 #: Batches in a row whose log-probabilities may differ before a run is aborted.
 PATIENCE = 3
@@ -98,7 +99,7 @@ class ZipR1Trainer(GRPOTrainer):
         """
         inputs, rows = self._inputs(prompts), len(prompts)
         if self.model.training:
-            tau = budgets(torch.tensor(self.args.thresholds), self._group_size).repeat(rows // self._group_size)
+            tau = budgets(self.args.thresholds, self._group_size).repeat(rows // self._group_size)
         else:
             tau = torch.full((rows,), self.args.eval_threshold, dtype=torch.float64)
         with unwrap_model_for_generation(
@@ -215,6 +216,19 @@ class ZipR1Trainer(GRPOTrainer):
             self._metrics["train"]["soft_token_ratio"].append(self.accelerator.gather(saved.detach()).mean().item())
             loss = loss + self.args.efficiency_weight * saved.to(loss.dtype) / self.current_gradient_accumulation_steps
         return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Go on with the weights of a checkpoint.
+
+        Of classes whose weights have other names in files than in memory, such as Qwen2.5-VL, transformers' own way
+        finds none, and goes on with those that the model began with.
+        """
+        policy = self.session.model
+        if self.model is not policy:  # adapters, whose names are the same
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        kept = load_checked(type(policy), resume_from_checkpoint, dtype=policy.dtype)
+        policy.load_state_dict(kept.state_dict())
 
     @contextmanager
     def _sparse_rows(self, input_ids: Tensor, logits_to_keep: int) -> Iterator[None]:
