@@ -90,6 +90,10 @@ def zipr1(
     from tersor.rl.run import run_zipr1
     from tersor.zoo import loading
 
+    if any(setting.partition("=")[0].strip() == "tau" for setting in settings or []):
+        raise TersorError(
+            "--set tau has no effect here: --thresholds are ZipVL's tau in training, --eval-threshold in use"
+        )
     recipe: Any = recipe_from_text("zipvl", settings or [])
     location = loading.resolve(model)
     own = {name: value for name, value in asdict(recipe).items() if name != "tau"}

@@ -1,0 +1,1 @@
+"""Measurements of ZipR1 on tiny-vlm."""

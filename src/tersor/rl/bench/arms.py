@@ -1,0 +1,175 @@
+"""Ways to train tiny-vlm for fewer tokens: ZipR1's objectives, their parts alone, and imitation.
+
+Every way sees the same pictures and questions with the same thresholds, in as many updates of as many rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PrinterCallback
+
+from tersor.kv.bench.tiles import KINDS, samples
+from tersor.kv.engine.state import COMPLETION, THRESHOLDS, RowThresholds
+from tersor.rl.config import ZipR1Config
+from tersor.rl.data import questions
+from tersor.rl.evaluation import processor_inputs
+from tersor.rl.rollout import budgets
+from tersor.rl.sparsity import soft_token_ratio
+from tersor.rl.trainer import ZipR1Trainer
+from tersor.rl.verifiers import exact_match
+from tersor.zoo.inspection import load_checked
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+#: Way -> how it differs from `Plan.config`; imitation has a loop of its own.
+ARMS: dict[str, dict[str, Any]] = {
+    "literal": {"objective": "literal"},
+    "accuracy only": {"objective": "literal", "efficiency_weight": 0.0},
+    "pathwise": {},
+    "entropy": {"objective": "entropy"},
+    "pathwise, no gate": {"gate": "none"},
+    "pathwise, no KL": {"beta": 0.0},
+}
+IMITATION = "imitation + ratio"
+#: Setting -> layers that stay dense.
+SETTINGS: dict[str, tuple[int, ...]] = {"every layer sparse": (), "first layer dense": (0,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One training, whatever its way.
+
+    Args:
+        steps: Updates.
+        questions: Questions of an update; each is read at every threshold.
+        thresholds: ZipVL's ``tau`` of a question's rollouts. Their ends differ in accuracy before the training, as the
+            paper's estimator needs it; 1 keeps dense attention in use.
+        eval_threshold: The one in use.
+        learning_rate: Of AdamW, after five updates of warm-up, falling to 0.
+        beta: Weight of the divergence from the dense model.
+        grid: Cells on a side of a picture.
+        pictures: Different pictures.
+    """
+
+    steps: int = 60
+    questions: int = 2
+    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975, 1.0)
+    eval_threshold: float = 0.975
+    learning_rate: float = 5e-4
+    beta: float = 0.1
+    grid: int = 32
+    pictures: int = 300
+
+    def config(self, out: Path, seed: int, skip_layers: tuple[int, ...], **changes: Any) -> ZipR1Config:
+        """The settings of a training by reinforcement."""
+        own: dict[str, Any] = {
+            "output_dir": str(out), "max_steps": self.steps, "seed": seed, "num_generations": len(self.thresholds),
+            "per_device_train_batch_size": len(self.thresholds) * self.questions, "thresholds": [*self.thresholds],
+            "eval_threshold": self.eval_threshold, "learning_rate": self.learning_rate, "beta": self.beta,
+            "lr_scheduler_type": "linear", "warmup_steps": 5, "max_completion_length": 1, "report_to": [],
+            "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
+            "zipvl": {"skip_layers": skip_layers},
+        }  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="beta=0")
+            return ZipR1Config(**{**own, **changes})
+
+    def data(self, seed: int) -> Dataset:
+        """Questions to train on, as many of each kind."""
+        return as_questions(-(-self.pictures // len(KINDS)), seed=10_000 + seed, grid=self.grid)
+
+
+def as_questions(n: int, *, seed: int, grid: int) -> Dataset:
+    """``n`` questions of each kind about tiles, see `tersor.kv.bench.tiles.samples`."""
+    return questions(
+        {
+            "prompt": [{"role": "user", "content": asked.text}],
+            "images": [Image.fromarray(shown.pixels)],
+            "answer": [asked.answer],
+        }
+        for shown, asked in samples(n, seed=seed, grid=grid)
+    )
+
+
+def policy(source: Path) -> PreTrainedModel:
+    """The model to train, without the vision tower, which changes no token count."""
+    from transformers import AutoModelForImageTextToText
+
+    model: PreTrainedModel = load_checked(AutoModelForImageTextToText, str(source), dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("visual" not in name)
+    return model
+
+
+def train_arm(
+    arm: str, source: Path, processor: Any, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """The model of ``source`` after one training, and what the trainer logged."""
+    model, data = policy(source), plan.data(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if arm == IMITATION:
+            return model.eval(), imitate(model, processor, data, plan, seed=seed, skip_layers=skip_layers)
+        config = plan.config(Path(folder), seed, skip_layers, **ARMS[arm])
+        trainer = ZipR1Trainer(model, exact_match, config, train_dataset=data, processing_class=processor)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+        log = [row for row in trainer.state.log_history if "token_ratio" in row]
+    return model.eval(), log
+
+
+def imitate(
+    model: PreTrainedModel, processor: Any, data: Dataset, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Supervised training on the given answers with the same term for the ratio: no reward, no gate, no reference."""
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 5, (plan.steps - step) / max(plan.steps - 5, 1))
+    )
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    count, log = len(plan.thresholds), []
+    model.train()
+    with plan.config(Path("unused"), seed, skip_layers).recipe().on(model) as session:
+        for step in range(plan.steps):
+            picked = [order[(step * plan.questions + index) % len(order)] for index in range(plan.questions)]
+            rows = [data[index] for index in picked for _ in range(count)]
+            inputs, answers = _with_answers(processor, rows)
+            rows_tau = RowThresholds(budgets(plan.thresholds, len(rows)), differentiable=True)
+            completion = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+            completion[:, -1] = True
+            told = {COMPLETION: completion, THRESHOLDS: rows_tau}
+            logits = model(**inputs, **told, logits_to_keep=2).logits[:, 0]
+            ratio = soft_token_ratio(session).mean()
+            loss = torch.nn.functional.cross_entropy(logits, answers) + ratio.to(logits.dtype)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            log.append({"loss": loss.item(), "token_ratio": ratio.item()})
+    return log
+
+
+def _with_answers(processor: Any, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
+    """Prompts with the one token of their answer behind them, and those tokens."""
+    inputs = dict(processor_inputs(processor, rows))
+    words = [row["answer"][0] for row in rows]
+    answers = torch.tensor(processor.tokenizer.convert_tokens_to_ids(words))
+    more = {"input_ids": answers, "attention_mask": torch.ones_like(answers)}
+    if "mm_token_type_ids" in inputs:
+        more["mm_token_type_ids"] = torch.zeros_like(answers)
+    for name, column in more.items():
+        inputs[name] = torch.cat([inputs[name], column[:, None].to(inputs[name])], 1)
+    return inputs, answers
