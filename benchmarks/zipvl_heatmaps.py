@@ -27,7 +27,7 @@ def main() -> None:
     for kind in KINDS:
         task = tasks(1, seed=DEMO_SEED, kinds=(kind,))[0]
         for tau in (TAU, LOWER):
-            with ZipVL(tau=tau, min_tokens=0).on(model) as session, torch.no_grad():
+            with ZipVL(tau=tau).on(model) as session, torch.no_grad():
                 inputs = prompt(processor, [task])
                 model(**inputs)
                 svg = draw_kept(session.stats, inputs, processor, task)

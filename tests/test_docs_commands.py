@@ -29,7 +29,7 @@ FIRST = ("tersor ", "make ", "pip ", "python ", "accelerate ")
 
 #: A name in the docs -> what stands in for it here: a hub model, a model of another library, or a large folder.
 NAMES = {
-    "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm", "CHECKPOINT": "tiny-vlm",
+    "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm-small", "CHECKPOINT": "tiny-vlm-small",
     "repvgg_a0": "tiny-repvgg", "Q": str(zoo.path("tiny-lm")), "vq16/": "tiny-raster",
 }  # fmt: skip
 #: An option of long work -> its value here. What a network of the zoo does not take is left out (None).

@@ -77,7 +77,7 @@ class Plan:
 
     stages: tuple[Stage, ...] = STAGES
     left_out: bool = True
-    turns: float = 0.0
+    turns: float = 0.25
     taught: float = 1.0
     warmup: int = 30
 

@@ -30,12 +30,12 @@ from tersor.cli import run
 PATIENCE = 2.0
 
 LM = str(zoo.path("tiny-lm"))
-VLM = ["generate", "--model", "tiny-vlm", "--cache", "zipvl", "--max-new-tokens", "2", "hi"]
+VLM = ["generate", "--model", "tiny-vlm-small", "--cache", "zipvl", "--max-new-tokens", "2", "hi"]
 GENERATE = ["generate", "--max-new-tokens", "2", "hi"]
 #: A command that reads a checkpoint -> the zoo's model that it reads, and its arguments.
 READERS = {
     "generate": ("tiny-lm", ["generate", "--model", "{in}/it", "--max-new-tokens", "2", "hi"]),
-    "vision": ("tiny-vlm", ["generate", "--model", "{in}/it", "--max-new-tokens", "2", "hi"]),
+    "vision": ("tiny-vlm-small", ["generate", "--model", "{in}/it", "--max-new-tokens", "2", "hi"]),
     "raster": ("tiny-raster", ["images", "generate", "--model", "{in}/it", "-n", "1", "--out", "{out}/a.png"]),
     "nar": ("tiny-nar", ["images", "generate", "--model", "{in}/it", "-n", "1", "--out", "{out}/a.png"]),
     "pack": ("tiny-lm", ["experts", "pack", "--base", LM, "--expert", "e={in}/it", "--out", "{out}/bank"]),
@@ -230,7 +230,19 @@ PLACED = [(who, what) for who in WRITERS for what in [*PLACES, "of the other kin
 @pytest.fixture(scope="session", autouse=True)
 def _libraries() -> None:
     """What the first command of a process imports is not what a refusal takes."""
-    run(["generate", "--model", "tiny-vlm", "--image", str(zoo.photos()[0]), "--max-new-tokens", "1", "--json", "hi"])
+    run(
+        [
+            "generate",
+            "--model",
+            "tiny-vlm-small",
+            "--image",
+            str(zoo.photos()[0]),
+            "--max-new-tokens",
+            "1",
+            "--json",
+            "hi",
+        ]
+    )
     run(["images", "generate", "--model", "tiny-lm"])
     run(["train", "nar", "--tokens", "/no", "--steps", "1", "--out", "/tmp/no"])
     run(["quantize", "--model", "tiny-repvgg", "--calibration", "/no", "--out", "/no/a.onnx"])

@@ -14,7 +14,7 @@ from tersor.zoo.processor import PictureProcessor
 
 @pytest.fixture(scope="module")
 def processor() -> PictureProcessor:
-    return zoo.load_processor("tiny-vlm")
+    return zoo.load_processor("tiny-vlm-small")
 
 
 def test_a_picture_takes_a_token_for_each_merged_patch(processor: PictureProcessor) -> None:

@@ -24,7 +24,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_what_is_kept_is_what_a_sparse_prefill_keeps(photo: Path) -> None:
-    model, processor = zoo.load_model("tiny-vlm"), zoo.load_processor("tiny-vlm")
+    model, processor = zoo.load_model("tiny-vlm-small"), zoo.load_processor("tiny-vlm-small")
     found = measure_photo(model, processor, photo, "count red", RECIPE, repeats=3)
     assert found.name == "grey.png"
     assert {name: len(seconds) for name, seconds in found.times.samples.items()} == {"dense": 3, "ZipVL": 3}
@@ -42,7 +42,7 @@ def test_what_is_kept_is_what_a_sparse_prefill_keeps(photo: Path) -> None:
 
 def test_the_turns_are_dense_and_sparse(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed: without recipe every layer attends to all tokens, with it to those that it keeps."""
-    model, processor = zoo.load_model("tiny-vlm"), zoo.load_processor("tiny-vlm")
+    model, processor = zoo.load_model("tiny-vlm-small"), zoo.load_processor("tiny-vlm-small")
     seen: dict[str, torch.Tensor] = {}
 
     def once(functions, **options):

@@ -14,6 +14,7 @@ import raster.export
 import repvgg.export
 import tiny_recall
 import vlm.export
+import vlm_small.export
 from shared.lock import Lock, percent, share_of, write_lock
 
 from tersor import zoo
@@ -38,6 +39,7 @@ CARDS: dict[str, Callable[[str, Lock], str]] = {
     "tiny-recall": lambda name, lock: tiny_recall.card(lock),
     "tiny-repvgg": of_network,
     "tiny-vlm": lambda name, lock: vlm.export.card(lock),
+    "tiny-vlm-small": lambda name, lock: vlm_small.export.card(lock),
 }
 
 
