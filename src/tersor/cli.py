@@ -37,6 +37,7 @@ from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
+from tersor.rl.bench.cli import bench_zipr1
 from tersor.rl.cli import zipr1
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "ptq-speed": bench_ptq_speed,
     "vlm": bench_vlm,
     "photos": bench_photos,
+    "zipr1": bench_zipr1,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
