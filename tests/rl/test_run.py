@@ -76,7 +76,7 @@ def test_a_run_reports_saves_and_goes_on_as_if_it_had_not_been_stopped(tmp_path:
 
 
 def test_the_literal_objective_says_what_to_expect_of_it(tmp_path: Path, capsys) -> None:
-    go(tmp_path, {"objective": "literal", "max_steps": 1})
+    go(tmp_path, {"objective": "literal", "max_steps": 1, "thresholds": [0.95, 0.96, 0.97, 0.975]})
     assert "expect the token ratio to stay" in capsys.readouterr().err
 
 

@@ -62,13 +62,13 @@ def zipr1(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
     ] = False,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Autocast to bfloat16.")] = False,
+    float32: Annotated[bool, typer.Option("--float32", help="No bfloat16 on a GPU either.")] = False,
     seed: Annotated[int, typer.Option(help="Of order and sampling.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Teach a vision-language model to need fewer tokens (ZipR1); on many GPUs by `accelerate launch -m tersor …`.
 
-    Example: tersor train zipr1 --model path/to/Qwen2.5-VL --data train.jsonl --out run/ --lora 16 --bfloat16
+    Example: tersor train zipr1 --model path/to/Qwen2.5-VL --data train.jsonl --out run/ --lora 16
     """
     from tersor.rl.verifiers import find_verifier
 
@@ -91,9 +91,7 @@ def zipr1(
     from tersor.zoo import loading
 
     if any(setting.partition("=")[0].strip() == "tau" for setting in settings or []):
-        raise TersorError(
-            "--set tau has no effect here: --thresholds are ZipVL's tau in training, --eval-threshold in use"
-        )
+        raise TersorError("--set tau is not for a training: --thresholds are its tau, --eval-threshold that in use")
     recipe: Any = recipe_from_text("zipvl", settings or [])
     location = loading.resolve(model)
     own = {name: value for name, value in asdict(recipe).items() if name != "tau"}
@@ -102,8 +100,8 @@ def zipr1(
         gradient_accumulation_steps=questions, thresholds=grid, eval_threshold=eval_threshold, objective=objective,  # type: ignore[arg-type]
         efficiency_weight=efficiency_weight, beta=beta, learning_rate=rate,
         max_completion_length=max_completion_length, zipvl=own, save_steps=save_every, save_total_limit=2,
-        gradient_checkpointing=gradient_checkpointing, bf16=bfloat16, seed=seed, report_to=[], disable_tqdm=True,
-        logging_steps=1,
+        gradient_checkpointing=gradient_checkpointing, bf16=False if float32 else None, seed=seed, report_to=[],
+        disable_tqdm=True, logging_steps=1,
     )  # fmt: skip
     rows = load_questions(data)
     if held_out >= len(rows):
@@ -111,8 +109,9 @@ def zipr1(
     processor = loading.load_processor(location)
     check_prompts(rows, processor, recipe.min_tokens)
     parts = rows.train_test_split(test_size=held_out, seed=seed)
+    policy = _policy(location, train_vision, half=lora > 0 and not float32)
     told = run_zipr1(
-        _policy(location, train_vision), processor, parts["train"], parts["test"], judge, plan,
+        policy, processor, parts["train"], parts["test"], judge, plan,
         facts={"model": model, "data": data, "verifier": verifier, "lora": lora, "train_vision": train_vision},
         peft_config=_adapters(lora), quiet=as_json or not sys.stderr.isatty(),
     )  # fmt: skip
@@ -138,14 +137,15 @@ def _thresholds(text: str) -> list[float]:
     return grid
 
 
-def _policy(location: str, train_vision: bool) -> Any:
-    """The model to train, read from where the reference will be read, too."""
+def _policy(location: str, train_vision: bool, *, half: bool) -> Any:
+    """The model to train, read from where the reference will be; frozen weights need no float32 on a GPU."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     from tersor.zoo.inspection import load_checked
 
-    policy = load_checked(AutoModelForImageTextToText, location, dtype=torch.float32)
+    dtype = torch.bfloat16 if half and torch.cuda.is_available() else torch.float32
+    policy = load_checked(AutoModelForImageTextToText, location, dtype=dtype)
     if not train_vision:
         for name, weight in policy.named_parameters():
             weight.requires_grad_("visual" not in name and "vision" not in name)
