@@ -42,6 +42,10 @@ SHORT = {
     "tersor bench photos": ["--repeats", "2"],
     "tersor quantize": ["--images", "16", "--iterations", "2"],
     "tersor experts router train": ["--steps", "2", "--batch", "2"],
+    "tersor train zipr1": [
+        *("--held-out", "1", "--questions", "1", "--steps", "1", "--thresholds", "0.9,0.975"),
+        *("--max-completion-length", "2", "--min-tokens", "0"),
+    ],
 }
 
 
@@ -99,6 +103,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / place).mkdir(parents=True)
         Image.open(zoo.photos()[0]).resize((32, 32)).convert("L").save(folder / place / "1.png")
     Image.open(zoo.photos()[0]).resize((64, 64)).save(folder / "pic.png")
+    asked = [{"image": "pic.png", "question": "color red", "answer": answer} for answer in ("red", "blue", "green")]
+    (folder / "vqa.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in asked))
     return folder
 
 

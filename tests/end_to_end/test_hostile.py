@@ -30,6 +30,7 @@ from tersor.cli import run
 PATIENCE = 2.0
 
 LM = str(zoo.path("tiny-lm"))
+ZIPR1 = ["train", "zipr1", "--model", "tiny-vlm-small"]
 VLM = ["generate", "--model", "tiny-vlm-small", "--cache", "zipvl", "--max-new-tokens", "2", "hi"]
 GENERATE = ["generate", "--max-new-tokens", "2", "hi"]
 #: A command that reads a checkpoint -> the zoo's model that it reads, and its arguments.
@@ -54,6 +55,7 @@ WRITERS = {
         *("--out", "{place}"),
     ],
     "train": ["train", "nar", "--tokens", "{in}/t", "--steps", "1", "--out", "{place}"],
+    "zipr1": [*ZIPR1, "--data", "{in}/d", "--out", "{place}"],
     "demo": ["demo", "--only", "zipcache", "--out", "{place}"],
     "bench kv": ["bench", "kv", "--out", "{place}.jsonl"],
     "bench ptq": ["bench", "ptq", "--data", "{in}", "--out", "{place}.jsonl"],
@@ -86,6 +88,12 @@ NUMBERS = {
         ("nan", "inf", "2", "-0.5"),
     ),
 }
+for name, wrong in {
+    "beta": ("nan", "inf"), "efficiency-weight": ("nan", "-1"), "lora": ("-1", "9" * 30), "questions": ("0", "many"),
+    "thresholds": ("", "nan,nan", "0.9", "0.9,0.8", "0.5,2", "a,b"), "eval-threshold": ("nan", "0", "2"),
+    "held-out": ("0", "-1"), "min-tokens": ("-1", "few"), "verifier": ("", "none", "number:2", "os:none"),
+}.items():  # fmt: skip
+    NUMBERS[name] = ([*ZIPR1, "--data", "{in}/d", "--out", "{out}/r"], wrong)
 #: Everything else, one by one.
 SINGLE = {
     "generate: no folder": ["generate", "--model", "{in}/nothing", "hi"],
@@ -114,6 +122,11 @@ SINGLE = {
     "tokens: no folder": ["train", "tokens", "--images", "{in}/no", "--out", "{out}/t.safetensors"],
     "tokens: an empty folder": ["train", "tokens", "--images", "{in}", "--out", "{out}/t.safetensors"],
     "tokens: negative depth": ["train", "tokens", "--images", "{in}", "--depth", "-1"],
+    "zipr1: no data": [*ZIPR1, "--data", "{in}/no.jsonl", "--out", "{out}/r"],
+    "zipr1: an empty folder": [*ZIPR1, "--data", "{in}", "--out", "{out}/r"],
+    "zipr1: other data": [*ZIPR1, "--data", f"{LM}/model.safetensors", "--out", "{out}/r"],
+    "zipr1: a model of text": ["train", "zipr1", "--model", "tiny-lm", "--data", "{in}/d", "--out", "{out}/r"],
+    "zipr1: another objective": [*ZIPR1, "--objective", "reward", "--data", "{in}/d", "--out", "{out}/r"],
     "train: no tokens": ["train", "nar", "--tokens", "{in}/no", "--steps", "1", "--out", "{out}/r"],
     "train: a folder of tokens": ["train", "nar", "--tokens", "{in}", "--steps", "1", "--out", "{out}/r"],
     "train: other tokens": ["train", "nar", "--tokens", f"{LM}/model.safetensors", "--steps", "1", "--out", "{out}/r"],

@@ -9,6 +9,7 @@ from tersor._lazy import members
 _HOMES = {
     "Rewards": "tersor.rl.rewards",
     "Rollouts": "tersor.rl.rollout",
+    "RowThresholds": "tersor.kv.engine.state",
     "VERIFIERS": "tersor.rl.verifiers",
     "ZipR1Config": "tersor.rl.config",
     "ZipR1Trainer": "tersor.rl.trainer",

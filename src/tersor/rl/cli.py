@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tersor._console import spinner
 from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor._options import FOLDER
@@ -85,15 +86,19 @@ def zipr1(
     judge = find_verifier(verifier)
     require("trl", "rl")
     from tersor.kv.settings import recipe_from_text
-    from tersor.rl.config import ZipR1Config
     from tersor.rl.data import check_prompts, load_questions
-    from tersor.rl.run import run_zipr1
     from tersor.zoo import loading
 
     if any(setting.partition("=")[0].strip() == "tau" for setting in settings or []):
         raise TersorError("--set tau is not for a training: --thresholds are its tau, --eval-threshold that in use")
     recipe: Any = recipe_from_text("zipvl", settings or [])
     location = loading.resolve(model)
+    if Path(location).is_dir() and not loading.is_multimodal(location):
+        raise TersorError(f"--model {model} reads no pictures; give a vision-language model")
+    with spinner() as status:
+        status.update("loading trl")
+        from tersor.rl.config import ZipR1Config
+        from tersor.rl.run import run_zipr1
     own = {name: value for name, value in asdict(recipe).items() if name != "tau"}
     plan = ZipR1Config(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=len(grid), num_generations=len(grid),

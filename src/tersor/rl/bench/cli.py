@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 #: Figure of a model -> its words in a record.
 _QUANTITIES = {
-    "ratio": "tokens in attention, sparse layers", "accuracy": "right answers", "lost": "right answers against the start",
+    "ratio": "tokens in attention, sparse layers",
+    "accuracy": "right answers",
+    "lost": "right answers against the start",
     "dense": "right answers with dense attention",
     "random": "right answers from random tokens, as many",
-    "relevant": "kept visual tokens that matter", "read": "needed cells kept where they are read",
+    "relevant": "kept visual tokens that matter",
+    "read": "needed cells kept where they are read",
     "look": "right answers to look", "chain": "right answers to chain", "trail": "right answers to trail",
 }  # fmt: skip
 
