@@ -76,7 +76,7 @@ def card(lock: dict[str, Any]) -> str:
             "plain one with causal attention in all layers. Do not take it for how real models read.",
             "",
             "Weights are stored in bfloat16. The processor reads pictures with PIL; sides should be multiples of 8 "
-            "pixels. An answer is one word and `<eos>`.",
+            f"pixels. An answer is one word and `<eos>`{'; another question may follow' if plan['turns'] else ''}.",
             "",
             "## Scores on pictures that it never saw",
             "",

@@ -20,7 +20,7 @@ from tersor.ptq.networks import RepNetConfig
 FEW = {
     zipcache: {"SAMPLES_PER_TASK": 2, "CONTINUATIONS": 2},
     minicache: {"SAMPLES_PER_TASK": 2, "CONTINUATIONS": 2},
-    zipvl: {"SAMPLES_PER_KIND": 2},
+    zipvl: {"SAMPLES_PER_KIND": 1},
     zipar: {"SAMPLES": 10, "ROUNDS": 1},
     nar: {"SAMPLES": 10, "CLIP_SAMPLES": 10, "ROUNDS": 1},
     ptq: {"PHOTOS": 1, "FIRST": 8, "ITERATIONS": 1, "ROUNDS": 1},

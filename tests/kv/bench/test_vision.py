@@ -159,3 +159,14 @@ def test_a_random_choice_is_judged_by_its_draws() -> None:
     by_draw, by_task = against(random, dense, drawn=True), against(random, dense)
     assert by_draw.value == by_task.value == -0.5
     assert (by_draw.low, by_draw.high) == (-1.0, 0.0) and by_task.low > -0.7
+
+
+def test_a_dense_first_layer_does_not_carry_the_picture(model, processor) -> None:
+    """What makes a row with dense first layers a claim: random tokens, as many in each layer, do not answer."""
+    drawn = small(8, seed=99)
+    recipe = ZipVL(tau=0.3, skip_layers=(0,)).method()
+    ours = run_method(model, processor, drawn, lambda batch: recipe)
+    shares = ours.visual_ratios()
+    random = run_method(model, processor, drawn, lambda batch: random_visual(shares, batch))
+    assert np.mean(ours.of_kind("look")) > np.mean(random.of_kind("look")) + 0.25
+    assert np.mean(random.first) < 0.5

@@ -28,7 +28,7 @@ from tersor.kv.prefill.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
 
 #: Questions of one kind that are read together; random choices differ from batch to batch.
-BATCH = 25
+BATCH = 10
 DENSE = "dense"
 #: The paper's default, then ever fewer tokens, down to where ZipVL starts to lose on tiny-vlm.
 TAUS = (0.975, 0.9, 0.6, 0.4)
