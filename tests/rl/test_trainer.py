@@ -53,7 +53,7 @@ def test_every_row_of_a_batch_has_its_threshold_and_its_measured_reward(tmp_path
     made = trainer(tmp_path, verifier=undecided)
     found = batch(made, 2)
     assert found[ROW_TAU].tolist() == GRID * 2
-    ratios = torch.tensor(made.session.stats.per_row).reshape(2, 4)
+    ratios = torch.tensor(made.session.stats.per_row, dtype=torch.float64).reshape(2, 4)
     assert (ratios.diff(dim=1) >= 0).all() and (ratios[:, 0] < ratios[:, 3]).all()
     rewards = made._rewards
     able = (rewards.performance.reshape(2, 4) > 0.5).any(1).repeat_interleave(4).double()

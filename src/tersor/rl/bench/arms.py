@@ -78,7 +78,7 @@ class Plan:
             "eval_threshold": self.eval_threshold, "learning_rate": self.learning_rate, "beta": self.beta,
             "lr_scheduler_type": "linear", "warmup_steps": 5, "max_completion_length": 1, "report_to": [],
             "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
-            "zipvl": {"skip_layers": skip_layers},
+            "zipvl": {"skip_layers": skip_layers, "min_tokens": 0},
         }  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="beta=0")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from tersor.kv.bench.peers.sparse import random_share
 from tersor.kv.bench.tiles import KINDS, Picture, Question
-from tersor.kv.bench.vision import questions_prompt, random_visual, steps_kept
+from tersor.kv.bench.vision import questions_prompt, steps_kept
 from tersor.kv.method import KVMethod
 from tersor.kv.zipvl import ZipVL
 
@@ -93,9 +94,9 @@ def ask(
         if tau == 1.0:
             said = model(**inputs, use_cache=False, logits_to_keep=1).logits
         else:
-            method: KVMethod = ZipVL(tau=tau, skip_layers=skip_layers).method()
+            method: KVMethod = ZipVL(tau=tau, skip_layers=skip_layers, min_tokens=0).method()
             if random is not None:
-                method = random_visual(random, seed + start)
+                method = random_share(random, visual_only=True, min_tokens=0, seed=seed + start)
             with method.on(model) as session:
                 said = model(**inputs, logits_to_keep=1).logits
                 _count(found, session.stats, [asked for _, asked in part], inputs, processor, skip_layers)
