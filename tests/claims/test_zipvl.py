@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # Neither the demo nor the committed tables use this seed.
 SEED = 31
 SETTINGS = [(tau, label) for tau in (0.975, 0.9, 0.6) for label in VARIANTS]
-#: Twelve batches and as many random choices.
-EACH = 100
+#: Fifteen batches and as many random choices.
+EACH = 50
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ def test_shapes_come_from_the_header(tmp_path: Path) -> None:
         {"max_position_embeddings": 131_072, "rope_theta": 1e6, "time_step_limit": [0.0, float("inf")]},
         {"num_nextn_predict_layers": 0, "attention_layers": ["global"], "num_logits_to_keep": 0, "use_cache": True},
         {"num_classes": 0, "head_layers": [0, 1], "grid_size": [14, 14]},
+        {"vision_config": {"depth": 0, "hidden_size": 8}},  # a tower that only embeds patches
     ],
 )
 def test_what_real_configurations_hold_is_let_through(config: dict[str, Any], tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_what_real_configurations_hold_is_let_through(config: dict[str, Any], tm
         ({"hidden_size": 8, "vocab_size": 60_000}, "vocab_size=60000 times hidden_size=8"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ({"num_hidden_layers": 1025}, "num_hidden_layers"),
+        ({"vision_config": {"depth": -1}}, "vision_config.depth=-1"),
         ({"rope_theta": "big"}, "rope_theta"),
     ],
 )

@@ -28,11 +28,11 @@ _ONE = (
 )
 #: Sizes that some models give by layer or by side.
 _SOME = (
-    *("intermediate_size", "num_key_value_heads", "num_heads", "embed_dim", "depth", "ffn_dim", "image_size"),
+    *("intermediate_size", "num_key_value_heads", "num_heads", "embed_dim", "ffn_dim", "image_size"),
     *("patch_size", "grid_size", "channel_multipliers", "block_out_channels"),
 )
 #: Sizes that may also be zero.
-_COUNTS = ("num_classes", "head_layers")
+_COUNTS = ("num_classes", "head_layers", "depth")
 #: Other sizes, whatever they hold: whole numbers among them must not be absurd.
 _SIZE = re.compile(r"^(num|n)_|_(size|dim|channels|width|layers|heads|rank|experts)$")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "head_layers")
