@@ -31,9 +31,9 @@ from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.raster.attention import grouped
+from tersor.grids.raster.slots import Run, Slots
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
-from tersor.grids.zipar.attention import grouped
-from tersor.grids.zipar.slots import Run, Slots
 
 LAYERS = 32
 PREFIX = 32

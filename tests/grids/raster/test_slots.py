@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tersor._compat import with_cache
-from tersor.grids.zipar.slots import SlotLayer, Slots, write
+from tersor.grids.raster.slots import SlotLayer, Slots, write
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
