@@ -82,6 +82,7 @@ class RasterDecoder:
         self.allowed = None if allowed is None else torch.tensor(allowed, device=prefix.valid.device)
         self.scores: dict[tuple[int, ...], Tensor] | None = {} if keep_scores else None
         self.row_start_pass = [0] * grid.rows
+        self.fed_tokens = 0
 
     def steps(self) -> Iterable[Ready]:
         """The passes, on the device; each may follow from what the one before gave."""
@@ -96,6 +97,7 @@ class RasterDecoder:
         return {
             "forward_passes": decoded.forward_passes,
             "tokens_per_pass": self.grid.rows * self.grid.columns / decoded.forward_passes,
+            "fed_tokens": self.fed_tokens,
             "row_start_pass": decoded.row_start_pass,
         }
 
@@ -113,6 +115,7 @@ class RasterDecoder:
             mask = self.slots.prefix_mask(prefix.embeddings.dtype)
             last = [prefix.valid.shape[1] - 1]
             return self.adapter.logits(prefix.embeddings, prefix.positions, mask, self.cache, last)
+        self.fed_tokens += len(ready.step.fed)
         fed = ids.index_select(1, ready.sources)
         embeddings = self.adapter.embed_image(fed if self.branches == 1 else fed.repeat(self.branches, 1))
         positions = self.starts + ready.fed

@@ -57,7 +57,6 @@ class SpeculativeDecoder(RasterDecoder):
         self.begin = 0
         self.keeps_laws = self.draws.keeps_laws or config.first_drafts.startswith("law")
         self.vocabulary = 0
-        self.fed_tokens = 0
         self.cells_per_pass: list[int] = []
         self.kept: list[Tensor] = []
 
@@ -87,7 +86,6 @@ class SpeculativeDecoder(RasterDecoder):
             if number and self.window.new:
                 self._draft(self.window.new, self.window.origins)
             yield Ready.of(number, step, self.image.device)
-            self.fed_tokens += len(step.fed)
             decided = self.cells_per_pass[-1]
 
     def _draft(self, cells: range, origins: Sequence[int]) -> None:
@@ -170,7 +168,6 @@ class SpeculativeDecoder(RasterDecoder):
         kept = torch.cat(self.kept, dim=1).float().mean(0).view(self.grid.rows, self.grid.columns)
         return {
             **super().statistics(decoded),
-            "fed_tokens": self.fed_tokens,
             "cells_per_pass": self.cells_per_pass,
             "acceptance": kept.mean(1).tolist(),
         }

@@ -21,7 +21,7 @@ class SeedExact:
     """Draft and decision are one race against noise that belongs to the cell, drawn in raster order.
 
     The library draws a token by such a race too, so what comes out of the last test is what raster decoding draws from
-    the same generator; and while a cell's distribution hardly changes, its token does not. Greedy decoding has no noise.
+    the same generator; and while a cell's distribution hardly changes, its token stays. Greedy decoding has no noise.
 
     Args:
         sampler: Draws.
@@ -129,6 +129,6 @@ class Grouped(Coupled):
         near = order.gather(-1, ranks.clamp(0, law.shape[-1] - 1))
         p, q = (each.gather(-1, near) for each in (law, before))
         embedded, own = (self.embed(each.flatten(1)).float() for each in (near, drafts))
-        distance = (embedded.unflatten(1, near.shape[1:]) - own[:, :, None]).square().sum(-1)
+        distance = (embedded.view(*near.shape, -1) - own[:, :, None]).square().sum(-1)
         inside &= ((p - law.gather(-1, drafts[..., None])).abs() < NEAR_PROBABILITY) & (distance < NEAR_EMBEDDING)
         return (p * inside).sum(-1), (q * inside).sum(-1)

@@ -28,6 +28,7 @@ class ZipAROutput(ModelOutput):
         scores: Processed scores ``[batch, vocabulary]`` of each cell, in raster order, with ``output_scores=True``.
         forward_passes: The prefix's pass counts.
         tokens_per_pass: Cells over passes.
+        fed_tokens: Tokens of each image that went through the model, stand-ins included, prefix not.
         row_start_pass: The pass that decided each row's first token.
         window_used: How many passes each row started after the one above.
     """
@@ -36,6 +37,7 @@ class ZipAROutput(ModelOutput):
     scores: tuple[Tensor, ...] | None = None
     forward_passes: int | None = None
     tokens_per_pass: float | None = None
+    fed_tokens: int | None = None
     row_start_pass: list[int] | None = None
     window_used: list[int] | None = None
 
