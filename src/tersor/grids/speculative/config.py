@@ -10,8 +10,8 @@ from tersor.grids.geometry import RasterGrid
 
 Mode = Literal["seed", "law", "grouped"]
 FirstDrafts = Literal["above", "left", "random", "law above", "law left"]
-#: Cells of the window that "auto" takes at most, on a CPU and on other devices.
-MOST_ON_CPU, MOST = 32, 128
+#: Cells of the window that "auto" takes at most, on a CPU and on other devices; and tokens of a pass, on a CPU.
+MOST_ON_CPU, MOST, TOKENS_ON_CPU = 32, 128, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class SpeculativeConfig:
     """How speculative decoding drafts and tests.
 
     Args:
-        window_size: Cells that a pass tests at most, or "auto": two rows, at most 32 cells on a CPU, where each costs
-            time, and 128 elsewhere. One cell is raster decoding.
+        window_size: Cells that a pass tests at most, or "auto": two rows, but at most 128 cells, and on a CPU, where
+            each costs time, 32 cells and 256 tokens of all images and branches. One cell is raster decoding.
         mode: "seed" draws the image that raster decoding draws from the same generator. "law" keeps drafts more often
             and draws from the same distribution, but another image. "grouped" keeps them still more often, and
             **changes the distribution**.
@@ -53,8 +53,15 @@ class SpeculativeConfig:
     def check(self, grid: RasterGrid) -> None:
         """Every grid can be decoded."""
 
-    def window(self, grid: RasterGrid, device: str) -> int:
-        """Cells of the window on a device of this type."""
+    def window(self, grid: RasterGrid, device: str, rows: int) -> int:
+        """Cells of the window.
+
+        Args:
+            grid: Of the images.
+            device: Type of the device.
+            rows: Of a pass: images, times two with guidance.
+        """
         if isinstance(self.window_size, int):
             return self.window_size
-        return min(2 * grid.columns, MOST_ON_CPU if device == "cpu" else MOST)
+        most = max(1, min(MOST_ON_CPU, TOKENS_ON_CPU // rows)) if device == "cpu" else MOST
+        return min(2 * grid.columns, most)

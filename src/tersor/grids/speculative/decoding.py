@@ -49,7 +49,7 @@ class SpeculativeDecoder(RasterDecoder):
     ) -> None:
         super().__init__(adapter, prefix, grid, sampler, cache, **options)
         self.first_drafts = config.first_drafts
-        size = config.window(grid, self.image.device.type)
+        size = config.window(grid, self.image.device.type, len(prefix.valid))
         self.window = Window(grid, size, above=config.first_drafts in ("above", "law above"))
         self.draws = self._draws(config.mode)
         # The latest distributions of cells, from `self.begin` on; None where nothing asks for them.
