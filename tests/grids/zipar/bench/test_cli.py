@@ -44,6 +44,7 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["--samples", "1"], "at least 2"),
         (["--batches", "0"], "whole numbers with commas"),
         (["--temperature", "0"], "must be above 0"),
+        (["--dtype", "int8"], "float32, bfloat16 or float16"),
         (["--modes", "exact"], "must be one of"),
         (["--seeds", "0"], "at least 1"),
         (["--model", "tiny-lm"], "makes no images"),

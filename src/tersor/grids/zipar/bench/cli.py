@@ -44,12 +44,13 @@ def bench_images(
     repeats: Annotated[int, typer.Option(help="Rounds of the timing; 0 leaves it out.")] = 20,
     batches: Annotated[str, typer.Option(help="Images at once in the timing.")] = "1",
     temperature: Annotated[float, typer.Option(help="Of all draws; above 1 the model is less sure.")] = 1.0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
     out: ResumableOut = None,
     as_json: AsJson = False,
 ) -> None:
     """Write images by ZipAR, speculatively and token by token (raster): passes, speed, distance, class accuracy."""
-    if not temperature > 0:
-        raise TersorError(f"--temperature {temperature} must be above 0")
+    if not temperature > 0 or dtype not in ("float32", "bfloat16", "float16"):
+        raise TersorError(f"--temperature {temperature} must be above 0, --dtype {dtype} float32, bfloat16 or float16")
     if samples < 2 or seeds < 1 or repeats < 0 or adaptive_batch < 1:
         raise TersorError(
             f"--samples {samples} must be at least 2, --seeds {seeds} and --adaptive-batch {adaptive_batch} at least 1 "
@@ -65,12 +66,14 @@ def bench_images(
     from tersor import zoo
 
     tokenizer, judge = zoo.load_image_tokenizer(model), zoo.load_judge(model)
+    import torch
+
     from tersor.grids.samples import Samples
     from tersor.grids.zipar.bench.quality import Plan, decodings, run_plan, time_decodings
 
-    network: Any = zoo.load_model(model)
+    network: Any = zoo.load_model(model).to(getattr(torch, dtype))
     chosen = decodings(network.config.grid_size[1], *sizes, modes=modes.split(","), adaptive_batch=adaptive_batch)
-    plan = Plan(model, tuple(chosen), samples, tuple(range(1, seeds + 1)), temperature)
+    plan = Plan(model, tuple(chosen), samples, tuple(range(1, seeds + 1)), temperature, dtype)
     with progress_file(out) as progress:
         finished = Finished(progress, plan, Samples.from_json)
         qualities: dict[str, Quality] = {}

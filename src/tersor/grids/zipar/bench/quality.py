@@ -152,6 +152,7 @@ class Plan:
         samples: Images of each seed.
         seeds: Of the draws.
         temperature: Of the draws.
+        dtype: Of the weights.
     """
 
     model: str
@@ -159,6 +160,7 @@ class Plan:
     samples: int
     seeds: tuple[int, ...]
     temperature: float = 1.0
+    dtype: str = "float32"
 
 
 def sample(
@@ -199,7 +201,7 @@ def surprise(model: LlamaGen, labels: Tensor, ids: Tensor, temperature: float) -
     """
     cells = ids.flatten(1)
     logits: Tensor = model(input_ids=cells[:, :-1], class_labels=labels).logits
-    return -(logits / temperature).log_softmax(-1).gather(-1, cells[..., None]).sum((1, 2))
+    return -(logits.float() / temperature).log_softmax(-1).gather(-1, cells[..., None]).sum((1, 2))
 
 
 def run_plan(
