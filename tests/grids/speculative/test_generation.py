@@ -207,6 +207,14 @@ def test_it_is_a_custom_generate(cases) -> None:
     assert torch.equal(out, seeded(case.raster, inputs, 1.0, **SAMPLED))
 
 
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_text_is_a_grid_of_one_row(cases, do_sample) -> None:
+    model, inputs = cases("llama").model, cases("llama").inputs(2, True)
+    expected = seeded(model.generate, **inputs, max_new_tokens=30, do_sample=do_sample, temperature=1.5)
+    options = {"grid_size": (1, 30), "first_drafts": "left", "do_sample": do_sample, "temperature": 1.5}
+    assert torch.equal(seeded(speculative_generate, model, inputs, **options), expected)
+
+
 def test_a_prompt_may_hold_rows_of_the_image(cases) -> None:
     case = cases("emu3")
     inputs = case.inputs(2, False)
