@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,14 +45,17 @@ def quality_table(records: list[Record]) -> str:
     return table(titles, rows) + told(records, how)
 
 
-def speed_table(records: list[Record]) -> str:
-    """Markdown: passes, tokens fed and speed by the images of a batch."""
-    known = by_key(records)
+def speed_table(records: list[Record], more: Sequence[Record] = ()) -> str:
+    """Markdown: passes, tokens fed and speed by the images of a batch; ``more`` are of a run with another batch."""
+    known = by_key([*records, *more])
     batches = sorted({task for _, task, _ in known if task.startswith("batch")}, key=lambda task: int(task.split()[1]))
     rows = []
     for name in [name for name in names_of(records) if (name, batches[0], "forward passes") in known]:
         row = [name]
         for task in batches:
+            if (name, task, "forward passes") not in known:
+                row += [""] * 4
+                continue
             passes, fed = (known[name, task, quantity].measured for quantity in ("forward passes", "tokens fed"))
             rate = 1 / estimate(known[name, task, "images per second"])[0]
             row += [f"{passes:.1f}", f"{fed:.0f}", f"{int(task.split()[1]) * rate:.2f}"]
@@ -61,7 +65,8 @@ def speed_table(records: list[Record]) -> str:
     for task in batches:
         titles += [f"passes, {task}", "tokens an image", "s", "times raster's speed [95 %]"]
     n = known[RASTER, batches[0], "forward passes"].n
-    return table(titles, rows) + told(records, f"all in turns, {n} rounds")
+    last = f"; and `{more[0].command}`" if more else ""
+    return table(titles, rows) + told(records, f"all in turns, {n} rounds{last}")
 
 
 def paired_table(records: list[Record]) -> str:
@@ -153,7 +158,10 @@ def build() -> dict[Path, str]:
     halves = {dtype: read_jsonl(RESULTS / f"{file}.jsonl") for dtype, file in HALVES.items()}
     return {
         **{TABLES / f"{name}.md": quality_table(records) for name, records in found.items()},
-        **{TABLES / f"{name}_speed.md": speed_table(records) for name, records in found.items()},
+        TABLES / "speculative_speed.md": speed_table(
+            found["speculative"], read_jsonl(RESULTS / "speculative_64.jsonl")
+        ),
+        TABLES / "speculative_flat_speed.md": speed_table(found["speculative_flat"]),
         TABLES / "speculative_paired.md": paired_table(read_jsonl(RESULTS / "speculative_paired.jsonl")),
         TABLES / "speculative_precision.md": precision_table(halves),
         TABLES / "speculative_shapes.md": shapes_table(read_jsonl(RESULTS / "speculative_shapes.jsonl")),

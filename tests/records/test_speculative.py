@@ -1,4 +1,4 @@
-"""Claims of speculative decoding on the committed records: what docs/speculative.md shows must keep saying what it says."""
+"""What docs/speculative.md says must follow from the committed records."""
 
 from __future__ import annotations
 

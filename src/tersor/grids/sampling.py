@@ -118,16 +118,21 @@ class Sampler:
         assert self.generator is None or isinstance(self.generator, torch.Generator)
         return self.generator
 
-    def process(self, scores: Tensor, cells: Sequence[tuple[int, ...]], before: Callable[[int], Tensor]) -> Tensor:
+    def process(
+        self,
+        scores: Tensor,
+        cells: Sequence[tuple[int, ...]],
+        before: Callable[[int], Tensor],
+        *,
+        check: bool = True,
+    ) -> Tensor:
         """Run the processors over the scores of a pass.
 
         Args:
             scores: ``[batch, cells, vocabulary]``.
             cells: Coordinates of the cells.
             before: Gives the ids that precede the pass's cell of this number in raster order.
-
-        Raises:
-            ValueError: If nothing can be drawn for a cell, which the message names.
+            check: Whether to `check` the result.
         """
         for processor in self.processors:
             if isinstance(processor, _SCORES_ONLY):
@@ -136,13 +141,15 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(index), scores[:, index].contiguous()) for index in range(len(cells))], dim=1
                 )
-        highest = scores.amax(-1)
-        if not math.isfinite(highest.sum().item()):
-            self._check(highest, cells)
+        if check:
+            self.check(scores, cells)
         return scores
 
-    def _check(self, highest: Tensor, cells: Sequence[tuple[int, ...]]) -> None:
-        """Raise `ValueError` for a cell whose highest score ``[batch, cells]`` is one that nothing can be drawn by."""
+    def check(self, scores: Tensor, cells: Sequence[tuple[int, ...]]) -> None:
+        """Raise `ValueError` if nothing can be drawn for a cell, which the message names."""
+        highest = scores.amax(-1)
+        if math.isfinite(highest.sum().item()):
+            return
         # Not a number is not above minus infinity either; infinity can be taken but has no probability.
         possible = (highest > -torch.inf) & ((highest < torch.inf) | (not self.do_sample))
         if not bool(possible.all()):

@@ -146,9 +146,9 @@ def stale_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are tested against the law of their first draft."""
     honest = SpeculativeDecoder._decide
 
-    def decide(self, ready, law, kept):
+    def decide(self, ready, scores, law, kept):
         start = self.window.decided - self.begin
-        honest(self, ready, law if self.laws is None else self.laws[:, start:], kept)
+        honest(self, ready, scores, law if self.laws is None else self.laws[:, start:], kept)
 
     monkeypatch.setattr(SpeculativeDecoder, "_decide", decide)
 
@@ -157,10 +157,10 @@ def double_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept keeps its old law, and is tested again with it because another image of the batch was slower."""
     honest = SpeculativeDecoder._decide
 
-    def decide(self, ready, law, kept):
+    def decide(self, ready, scores, law, kept):
         if self.laws is not None:
             law = torch.where(kept[..., None], self.laws[:, self.window.decided - self.begin :], law)
-        honest(self, ready, law, kept)
+        honest(self, ready, scores, law, kept)
 
     monkeypatch.setattr(SpeculativeDecoder, "_decide", decide)
 

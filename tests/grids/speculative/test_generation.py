@@ -89,6 +89,29 @@ def test_processors_see_the_raster_prefix(cases, options) -> None:
     assert torch.equal(out.sequences, expected)
 
 
+@pytest.mark.parametrize("mode", ["seed", "law"])
+def test_a_processor_may_leave_nothing_after_a_wrong_draft(cases, mode) -> None:
+    case = cases("llama")
+    inputs = case.inputs(1, False)
+    expected = case.raster(inputs, 1.0)
+
+    def only_this_image(ids, scores):
+        right = torch.equal(ids, expected[:, : ids.shape[1]])
+        left = torch.full_like(scores, -torch.inf)
+        if right:
+            left[:, expected[0, ids.shape[1]]] = 0
+        return left
+
+    out = case.speculative(inputs, mode=mode, do_sample=True, window_size=6, logits_processor=[only_this_image])
+    assert torch.equal(out.sequences, expected)
+
+    def nothing_at_the_tenth(ids, scores):
+        return torch.full_like(scores, -torch.inf) if ids.shape[1] == 6 + 10 else scores
+
+    with pytest.raises(ValueError, match="no token for row 2, column 0"):
+        case.speculative(inputs, mode=mode, do_sample=True, logits_processor=[nothing_at_the_tenth])
+
+
 def test_fifty_images_and_the_generators_state_are_rasters(cases) -> None:
     case = cases("llamagen_class")
     for seed in range(50):

@@ -122,7 +122,7 @@ class RasterDecoder:
         mask = self.slots.feed(ready.fed, ready.step.fed, embeddings.dtype)
         return self.adapter.logits(embeddings, positions, mask, self.cache, [*ready.step.keep])
 
-    def process(self, ready: Ready, logits: Tensor, ids: Tensor) -> Tensor:
+    def process(self, ready: Ready, logits: Tensor, ids: Tensor, *, check: bool = True) -> Tensor:
         """Scores ``[batch, cells, vocabulary]`` of the pass's cells: guided, of allowed ids only, processed."""
         step, logits = ready.step, logits.float()
         if self.guidance is not None:
@@ -133,7 +133,10 @@ class RasterDecoder:
             logits = torch.full_like(logits, -torch.inf).index_copy_(-1, self.allowed, kept)
         # The virtual raster prefix of a cell: its length is right, undecided cells hold the pad id or a draft.
         scores = self.sampler.process(
-            logits, step.cells, lambda index: torch.cat([self.prefix.ids, ids[:, : step.targets[index]]], dim=1)
+            logits,
+            step.cells,
+            lambda index: torch.cat([self.prefix.ids, ids[:, : step.targets[index]]], dim=1),
+            check=check,
         )
         if self.scores is not None:
             self.scores |= {cell: scores[:, index] for index, cell in enumerate(step.cells)}

@@ -122,33 +122,37 @@ class SpeculativeDecoder(RasterDecoder):
 
     def choose(self, ready: Ready, logits: Tensor, ids: Tensor) -> Tensor:
         """See `tersor.grids.decoding.Reader`."""
-        scores = self.process(ready, logits, ids)
+        # After a wrong draft processors may leave no token; that is checked for what is decided.
+        scores = self.process(ready, logits, ids, check=False)
         law = self.sampler.probabilities(scores)
         if self.allowed is not None:
             law = law.index_select(-1, self.allowed)
+        law = law.nan_to_num(1 / law.shape[-1])
         if ready.number == 0:
             self.vocabulary = scores.shape[-1]
             self._enter(self.window.tested)
             found = self.draws.draw(law)
-            self._decide(ready, law, torch.zeros_like(found, dtype=torch.bool))
+            self._decide(ready, scores, law, torch.zeros_like(found, dtype=torch.bool))
             return self._ids(found)
         drafts = self._entries(ids.index_select(1, ready.targets))
         before = None if self.laws is None else self.laws[:, self.window.decided - self.begin :]
         found = self.draws.test(law, drafts, before)
-        self._decide(ready, law, found == drafts)
+        self._decide(ready, scores, law, found == drafts)
         return self._ids(found)
 
-    def _decide(self, ready: Ready, law: Tensor, kept: Tensor) -> None:
+    def _decide(self, ready: Ready, scores: Tensor, law: Tensor, kept: Tensor) -> None:
         """Count what is decided: all up to the first cell that changed in some image, and that cell.
 
         Args:
             ready: The pass.
+            scores: Of the tested cells ``[images, cells, vocabulary]``.
             law: Distributions of the tested cells ``[images, cells, ids]``.
             kept: Bool ``[images, cells]``, which of them hold what they held.
         """
         window, columns = self.window, self.grid.columns
         agreed = int(kept.all(0).cumprod(0).sum())
         number = min(agreed + 1, len(window.tested))
+        self.sampler.check(scores[:, :number], ready.step.cells)
         self.cells_per_pass.append(number)
         self.kept.append(kept[:, :number])
         self.draws.leave(number)
