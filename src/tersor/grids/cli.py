@@ -98,7 +98,10 @@ def generate(
     row_start: Annotated[str, typer.Option(help="zipar: 'conservative' or 'eager'.")] = "conservative",
     mode: Annotated[
         str,
-        typer.Option(help="speculative: 'seed' for raster's images, 'law' for its law, 'grouped' for another law."),
+        typer.Option(
+            help="speculative: 'seed' makes the images of one token a pass, 'law' others of the same probabilities, "
+            "'grouped' others of other probabilities."
+        ),
     ] = "seed",
     first_drafts: Annotated[
         str, typer.Option(help="speculative: 'above', 'left', 'random', 'law above' or 'law left'.")
