@@ -32,11 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     model = zoo.load_model(MODEL)
     rows, columns = model.config.grid_size
     drawn = []
-    for way in decodings(columns, [9, 4, 1], [4], []):
+    for way in decodings(columns, [9, 4, 1], [4], [], [28]):
         generator = torch.Generator().manual_seed(args.seed)
-        ids, starts = way.draw(model, torch.tensor([SHOWN]), generator)
-        sheet, _ = way.draw(model, torch.arange(model.config.num_classes), generator)
-        drawn.append({"way": way.name, "starts": starts, "ids": ids.tolist(), "sheet": sheet.tolist()})
+        shown = way.draw(model, torch.tensor([SHOWN]), generator)
+        sheet = way.draw(model, torch.arange(model.config.num_classes), generator)
+        kept = {"decided": shown.decided, "ids": shown.ids.tolist(), "sheet": sheet.ids.tolist()}
+        drawn.append({"way": way.name, **kept})
     content = {"model": MODEL, "grid": [rows, columns], "seed": args.seed, "drawn": drawn}
     _atomic.write_text(args.out, json.dumps(content) + "\n")
     return 0

@@ -1,11 +1,15 @@
-"""Time of an image by a model of Emu3-8B's shape with random weights: raster against ZipAR, in turns.
+"""Time of an image by a model of Emu3-8B's shape with random weights: raster, ZipAR and speculative, in turns.
 
     python benchmarks/zipar_shapes.py --out benchmarks/results/zipar_shapes.jsonl
+    python benchmarks/zipar_shapes.py --speculative 16 64 128 --out benchmarks/results/speculative_shapes.jsonl
 
 The blocks are those of `Emu3ForCausalLM`: width 4096, 32 heads, 8 KV heads, feed-forward 14336, 184,622 tokens. Only
 ``--layers`` of the 32 are there, and only some passes of the image are run: those in the middle of equal parts of it,
 with the feeds, mask and cache length that they have. Guidance doubles the batch. What is recorded for the whole image
 and for 32 layers is extrapolated from these, and says so.
+
+Random weights say nothing about how many drafts are kept. So with ``--speculative`` the time of a pass is measured, and
+that of an image follows for each entry of `CELLS_PER_PASS`.
 
 Records go to ``--out`` as JSON lines, a table to the terminal.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,14 +35,21 @@ from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.raster.attention import grouped
+from tersor.grids.raster.slots import Run, Slots
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
-from tersor.grids.zipar.attention import grouped
-from tersor.grids.zipar.slots import Run, Slots
+from tersor.grids.speculative.schedule import Window
 
 LAYERS = 32
 PREFIX = 32
 #: Conditional and unconditional.
 ROWS = 2
+#: Cells that a pass of speculative decoding decides, and where that was seen.
+CELLS_PER_PASS = {
+    "2.1 cells a pass (SJD, published)": 2.1,
+    "4.2 cells a pass (MC-SJD, published)": 4.2,
+    "7 cells a pass (tiny-raster)": 7.0,
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -107,6 +118,16 @@ def zipar_points(grid: RasterGrid, window: int, samples: int) -> list[Point]:
     return points
 
 
+def speculative_points(grid: RasterGrid, window: int, samples: int) -> list[Point]:
+    """Passes of full windows, whose slots hold all tokens up to the last decided one."""
+    points = []
+    for cell in middles(grid.rows * grid.columns - window, samples):
+        step = Window(grid, window, above=True).advance(max(1, cell))
+        assert step is not None
+        points.append(Point(tuple(range(step.fed[0])), step.fed, step.keep))
+    return points
+
+
 class Pass:
     """A pass that can be run again and again: it writes the same slots each time."""
 
@@ -161,6 +182,27 @@ def whole_image(times: PairedTimes, name: str, samples: int, passes: int, layers
     return np.mean(parts, axis=0) * passes
 
 
+def expected(
+    seconds: dict[str, np.ndarray], grid: RasterGrid, windows: Sequence[int], record: Callable[..., Record]
+) -> list[Record]:
+    """Speed-ups of speculative windows by the cells that a pass decides; no pass decides more than its window."""
+    return [
+        record(
+            f"window {window}, {name}: whole image, extrapolated",
+            "speed-up over raster",
+            "x",
+            bootstrap_interval(
+                seconds["raster"] / (seconds[f"speculative {window}"] * grid.rows * grid.columns / min(cells, window))
+            ),
+            baseline=1.0,
+            peer=raster_passes(grid) / (grid.rows * grid.columns / min(cells, window)),
+            peer_name="if time were passes",
+        )
+        for window in windows
+        for name, cells in CELLS_PER_PASS.items()
+    ]
+
+
 def records_of(
     times: PairedTimes, points: dict[str, list[Point]], passes: dict[str, int], args: argparse.Namespace, command: str
 ) -> list[Record]:
@@ -171,7 +213,7 @@ def records_of(
     )
     image = f"{args.grid}, window {args.window}, guidance"
     seconds = {name: whole_image(times, name, args.samples, passes[name], args.layers) for name in points}
-    found = [
+    found = [] if "zipar" not in points else [
         record(
             f"{image}: whole image, extrapolated",
             "speed-up over raster",
@@ -181,8 +223,13 @@ def records_of(
             peer=passes["raster"] / passes["zipar"],
             peer_name="if time were passes",
         )
-    ]
+    ]  # fmt: skip
+    found += expected(seconds, grid_of(args.grid), args.speculative, record)
     for name, each in seconds.items():
+        if name.startswith("speculative"):  # of a pass; an image's follows from how many there are
+            found.append(record(f"{name} against raster", "time of a pass", "x", bootstrap_interval(
+                each / (seconds["raster"] / passes["raster"])), baseline=1.0))  # fmt: skip
+            continue
         low, value, high = (float(q) for q in np.quantile(each, [0.25, 0.5, 0.75]))
         item = f"{image}, {name}: whole image of {passes[name]:,} passes, extrapolated"
         found.append(record(item, "time of an image", "s", Estimate(value, low, high, "quartiles")))
@@ -195,11 +242,20 @@ def records_of(
     return found
 
 
+def grid_of(text: str) -> RasterGrid:
+    """Of ``--grid``, with ends of rows as Emu3 has them."""
+    rows, _, columns = text.partition("x")
+    return RasterGrid(int(rows), int(columns), end_of_row=True)
+
+
 def main(argv: list[str] | None = None) -> list[Record]:
     """Measure, print and write; returns the records."""
-    parser = argparse.ArgumentParser(description="Raster against ZipAR on a model of Emu3-8B's shape.")
+    parser = argparse.ArgumentParser(
+        description="Raster, ZipAR and speculative decoding on a model of Emu3-8B's shape."
+    )
     parser.add_argument("--grid", default="90x90", help="rows x columns in tokens")
     parser.add_argument("--window", type=int, default=7)
+    parser.add_argument("--speculative", type=int, nargs="*", default=[], help="windows in cells, instead of ZipAR")
     parser.add_argument("--layers", type=int, default=2, help="of the 32, as many as fit")
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=184_622)
@@ -210,20 +266,20 @@ def main(argv: list[str] | None = None) -> list[Record]:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
-    rows, _, columns = args.grid.partition("x")
-    if not (rows.isdecimal() and columns.isdecimal()):
+    if not all(part.isdecimal() for part in args.grid.partition("x")[::2]):
         parser.error(f"--grid {args.grid} must be rows x columns, such as 90x90")
     if min(args.layers, args.samples, args.repeats) < 1 or args.hidden % 512:
         parser.error("--layers, --samples and --repeats must be at least 1, and --hidden a multiple of 512")
-    grid = RasterGrid(int(rows), int(columns), end_of_row=True)
-    points = {
-        "raster": raster_points(grid, args.samples),
-        "zipar": zipar_points(grid, args.window, args.samples),
-    }
-    passes = {
-        "raster": raster_passes(grid),
-        "zipar": zipar_passes(grid.rows, grid.columns, args.window, "eol"),
-    }
+    grid = grid_of(args.grid)
+    points, passes = {"raster": raster_points(grid, args.samples)}, {"raster": raster_passes(grid)}
+    for window in args.speculative:
+        points[f"speculative {window}"], passes[f"speculative {window}"] = (
+            speculative_points(grid, window, args.samples),
+            1,
+        )
+    if not args.speculative:
+        points["zipar"] = zipar_points(grid, args.window, args.samples)
+        passes["zipar"] = zipar_passes(grid.rows, grid.columns, args.window, "eol")
     model = new_model(args.layers, args.device, DTYPES[args.dtype], hidden=args.hidden, vocabulary=args.vocabulary)
     functions: dict[str, Callable[[], object]] = {}
     for name, sampled in points.items():

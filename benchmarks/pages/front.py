@@ -69,6 +69,9 @@ def rows(find: Find) -> list[Row]:
         ("ZipVL", "zipvl", "picture attention", fewer(sparse), points("zipvl", f"{sparse}: all kinds", against)),
         ("ZipAR", "zipar", "image time", fast("images_speed", "window 9: batch 1", "speed-up over raster"),
          points("images", "window 9: samples", "accuracy against raster")),
+        ("speculative decoding", "speculative", "image time",
+         fast("speculative_paired", "speculative 28: batch 1", "speed-up over raster"),
+         points("speculative", "speculative 28: samples", "accuracy against raster")),
         ("NAR", "nar", "image time", fast("nar_speed", "raster: batch 1", "speed-up of NAR"), "training"),
         ("ME-Switch", "meswitch", "model memory", number(three, ".1f") + "× smaller",
          f"{100 * (right - 1):+.1f} points".replace("-", "−")),
@@ -110,7 +113,7 @@ DOORS = {
     "Ten fine-tunes of one model": (
         "tersor experts pack --base B --expert math=M --calibration math=math.txt --out bank/", "meswitch"
     ),
-    "An image model": ("tersor images generate --window 9 --out grid.png", "zipar"),
+    "An image model": ("tersor images generate --method speculative --out grid.png", "decoding"),
     "Research on KV caches": ("tersor bench kv --peers", "structure"),
 }  # fmt: skip
 

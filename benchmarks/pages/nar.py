@@ -27,7 +27,7 @@ from pages.shared import (
 from tersor import zoo
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
-from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
+from tersor.grids.drawing import Panel, as_png, compare_svg, one_a_pass, samples_svg
 from tersor.grids.nar.bench.cli import EXCESS
 from tersor.grids.nar.bench.quality import NAR, RASTER, SHOWN
 
@@ -162,16 +162,17 @@ def pictures(content: dict[str, Any]) -> dict[Path, str]:
     by_way = {each["way"]: each for each in content["images"]}
     starts = {RASTER: [1 + row * columns for row in range(rows)], NAR: [1 + row for row in range(rows)]}
     moving = [
-        Panel(name, begins, columns, as_png(images.decode(torch.tensor(by_way[name]["ids"]))),
-              from_right=name == NAR and from_right("tiny-nar"))
+        Panel(name, one_a_pass(begins, columns, from_right=name == NAR and from_right("tiny-nar")),
+              as_png(images.decode(torch.tensor(by_way[name]["ids"]))))
         for name, begins in starts.items()
     ]  # fmt: skip
     clip = torch.tensor(next(each for each in content["clips"] if each["way"] == NAR)["ids"])[-1:]
     frames = clips.decode(clip)[0, ::2]
     mirrored = from_right("tiny-nar-video")
     order = [
-        Panel(f"frames {2 * t + 1} and {2 * t + 2}", [1 + t + row for row in range(clip.shape[2])], clip.shape[3],
-              as_png(frames[t : t + 1]), from_right=mirrored)
+        Panel(f"frames {2 * t + 1} and {2 * t + 2}",
+              one_a_pass([1 + t + row for row in range(clip.shape[2])], clip.shape[3], from_right=mirrored),
+              as_png(frames[t : t + 1]))
         for t in range(clip.shape[1])
     ]  # fmt: skip
     sheets = [(name, as_png(images.decode(torch.tensor(by_way[name]["sheet"])), columns=5)) for name in SHEETS]

@@ -164,14 +164,14 @@ def speed_plot(records: list[Record]) -> str:
 def pictures(content: dict) -> dict[Path, str]:
     """Images being decoded, and sheets of ten, by way."""
     tokenizer = zoo.load_image_tokenizer(content["model"])
-    columns = content["grid"][1]
     moving, sheets = [], []
     for each in content["drawn"]:
         title = each["way"]
         if title in MOVING:
             png = as_png(tokenizer.decode(torch.tensor(each["ids"])))
-            moving.append(Panel(title, each["starts"], columns, png))
-        sheets.append((title, as_png(tokenizer.decode(torch.tensor(each["sheet"])), columns=5)))
+            moving.append(Panel(title, each["decided"], png))
+        if not title.startswith("speculative"):  # its images are raster's
+            sheets.append((title, as_png(tokenizer.decode(torch.tensor(each["sheet"])), columns=5)))
     return {
         ASSETS / "zipar_decoding.svg": compare_svg(
             moving, description="An image by raster and by ZipAR, as it is decoded"

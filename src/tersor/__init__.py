@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from tersor.experts.host import ExpertHost
     from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
     from tersor.grids.nar.pipeline import NARPipeline
+    from tersor.grids.speculative.config import SpeculativeConfig
+    from tersor.grids.speculative.generation import (
+        apply_speculative,
+        remove_speculative,
+        speculative,
+        speculative_generate,
+    )
     from tersor.grids.zipar.config import ZipARConfig
     from tersor.grids.zipar.generation import apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
@@ -33,15 +40,20 @@ __all__ = [
     "NARConfig",
     "NARForImageGeneration",
     "NARPipeline",
+    "SpeculativeConfig",
     "TersorError",
     "ZipARConfig",
     "ZipCache",
     "ZipVL",
     "__version__",
+    "apply_speculative",
     "apply_zipar",
     "compose",
     "compress_expert",
+    "remove_speculative",
     "remove_zipar",
+    "speculative",
+    "speculative_generate",
     "zipar",
     "zipar_generate",
     "zoo",
@@ -56,14 +68,19 @@ _MEMBERS = {
     "NARConfig": "tersor.grids.nar.model",
     "NARForImageGeneration": "tersor.grids.nar.heads",
     "NARPipeline": "tersor.grids.nar.pipeline",
+    "SpeculativeConfig": "tersor.grids.speculative.config",
     "TersorError": "tersor._errors",
     "ZipARConfig": "tersor.grids.zipar.config",
     "ZipCache": "tersor.kv.zipcache",
     "ZipVL": "tersor.kv.zipvl",
+    "apply_speculative": "tersor.grids.speculative.generation",
     "apply_zipar": "tersor.grids.zipar.generation",
     "compose": "tersor.kv.compose",
     "compress_expert": "tersor.experts.compress",
+    "remove_speculative": "tersor.grids.speculative.generation",
     "remove_zipar": "tersor.grids.zipar.generation",
+    "speculative": "tersor.grids.speculative.generation",
+    "speculative_generate": "tersor.grids.speculative.generation",
     "zipar": "tersor.grids.zipar.generation",
     "zipar_generate": "tersor.grids.zipar.generation",
 }

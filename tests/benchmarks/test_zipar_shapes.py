@@ -27,6 +27,23 @@ def test_zipar_shapes_extrapolates_what_it_measures(tmp_path: Path) -> None:
     assert raster.measured == pytest.approx((32 * layers + heads) / 3 * 54 / 1e3)
 
 
+def test_speculative_windows_are_timed_and_their_gain_follows_from_the_cells_of_a_pass() -> None:
+    small = ["--grid", "6x8", "--layers", "1", "--hidden", "512", "--vocabulary", "50", "--dtype", "float32"]
+    records = zipar_shapes.main([*small, "--speculative", "4", "16", "--samples", "2", "--repeats", "1"])
+    gains = [each for each in records if each.quantity == "speed-up over raster"]
+    assert len(gains) == 2 * len(zipar_shapes.CELLS_PER_PASS)
+    raster = next(each for each in records if each.quantity == "time of an image")
+    assert "of 54 passes" in raster.item
+    assert [each.peer for each in gains[:3]] == pytest.approx([54 / 48 * cells for cells in (2.1, 4, 4)])
+    costs = {each.item: each.measured for each in records if each.quantity == "time of a pass"}
+    assert set(costs) == {"speculative 4 against raster", "speculative 16 against raster"}
+    # Two cells a pass: twice as fast, and an end-of-row token less for each row, over what a pass costs.
+    assert gains[0].measured == pytest.approx(54 / 48 * 2.1 / costs["speculative 4 against raster"])
+    points = zipar_shapes.speculative_points(zipar_shapes.RasterGrid(90, 90, end_of_row=True), 64, 3)
+    for each in points:
+        assert each.held == tuple(range(each.fed[0])) and len(each.keep) == 64 <= len(each.fed) <= 66
+
+
 def test_the_passes_that_are_measured_are_those_of_the_schedule() -> None:
     grid = zipar_shapes.RasterGrid(90, 90, end_of_row=True)
     raster, zipar = zipar_shapes.raster_points(grid, 4), zipar_shapes.zipar_points(grid, 7, 4)

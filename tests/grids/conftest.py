@@ -1,4 +1,4 @@
-"""Tiny random models of every family that ZipAR decodes, each with its own raster decoding to compare with."""
+"""Tiny random models of every raster family, each with its own raster decoding to compare with."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.speculative.generation import SpeculativeOutput, speculative_generate
 from tersor.grids.zipar.generation import ZipAROutput, zipar_generate
 
 EOL = 55
@@ -40,7 +41,7 @@ SHAPE = {
 class Case:
     """A model, the grid of its images, inputs for it, and its own decoding.
 
-    ``raster(inputs, guidance)`` gives sequences in the layout of ZipAR's.
+    ``raster(inputs, guidance, **options)`` gives sequences in the layout of ZipAR's, greedy unless asked otherwise.
     """
 
     name: str
@@ -48,16 +49,24 @@ class Case:
     grid: tuple[int, int]
     end_of_row: bool
     inputs: Callable[[int, bool], dict[str, torch.Tensor]]
-    raster: Callable[[dict[str, torch.Tensor], float], torch.Tensor]
+    raster: Callable[..., torch.Tensor]
     #: Of the call, beside grid and window.
     options: dict[str, Any]
     pads: bool = True
 
     def zipar(self, inputs: dict[str, torch.Tensor], guidance: float | None = 1.0, **options: Any) -> ZipAROutput:
+        return zipar_generate(self.model, inputs, **self._with_defaults(guidance, options))
+
+    def speculative(
+        self, inputs: dict[str, torch.Tensor], guidance: float | None = 1.0, **options: Any
+    ) -> SpeculativeOutput:
+        return speculative_generate(self.model, inputs, **self._with_defaults(guidance, options))
+
+    def _with_defaults(self, guidance: float | None, options: dict[str, Any]) -> dict[str, Any]:
         default = {"do_sample": False, "return_dict_in_generate": True}
         if guidance is not None:
             default["guidance_scale"] = guidance
-        return zipar_generate(self.model, inputs, **{**default, **self.options, **options})
+        return {**default, **self.options, **options}
 
 
 def prompt(batch: int, padded: bool, tokens: int = 6, vocabulary: int = 50) -> dict[str, torch.Tensor]:
@@ -74,7 +83,7 @@ def llama(end_of_row: bool) -> Case:
     rows, columns = 4, 5
     stride = columns + end_of_row
 
-    def raster(inputs, guidance):
+    def raster(inputs, guidance, **options):
         tokens = inputs["input_ids"].shape[1]
 
         def allowed(_, ids):
@@ -83,10 +92,10 @@ def llama(end_of_row: bool) -> Case:
 
         return model.generate(
             **inputs,
-            do_sample=False,
             max_new_tokens=rows * stride,
             guidance_scale=guidance,
             prefix_allowed_tokens_fn=allowed if end_of_row else None,
+            **{"do_sample": False, **options},
         )
 
     options = {"grid_size": (rows, columns), "eol_token_id": EOL if end_of_row else None}
@@ -144,7 +153,7 @@ def emu3() -> Case:
     names, visual = model.config.vocabulary_map, model.vocabulary_mapping.image_tokens
     closing = [names["<|extra_201|>"], names["<|image end|>"], 2]
 
-    def raster(inputs, guidance):
+    def raster(inputs, guidance, **options):
         tokens = inputs["input_ids"].shape[1]
 
         def allowed(_, ids):
@@ -155,10 +164,10 @@ def emu3() -> Case:
 
         return model.generate(
             **inputs,
-            do_sample=False,
             max_new_tokens=rows * (columns + 1) + 3,
             prefix_allowed_tokens_fn=allowed,
             guidance_scale=guidance,
+            **{"do_sample": False, **options},
         )
 
     def inputs(batch, padded):
@@ -198,16 +207,19 @@ def janus() -> Case:
         given["input_ids"][:, -1] = 58
         return given
 
-    def raster(given, guidance):
+    def raster(given, guidance, **options):
+        options = {"do_sample": False, **options}
         if guidance != 1:
-            return model.generate(**given, generation_mode="image", guidance_scale=guidance, do_sample=False)
-        return janus_without_guidance(model, given["input_ids"], given["attention_mask"], side**2)
+            return model.generate(**given, generation_mode="image", guidance_scale=guidance, **options)
+        return janus_without_guidance(model, given["input_ids"], given["attention_mask"], side**2, **options)
 
     return Case("janus", model, (side, side), False, inputs, raster, {})
 
 
 @torch.no_grad()
-def janus_without_guidance(model, ids: torch.Tensor, mask: torch.Tensor, cells: int) -> torch.Tensor:
+def janus_without_guidance(
+    model, ids: torch.Tensor, mask: torch.Tensor, cells: int, *, do_sample: bool, temperature: float = 1.0
+) -> torch.Tensor:
     """One plain forward a token: its own ``generate`` doubles the batch always, and fails without guidance."""
     embeddings, drawn = model.get_input_embeddings()(ids), []
     for _ in range(cells):
@@ -215,7 +227,8 @@ def janus_without_guidance(model, ids: torch.Tensor, mask: torch.Tensor, cells: 
         hidden = model.model.language_model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions
         ).last_hidden_state[:, -1]
-        drawn.append(model.model.generation_head(hidden).argmax(-1, keepdim=True))
+        logits = model.model.generation_head(hidden) / temperature
+        drawn.append(torch.multinomial(logits.softmax(-1), 1) if do_sample else logits.argmax(-1, keepdim=True))
         embeddings = torch.cat([embeddings, model.prepare_embeddings_for_image_generation(drawn[-1])], dim=1)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
     return torch.cat(drawn, dim=1)
@@ -232,8 +245,9 @@ def imagegpt() -> Case:
         start = torch.full((batch, 1), 30)
         return {"input_ids": start, "attention_mask": torch.ones_like(start)}
 
-    def raster(given, guidance):
-        return model.generate(**given, do_sample=False, max_new_tokens=16, guidance_scale=guidance)
+    def raster(given, guidance, **options):
+        options = {"do_sample": False, **options}
+        return model.generate(**given, max_new_tokens=16, guidance_scale=guidance, **options)
 
     return Case("imagegpt", model, (4, 4), False, inputs, raster, {}, pads=False)
 
@@ -265,8 +279,8 @@ def llamagen(condition: str) -> Case:
             mask[0, :4] = 0
         return {"text_features": features, "text_mask": mask}
 
-    def raster(given, guidance):
-        return model.generate(**given, guidance_scale=guidance, do_sample=False)
+    def raster(given, guidance, **options):
+        return model.generate(**given, guidance_scale=guidance, **{"do_sample": False, **options})
 
     return Case(f"llamagen_{condition}", model, (4, 5), False, inputs, raster, {}, pads=text)
 

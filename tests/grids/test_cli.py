@@ -124,6 +124,20 @@ def test_the_seed_decides_and_the_full_window_is_raster(folder, tmp_path) -> Non
     assert sheets["raster"] == sheets["full"] != sheets["other"]
 
 
+def test_speculative_decoding_makes_the_sheet_of_raster(folder, tmp_path) -> None:
+    pytest.importorskip("PIL.Image")
+    common = ["-n", "3", "--seed", "1", "--temperature", "0.5"]
+    make(folder, tmp_path / "raster.png", "--method", "raster", *common)
+    sheet = (tmp_path / "raster.png").read_bytes()
+    for number, settings in enumerate(([], ["--window", "5"], ["--first-drafts", "law above"], ["--mode", "law"])):
+        out = tmp_path / f"{number}.png"
+        facts = make(folder, out, "--method", "speculative", *settings, *common)
+        assert facts["method"] == "speculative" and facts["passes"][0] < 48
+        assert facts["fed_tokens"][0] >= 47
+        assert len(facts["acceptance"]) == 6 and all(0 <= each <= 1 for each in facts["acceptance"])
+        assert (out.read_bytes() == sheet) == ("law" not in settings)
+
+
 def test_greedy_decoding_needs_no_seed(folder, tmp_path) -> None:
     for seed in ("1", "2"):
         make(folder, tmp_path / f"{seed}.png", "-n", "2", "--temperature", "0", "--seed", seed)
@@ -142,6 +156,13 @@ def test_the_zoo_model_is_the_default(tmp_path) -> None:
         (["--method", "beam"], "'zipar' or 'raster'"),
         (["--method", "raster", "--window", "3"], "settings of --method zipar"),
         (["--method", "raster", "--adaptive"], "settings of --method zipar"),
+        (["--method", "speculative", "--adaptive"], "settings of --method zipar"),
+        (["--method", "speculative", "--window", "0"], "at least 1, or 'auto'"),
+        (["--method", "speculative", "--window", "fast"], "at least 1, or 'auto'"),
+        (["--method", "speculative", "--mode", "exact"], "must be one of"),
+        (["--method", "speculative", "--first-drafts", "below"], "must be one of"),
+        (["--mode", "law"], "settings of --method speculative"),
+        (["--method", "raster", "--first-drafts", "left"], "settings of --method speculative"),
         (["--window", "0"], "whole number"),
         (["--window", "wide"], "unknown"),
         (["--row-start", "eol"], "has no end-of-row tokens"),

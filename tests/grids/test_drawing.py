@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from tersor.grids.drawing import Panel, as_png, as_svg, compare_svg, samples_svg, write_gif
+from tersor.grids.drawing import Panel, as_png, as_svg, compare_svg, one_a_pass, samples_svg, write_gif
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.schedule import ZipARSchedule
 
@@ -59,7 +59,10 @@ def test_a_png_holds_the_images_in_rows() -> None:
 
 def test_images_side_by_side_share_a_clock() -> None:
     png = as_png(torch.zeros(1, 1, 4, 6))
-    panels = [Panel("raster", [1, 4, 7], 3, png), Panel("a & b", [1, 2, 3], 3, png, from_right=True)]
+    panels = [
+        Panel("raster", one_a_pass([1, 4, 7], 3), png),
+        Panel("a & b", one_a_pass([1, 2, 3], 3, from_right=True), png),
+    ]
     root = ElementTree.fromstring(compare_svg(panels, description="two ways"))
     texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["raster, 9 passes", "a & b, 5 passes"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper
 
-from tersor.grids.sampling import Sampler
+from tersor.grids.sampling import Sampler, exponential, stays
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
@@ -27,6 +27,24 @@ def test_draws_are_those_of_multinomial() -> None:
     expected = torch.multinomial(scores.softmax(-1).flatten(0, 1), 1, generator=one).view(3, 5)
     assert torch.equal(Sampler([], True, other).draw(scores), expected)
     assert torch.equal(one.get_state(), other.get_state())
+
+
+def test_noise_of_an_image_with_its_own_generator_is_that_of_the_image_alone() -> None:
+    like = torch.zeros(3, 5)
+    noise = exponential(like, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    for seed in range(3):
+        assert torch.equal(noise[seed : seed + 1], exponential(like[:1], torch.Generator().manual_seed(seed)))
+    assert torch.equal(
+        exponential(like, torch.Generator().manual_seed(4)), exponential(like, torch.Generator().manual_seed(4))
+    )
+    with pytest.raises(ValueError, match="shorter"):
+        exponential(like, [torch.Generator()])
+
+
+def test_a_draft_stays_as_often_as_it_may() -> None:
+    p, q = torch.tensor([0.1, 0.4, 0.5, 0.0]), torch.tensor([0.4, 0.1, 0.5, 0.0])
+    found = stays(p.expand(20_000, 4), q.expand(20_000, 4), torch.Generator().manual_seed(1)).float().mean(0)
+    torch.testing.assert_close(found, torch.tensor([0.25, 1.0, 1.0, 1.0]), atol=0.01, rtol=0)
 
 
 def test_processors_that_read_only_scores_run_once_for_all_rows() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,11 +82,30 @@ def generate(
         typer.Option(help="Zoo name, or the folder of a LlamaGen or NAR model with its tokenizer in 'tokenizer'."),
     ] = "tiny-raster",
     method: Annotated[
-        str | None, typer.Option(help="Raster models: 'zipar', or 'raster' for one token a pass. NAR models: 'nar'.")
+        str | None,
+        typer.Option(
+            help="Raster models: 'zipar', 'speculative' for the images of 'raster' in fewer passes, or 'raster', one "
+            "token a pass. NAR models: 'nar'."
+        ),
     ] = None,
-    window: Annotated[str, typer.Option(help="zipar: cells, or 'quality', 'balanced', 'fast'.")] = "balanced",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="zipar: cells, or 'quality', 'balanced' (if left out), 'fast'; speculative: cells that a pass tests."
+        ),
+    ] = None,
     adaptive: Annotated[bool, typer.Option("--adaptive", help="zipar: verify each row's first token.")] = False,
     row_start: Annotated[str, typer.Option(help="zipar: 'conservative' or 'eager'.")] = "conservative",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="speculative: 'seed' makes the images of one token a pass, 'law' others of the same probabilities, "
+            "'grouped' others of other probabilities."
+        ),
+    ] = "seed",
+    first_drafts: Annotated[
+        str, typer.Option(help="speculative: 'above', 'left', 'random', 'law above' or 'law left'.")
+    ] = "above",
     count: Annotated[int, typer.Option("-n", "--count", help="Images to make.")] = 16,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 0,1,2, in turns; all if left out.")] = None,
     prompt: Annotated[str | None, typer.Option(help="tiny-nar-text: such as 'a thick seven slanted left'.")] = None,
@@ -96,24 +116,31 @@ def generate(
     out: Annotated[Path, typer.Option(help="The sheet of images, a .png; of clips a .gif.")] = Path("grid.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make images, several rows a pass (ZipAR) or token by token (raster), or images and clips with a NAR model.
+    """Make images: several rows a pass, several tested drafts a pass, or token by token; clips with a NAR model.
 
     Example: tersor images generate --window 7 -n 16 --labels 3,8 --out grid.png
 
+    Example: tersor images generate --method speculative -n 16 --out grid.png
+
     Example: tersor images generate --model tiny-nar-video -n 9 --out clip.gif
     """
-    if method not in (None, "zipar", "raster", "nar"):
-        raise TersorError(f"--method {method!r} must be 'zipar' or 'raster', or of a NAR model 'nar'")
+    if method not in (None, "zipar", "speculative", "raster", "nar"):
+        raise TersorError(f"--method {method!r} must be 'zipar' or 'raster' or 'speculative', or of a NAR model 'nar'")
     if not 1 <= count <= _MAX_IMAGES:
         raise TersorError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
-    if method in ("raster", "nar") and (window != "balanced" or adaptive or row_start != "conservative"):
-        raise TersorError("--window, --adaptive and --row-start are settings of --method zipar")
+    of_zipar = adaptive or row_start != "conservative"
+    if (window is not None and method in ("raster", "nar")) or (of_zipar and method not in (None, "zipar")):
+        raise TersorError(
+            "--window, --adaptive and --row-start are settings of --method zipar; speculative has --window"
+        )
+    if method != "speculative" and (mode != "seed" or first_drafts != "above"):
+        raise TersorError("--mode and --first-drafts are settings of --method speculative")
     if temperature < 0 or top_k < 0:
         raise TersorError(f"--temperature {temperature} and --top-k {top_k} must not be negative")
     if guidance_scale is not None and guidance_scale < 0:
         raise TersorError(f"--guidance-scale {guidance_scale} must not be negative; 1 is no guidance")
     if (nar := _nar_folder(model, method)) is not None:
-        if window != "balanced" or adaptive or row_start != "conservative":
+        if window is not None or of_zipar:
             raise TersorError("--window, --adaptive and --row-start are settings of --method zipar")
         from tersor.grids.nar.cli import check_nar, generate_nar, summary_line
 
@@ -128,15 +155,18 @@ def generate(
         raise TersorError(f"--out {out} must end in .png")
     method = method or "zipar"
     folder, config = _raster_model(model)
-    rows, columns = config.grid_size
-    settings = _zipar_settings(window, adaptive, row_start, (rows, columns)) if method == "zipar" else {}
+    settings: dict[str, Any] = {}
+    if method == "zipar":
+        settings = _zipar_settings(window or "balanced", adaptive, row_start, config.grid_size)
+    elif method == "speculative":
+        settings = _speculative_settings(window or "auto", mode, first_drafts)
     classes = _classes(labels, count, config.num_classes)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     if guidance_scale is not None:
         sampling["guidance_scale"] = guidance_scale
-    _generate(folder, classes, settings, sampling, seed, out, as_json)
+    _generate(folder, method, classes, settings, sampling, seed, out, as_json)
 
 
 def _nar_folder(name: str, method: str | None) -> Path | None:
@@ -165,14 +195,16 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
     if architectures != ["LlamaGen"]:
         raise TersorError(
             f"--model {name} is of {architectures}; this command takes a LlamaGen, such as tiny-raster. "
-            "Other models: tersor.zipar_generate in Python"
+            "Other models: tersor.speculative_generate and tersor.zipar_generate in Python"
         )
     if not (folder / "tokenizer" / "config.json").is_file():
         raise TersorError(
             f"--model {name}: {folder} has no image tokenizer; save one to {folder / 'tokenizer'} with save_pretrained"
         )
     if described.get("condition", "class") != "class":
-        raise TersorError(f"--model {name} is conditioned on text features; call tersor.zipar_generate in Python")
+        raise TersorError(
+            f"--model {name} is conditioned on text features; tersor.speculative_generate makes its images in Python"
+        )
     check_config(folder)
     check_config(folder / "tokenizer")
     from tersor.grids.llamagen import LlamaGenConfig
@@ -182,12 +214,21 @@ def _raster_model(name: str) -> tuple[Path, LlamaGenConfig]:
     return folder, config
 
 
-def _zipar_settings(window: str, adaptive: bool, row_start: str, grid: tuple[int, int]) -> dict[str, Any]:
+def _speculative_settings(window: str, mode: str, first_drafts: str) -> dict[str, Any]:
+    """Arguments of `speculative_generate`; raises `ValueError` for those that it does not take."""
+    from tersor.grids.speculative.config import SpeculativeConfig
+
+    settings: dict[str, Any] = {"window_size": _window(window), "mode": mode, "first_drafts": first_drafts}
+    SpeculativeConfig(**settings)
+    return settings
+
+
+def _zipar_settings(window: str, adaptive: bool, row_start: str, grid: Sequence[int]) -> dict[str, Any]:
     """Arguments of `zipar_generate`; raises `ValueError` for a window or a row start that the grid does not have."""
     from tersor.grids.geometry import RasterGrid
     from tersor.grids.schedule import check_row_start, resolve_window
 
-    check_row_start(row_start, RasterGrid(*grid))
+    check_row_start(row_start, RasterGrid(grid[0], grid[1]))
     return {"window_size": resolve_window(_window(window), grid[1]), "adaptive": adaptive, "row_start": row_start}
 
 
@@ -206,6 +247,7 @@ def _classes(labels: str | None, count: int, num_classes: int) -> list[int]:
 
 def _generate(
     folder: Path,
+    method: str,
     classes: list[int],
     settings: dict[str, Any],
     sampling: dict[str, Any],
@@ -213,12 +255,13 @@ def _generate(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Decode, write the sheet, and say what it took; ``settings`` are ZipAR's, none for raster."""
+    """Decode, write the sheet, and say what it took; ``settings`` are the method's, none for raster."""
     import torch
 
     from tersor._atomic import write_bytes
     from tersor.grids.drawing import as_png
     from tersor.grids.llamagen import LlamaGen
+    from tersor.grids.speculative.generation import speculative_generate
     from tersor.grids.tokenizer import load_tokenizer
     from tersor.grids.zipar.generation import zipar_generate
     from tersor.zoo.inspection import load_checked
@@ -227,27 +270,31 @@ def _generate(
     tokenizer = load_tokenizer(folder / "tokenizer")
     rows, columns = model.config.grid_size
     generator = torch.Generator().manual_seed(seed)
-    ids, passes = [], []
+    ids, passes, fed, acceptance = [], [], [], []
     started = time.perf_counter()
     for first in range(0, len(classes), _BATCH):
         part = torch.tensor(classes[first : first + _BATCH])
-        if settings:
-            output: Any = zipar_generate(
-                model, part, generator=generator, return_dict_in_generate=True, **settings, **sampling
-            )
-            ids.append(output.sequences)
-            passes.append(output.forward_passes)
-        else:
+        if method == "raster":
             ids.append(model.generate(part, generator=generator, **sampling))
             passes.append(rows * columns)
+            continue
+        decode: Any = zipar_generate if method == "zipar" else speculative_generate
+        output = decode(model, part, generator=generator, return_dict_in_generate=True, **settings, **sampling)
+        ids.append(output.sequences)
+        passes.append(output.forward_passes)
+        if method == "speculative":
+            fed.append(output.fed_tokens)
+            acceptance.append(torch.tensor(output.acceptance) * len(part) / len(classes))
     seconds = time.perf_counter() - started
     pictures = tokenizer.decode(torch.cat(ids).view(-1, rows, columns))
     write_bytes(out, as_png(pictures, scale=max(1, 112 // pictures.shape[-1])))
     facts = {
-        "model": folder.name, "method": "zipar" if settings else "raster", **settings, "images": len(classes),
+        "model": folder.name, "method": method, **settings, "images": len(classes),
         "labels": classes, "passes": passes, "raster_passes": rows * columns, "seconds": seconds, "seed": seed,
         "out": str(out),
     }  # fmt: skip
+    if method == "speculative":
+        facts |= {"fed_tokens": fed, "acceptance": torch.stack(acceptance).sum(0).tolist()}
     if as_json:
         typer.echo(json.dumps(facts))
         return

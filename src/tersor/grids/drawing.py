@@ -56,22 +56,30 @@ class Panel:
 
     Args:
         title: Stands above it.
-        starts: The pass that decides each row's first token; every later one takes one pass more.
-        columns: Columns of the grid.
+        decided: The pass that decides each cell, by row.
         png: The finished image.
-        from_right: A row is decided from its last token to its first.
     """
 
     title: str
-    starts: Sequence[int]
-    columns: int
+    decided: Sequence[Sequence[int]]
     png: bytes
-    from_right: bool = False
 
     @property
     def passes(self) -> int:
         """Passes of the whole image."""
-        return self.starts[-1] + self.columns - 1
+        return max(map(max, self.decided))
+
+
+def one_a_pass(starts: Sequence[int], columns: int, *, from_right: bool = False) -> list[list[int]]:
+    """`Panel.decided` of rows that each take one pass a token.
+
+    Args:
+        starts: The pass that decides each row's first token.
+        columns: Columns of the grid.
+        from_right: A row is decided from its last token to its first.
+    """
+    order = [*range(columns)]
+    return [[start + step for step in (order[::-1] if from_right else order)] for start in starts]
 
 
 def compare_svg(panels: Sequence[Panel], *, description: str) -> str:
@@ -82,22 +90,20 @@ def compare_svg(panels: Sequence[Panel], *, description: str) -> str:
     share = (1 - _HOLD) / max((panel.passes for panel in panels), default=1)
     drawn = []
     for panel in panels:
-        rows = len(panel.starts)
-        scale = _SIDE / max(rows, panel.columns)
+        rows, columns = len(panel.decided), len(panel.decided[0])
+        scale = _SIDE / max(rows, columns)
         lines = [
             f'<g transform="scale({scale:.5g})">',
-            f'<image width="{panel.columns}" height="{rows}" {_embedded(panel.png)}/>',
+            f'<image width="{columns}" height="{rows}" {_embedded(panel.png)}/>',
         ]
-        for number in range(1, panel.passes + 1):
-            cells = ((row, number - start) for row, start in enumerate(panel.starts))
-            squares = "".join(
-                f"M{panel.columns - 1 - column if panel.from_right else column} {row}h1v1h-1z"
-                for row, column in cells
-                if 0 <= column < panel.columns
-            )
+        squares: dict[int, list[str]] = {number: [] for number in range(1, panel.passes + 1)}
+        for row, passes in enumerate(panel.decided):
+            for column, number in enumerate(passes):
+                squares[number].append(f"M{column} {row}h1v1h-1z")
+        for number, cells in squares.items():
             times = f"0;{(number - 1) * share:.5g};{number * share:.5g}"
             lines.append(
-                f'<path d="{squares}" fill="none"><animate attributeName="fill" values="{_OPEN};{_NEW};none" '
+                f'<path d="{"".join(cells)}" fill="none"><animate attributeName="fill" values="{_OPEN};{_NEW};none" '
                 f'keyTimes="{times}" dur="{_SECONDS:g}s" calcMode="discrete" repeatCount="indefinite"/></path>'
             )
         drawn.append((f"{panel.title}, {panel.passes} passes", "\n".join([*lines, "</g>"])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,16 @@ class Samples:
         distance: Fréchet distance of all samples to the real ones.
         joint: Fréchet joint distance, of samples with their classes.
         passes: Forward passes of each batch.
+        fed: Tokens that each image of a batch took through the model; where it was counted.
+        nats: Minus the logarithm of each sample's probability; where it was computed.
     """
 
     right: list[int]
     distance: float
     joint: float
     passes: list[int]
+    fed: list[int] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
 
     @classmethod
     def judged(cls, batches: Iterable[tuple[Tensor, Tensor, int]], judge: Judge) -> Samples:
@@ -92,6 +96,14 @@ class Quality:
     def passes(self) -> float:
         """Mean over batches."""
         return float(np.mean([each for samples in self.seeds for each in samples.passes]))
+
+    def fed(self) -> float:
+        """Mean over batches of the tokens that an image took through the model."""
+        return float(np.mean([each for samples in self.seeds for each in samples.fed]))
+
+    def nats(self) -> Estimate:
+        """Mean minus log probability of a sample, with its 95 % bootstrap interval."""
+        return bootstrap_interval([each for samples in self.seeds for each in samples.nats], n_boot=2000)
 
 
 def rate(times: PairedTimes, name: str, samples: int = 1) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ _SCORES_ONLY = tuple(
     )
 )
 _AXES = ("frame", "row", "column")
+#: Where draws come from: one generator for all images, or one for each; None is the global state.
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def prefix_mask(valid: Tensor) -> Tensor:
@@ -67,6 +70,33 @@ def guide(logits: Tensor, samples: int, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+def exponential(like: Tensor, generator: Generators) -> Tensor:
+    """Noise of a race: the largest of ``p / noise`` is one draw from p, the one that `torch.multinomial` makes.
+
+    Args:
+        like: What the noise is for, ``[images, ...]``.
+        generator: Where it comes from.
+    """
+    noise = torch.empty_like(like)
+    if generator is None or isinstance(generator, torch.Generator):
+        return noise.exponential_(generator=generator)
+    for own, each in zip(noise, generator, strict=True):
+        own.exponential_(generator=each)
+    return noise
+
+
+def stays(kept: Tensor, expected: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The test of speculative sampling: True with probability min(1, p / q).
+
+    Args:
+        kept: p of what is tested, any shape.
+        expected: q of it, the same shape.
+        generator: Of the uniform numbers.
+    """
+    ratio = torch.where(expected > 0, kept / expected.clamp_min(torch.finfo(expected.dtype).tiny), torch.inf)
+    return torch.rand(ratio.shape, generator=generator, device=ratio.device) < ratio
+
+
 @dataclass
 class Sampler:
     """Draws tokens with the user's processors.
@@ -74,23 +104,35 @@ class Sampler:
     Args:
         processors: Called as ``processor(ids, scores)``; ids are the virtual raster prefix of the cell.
         do_sample: Draw from the distribution, or take its largest entry.
-        generator: Where draws come from; None is the global state, as in the library's own sampling.
+        generator: Where draws come from; None is the global state, as in the library's own sampling. With one for each
+            image, an image does not depend on the others of its batch.
     """
 
     processors: Sequence[Callable[[Tensor | None, Tensor], Tensor]]
     do_sample: bool
-    generator: torch.Generator | None = None
+    generator: Generators = None
 
-    def process(self, scores: Tensor, cells: Sequence[tuple[int, ...]], before: Callable[[int], Tensor]) -> Tensor:
+    @property
+    def shared_generator(self) -> torch.Generator | None:
+        """The generator of all images, where there is no list of them."""
+        assert self.generator is None or isinstance(self.generator, torch.Generator)
+        return self.generator
+
+    def process(
+        self,
+        scores: Tensor,
+        cells: Sequence[tuple[int, ...]],
+        before: Callable[[int], Tensor],
+        *,
+        check: bool = True,
+    ) -> Tensor:
         """Run the processors over the scores of a pass.
 
         Args:
             scores: ``[batch, cells, vocabulary]``.
             cells: Coordinates of the cells.
             before: Gives the ids that precede the pass's cell of this number in raster order.
-
-        Raises:
-            ValueError: If nothing can be drawn for a cell, which the message names.
+            check: Whether to `check` the result.
         """
         for processor in self.processors:
             if isinstance(processor, _SCORES_ONLY):
@@ -99,13 +141,15 @@ class Sampler:
                 scores = torch.stack(
                     [processor(before(index), scores[:, index].contiguous()) for index in range(len(cells))], dim=1
                 )
-        highest = scores.amax(-1)
-        if not math.isfinite(highest.sum().item()):
-            self._check(highest, cells)
+        if check:
+            self.check(scores, cells)
         return scores
 
-    def _check(self, highest: Tensor, cells: Sequence[tuple[int, ...]]) -> None:
-        """Raise `ValueError` for a cell whose highest score ``[batch, cells]`` is one that nothing can be drawn by."""
+    def check(self, scores: Tensor, cells: Sequence[tuple[int, ...]]) -> None:
+        """Raise `ValueError` if nothing can be drawn for a cell, which the message names."""
+        highest = scores.amax(-1)
+        if math.isfinite(highest.sum().item()):
+            return
         # Not a number is not above minus infinity either; infinity can be taken but has no probability.
         possible = (highest > -torch.inf) & ((highest < torch.inf) | (not self.do_sample))
         if not bool(possible.all()):
@@ -129,5 +173,4 @@ class Sampler:
         # The race by which `torch.multinomial` draws one id: the same ids from the same state of the generator. Its
         # checks of the distribution, which `process` has done, and its copies would take as long again.
         distribution = self.probabilities(scores)
-        race = torch.empty_like(distribution).exponential_(generator=self.generator)
-        return (distribution / race).argmax(-1)
+        return (distribution / exponential(distribution, self.generator)).argmax(-1)

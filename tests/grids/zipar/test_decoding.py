@@ -13,11 +13,11 @@ from transformers import DynamicCache
 
 from tersor.grids.decoding import ready_steps
 from tersor.grids.geometry import RasterGrid
+from tersor.grids.raster.adapters import Prefix, RasterAdapter, find_adapter
+from tersor.grids.raster.slots import SlotLayer, Slots
 from tersor.grids.sampling import Sampler
 from tersor.grids.schedule import Frontier, zipar_passes
-from tersor.grids.zipar.adapters import Prefix, RasterAdapter, find_adapter
 from tersor.grids.zipar.decoding import Decoder, Trial
-from tersor.grids.zipar.slots import SlotLayer, Slots
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 PREFIX = 2
@@ -344,7 +344,7 @@ def test_the_check_notices_stale_proxies(cases, spy, monkeypatch, name) -> None:
         return honest(self, offsets, listed, dtype)
 
     monkeypatch.setattr(Slots, "feed", beside)
-    monkeypatch.setattr("tersor.grids.zipar.decoding.max_fed_tokens", lambda grid: 2 * grid.length)
+    monkeypatch.setattr("tersor.grids.raster.decoding.max_fed_tokens", lambda grid: 2 * grid.length)
     case.zipar(case.inputs(1, False), window_size=2)
     assert teacher_error(case, list(calls)) > 1e-3
 

@@ -16,10 +16,11 @@ from tersor.grids.zipar.bench.quality import Speed
 def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     records, page = run_demo("zipar", monkeypatch, tmp_path)
     assert (records[0].claim, records[0].measured, records[0].baseline) == (713, 713, 8190)
-    assert [record.peer_name for record in records if record.unit == "x"] == ["if time were passes"] * 3
+    assert [record.peer_name for record in records if record.unit == "x"] == ["if time were passes"] * 4
+    assert "2 of 2 images equal to raster's" in records[-1].item
     # One for each pass; the adaptive window takes as many as it needs.
-    assert page.count("<animate ") > 196 + 136 + 52
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("<animate ") > 196 + 136 + 52 + 10
+    assert page.count("data:image/png;base64,") == 10
 
 
 def records(right: dict[str, int], seconds: float = 1.0) -> list:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from tersor._errors import TersorError
-from tersor.grids.schedule import ROW_STARTS, check_window_size
+from tersor.grids.geometry import RasterGrid
+from tersor.grids.schedule import ROW_STARTS, Frontier, check_window_size, resolve_row_start, resolve_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,23 @@ class ZipARConfig:
             raise TersorError(f"adaptive={self.adaptive!r} must be True or False")
         if self.row_start not in ("auto", *ROW_STARTS):
             raise TersorError(f"row_start={self.row_start!r} must be one of {('auto', *ROW_STARTS)}")
+
+    @property
+    def one_generator(self) -> bool:
+        """Whether all images of a batch must be drawn from the same generator."""
+        return self.adaptive
+
+    def check(self, grid: RasterGrid) -> None:
+        """Raise `ValueError` if the grid does not have the row start; warn about a window that it does not have."""
+        if isinstance(self.window_size, int) and self.window_size > grid.columns:
+            told = f"window_size={self.window_size} is more than the grid's {grid.columns} columns: raster decoding"
+            warnings.warn(told, stacklevel=6)
+        self.frontier(grid)
+
+    def frontier(self, grid: RasterGrid) -> Frontier:
+        """The order, at its start."""
+        row_start, window = resolve_row_start(self.row_start, grid), resolve_window(self.window_size, grid.columns)
+        return Frontier(grid, window, row_start, adaptive=self.adaptive)
 
     def to_json(self) -> str:
         """The settings as one JSON object."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,24 +10,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from tersor._compat import take_cache
-from tersor._errors import TersorError, WrongTypeError
 from tersor.grids.geometry import RasterGrid
-from tersor.grids.zipar.adapters import Prefix, Size, find_adapter
-from tersor.grids.zipar.attention import grouped
+from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size
+from tersor.grids.raster.generation import Method, remove
+from tersor.grids.sampling import Generators, Sampler
 from tersor.grids.zipar.config import ZipARConfig
-from tersor.grids.zipar.decoding import Decoder, statistics
-from tersor.grids.zipar.requests import (
-    Request,
-    check_guidance,
-    check_lengths,
-    check_mode,
-    check_prompt,
-    find_size,
-    own_inputs,
-    prepare,
-    take_guidance,
-)
+from tersor.grids.zipar.decoding import Decoder
 
 
 @dataclass
@@ -42,6 +28,7 @@ class ZipAROutput(ModelOutput):
         scores: Processed scores ``[batch, vocabulary]`` of each cell, in raster order, with ``output_scores=True``.
         forward_passes: The prefix's pass counts.
         tokens_per_pass: Cells over passes.
+        fed_tokens: Tokens of each image that went through the model, stand-ins included, prefix not.
         row_start_pass: The pass that decided each row's first token.
         window_used: How many passes each row started after the one above.
     """
@@ -50,6 +37,7 @@ class ZipAROutput(ModelOutput):
     scores: tuple[Tensor, ...] | None = None
     forward_passes: int | None = None
     tokens_per_pass: float | None = None
+    fed_tokens: int | None = None
     row_start_pass: list[int] | None = None
     window_used: list[int] | None = None
 
@@ -67,7 +55,7 @@ def zipar(
     adaptive: bool = ZipARConfig.adaptive,
     row_start: str = ZipARConfig.row_start,
     eol_token_id: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     **model_kwargs: Any,
 ) -> Tensor | ZipAROutput:
     """Decode an image: pass it as ``model.generate(..., custom_generate=tersor.zipar, grid_size=(90, 90))``.
@@ -86,7 +74,8 @@ def zipar(
         adaptive: See `ZipARConfig`.
         row_start: See `ZipARConfig`.
         eol_token_id: The token that closes every row of a plain language model's images, if there is one.
-        generator: Where draws come from; None is the global state, as in ``generate``.
+        generator: Where draws come from; None is the global state, as in ``generate``. A list has one for each image,
+            so that an image does not depend on the others of its batch; not with ``adaptive``.
         **model_kwargs: Given by ``generate``.
 
     Returns:
@@ -97,38 +86,28 @@ def zipar(
         TypeError: If the model's class has no adapter.
         TimeoutError: When ``max_time`` is over.
     """
-    config = ZipARConfig(window_size=window_size, adaptive=adaptive, row_start=row_start)  # type: ignore[arg-type]
-    adapter = find_adapter(model)(model)
-    if adapter.own_vocabulary:
-        raise TersorError(
-            f"{type(model).__name__} has a generate of its own; call tersor.zipar_generate(model, inputs)"
-        )
-    check_mode(generation_config)
-    # The library takes inputs on the CPU for a model elsewhere.
-    input_ids, mask = input_ids.to(model.device), model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask.to(model.device)
-    check_prompt(input_ids, mask, model_kwargs)
-    size = find_size(adapter, grid_size, input_ids, model_kwargs.get("image_sizes"))
-    eol = adapter.eol_id if eol_token_id is None else eol_token_id
-    grid = RasterGrid(size[0] - adapter.decided_rows(input_ids, size), size[1], end_of_row=eol is not None)
-    check_lengths(generation_config, input_ids.shape[1], grid)
-    processors, guidance, null_ids, null_mask = take_guidance(list(logits_processor or []), input_ids)
-    request = Request(adapter, grid, config, generation_config, processors, list(stopping_criteria or []), generator)
-    prefix = adapter.prefix_of_ids(input_ids, mask, null_ids, null_mask)
-    return _decode(request, prefix, guidance, cache=take_cache(model_kwargs), eol_id=eol)
-
-
-#: Settings of `zipar` that are not the library's.
-_SETTINGS = tuple(
-    name
-    for name, each in inspect.signature(zipar).parameters.items()
-    if each.kind is each.KEYWORD_ONLY and name != "generator"
-)
+    settings = {
+        "grid_size": grid_size,
+        "window_size": window_size,
+        "adaptive": adaptive,
+        "row_start": row_start,
+        "eol_token_id": eol_token_id,
+    }
+    return _METHOD.custom_generate(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        generator=generator,
+        settings=settings,
+        model_kwargs=model_kwargs,
+    )
 
 
 @torch.no_grad()
 def zipar_generate(
-    model: Any, inputs: Mapping[str, Any] | Tensor, *, generator: torch.Generator | None = None, **options: Any
+    model: Any, inputs: Mapping[str, Any] | Tensor, *, generator: Generators = None, **options: Any
 ) -> Tensor | ZipAROutput:
     """Decode an image with any supported model, Janus and LlamaGen included.
 
@@ -156,33 +135,7 @@ def zipar_generate(
         >>> out.sequences.shape, out.forward_passes
         (torch.Size([1, 64]), 34)
     """
-    settings = {name: options.pop(name) for name in _SETTINGS if name in options}
-    config = _config(settings)
-    adapter = find_adapter(model)(model)
-    grid_size = settings.get("grid_size")
-    for name in ("streamer", "assistant_model"):
-        if options.pop(name, None) is not None:
-            raise TersorError(f"{name} does not go with ZipAR: tokens are not decided in the order of the sequence")
-    if not adapter.own_vocabulary:
-        given = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-        size = find_size(adapter, grid_size, given.get("input_ids"), given.get("image_sizes"))
-        if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
-            options["max_new_tokens"] = size[0] * (size[1] + 1) + len(adapter.trailing_ids)
-        # Of the class, not of the instance: that one may be patched with this function.
-        return type(model).generate(model, **given, custom_generate=zipar, generator=generator, **settings, **options)
-    if settings.get("eol_token_id") is not None:
-        raise TersorError(f"{type(model).__name__}'s images have no end-of-row token; leave eol_token_id out")
-    options.pop("generation_mode", None)
-    grid = RasterGrid(*find_size(adapter, grid_size, None, None))
-    generation_config, criteria, processors, rest = prepare(model, options)
-    check_mode(generation_config)
-    asked, generation_config.guidance_scale = generation_config.guidance_scale, None
-    guidance = check_guidance(adapter.default_guidance if asked is None else asked)
-    given = own_inputs(model, inputs, rest, generation_config.num_return_sequences or 1)
-    if "input_ids" in given:
-        check_prompt(given["input_ids"], given["attention_mask"], {})
-    request = Request(adapter, grid, config, generation_config, processors, criteria, generator)
-    return _decode(request, adapter.prefix(given, guided=guidance is not None), guidance)
+    return _METHOD.generate(model, inputs, generator=generator, options=options)
 
 
 def apply_zipar(model: Any, **settings: Any) -> Any:
@@ -200,66 +153,24 @@ def apply_zipar(model: Any, **settings: Any) -> Any:
         ValueError: If a setting is outside its range.
         TypeError: If the model's class has no adapter, or a setting is unknown.
     """
-    if unknown := sorted(set(settings) - set(_SETTINGS)):
-        raise WrongTypeError(f"apply_zipar has no settings {unknown}; it has {[*_SETTINGS]}")
-    _config(settings)
-    adapter = find_adapter(model)(model)
-    remove_zipar(model)
-    kept = {name: value for name, value in settings.items() if value is not None}
-    previous, original = model.__dict__.get("generate"), model.generate
-
-    @functools.wraps(original)
-    def generate(inputs: Any = None, **options: Any) -> Any:
-        names = (*adapter.inputs, "image_sizes", "pixel_values")
-        mapping = {name: options[name] for name in names if name in options}
-        if inputs is not None:
-            mapping[adapter.inputs[0]] = inputs
-        if not adapter.makes_image({**kept, **options, **mapping}):
-            return original(inputs, **options)
-        rest = {name: value for name, value in options.items() if name not in mapping}
-        return zipar_generate(model, mapping, **{**kept, **rest})
-
-    generate._tersor_previous = previous  # type: ignore[attr-defined]
-    model.generate = generate
-    return model
+    return _METHOD.apply(model, settings)
 
 
 def remove_zipar(model: Any) -> Any:
     """Undo `apply_zipar`; a model without it stays as it is. Returns the model."""
-    patched = model.__dict__.get("generate")
-    if hasattr(patched, "_tersor_previous"):
-        del model.generate
-        if patched._tersor_previous is not None:
-            model.generate = patched._tersor_previous
-    return model
+    return remove(model)
 
 
-def _config(settings: dict[str, Any]) -> ZipARConfig:
-    """The part of `zipar`'s settings that is checked without a model."""
-    return ZipARConfig(**{name: value for name, value in settings.items() if hasattr(ZipARConfig, name)})
+def _decoder(
+    config: ZipARConfig,
+    grid: RasterGrid,
+    adapter: RasterAdapter,
+    prefix: Prefix,
+    sampler: Sampler,
+    cache: Any,
+    **options: Any,
+) -> Decoder:
+    return Decoder(adapter, prefix, config.frontier(grid), sampler, cache, **options)
 
 
-def _decode(
-    request: Request, prefix: Prefix, guidance: float | None, *, cache: Any = None, eol_id: int | None = None
-) -> Tensor | ZipAROutput:
-    """Run a request that is checked, but for the cache."""
-    adapter, config = request.adapter, request.generation_config
-    decoder = Decoder(
-        adapter,
-        prefix,
-        request.frontier(),
-        request.sampler(),
-        request.cache_for(prefix, cache),
-        eol_id=eol_id,
-        guidance=guidance,
-        pad_id=config.pad_token_id or 0,
-        keep_scores=bool(config.return_dict_in_generate and config.output_scores),
-        before_pass=request.stop_if_late,
-    )
-    with grouped(adapter.model):
-        decoded = decoder.run()
-    trailing = decoded.ids.new_tensor(adapter.trailing_ids).expand(decoded.ids.shape[0], -1)
-    sequences = torch.cat([prefix.ids, decoded.ids, trailing], dim=1)
-    if not config.return_dict_in_generate:
-        return sequences
-    return ZipAROutput(sequences=sequences, scores=decoded.scores or None, **statistics(decoded, request.grid))
+_METHOD = Method("ZipAR", zipar, ZipARConfig, _decoder, ZipAROutput)

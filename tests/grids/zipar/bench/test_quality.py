@@ -37,11 +37,13 @@ def world():
     return model, tokenizer, (classifier, Reference.of(features, torch.arange(50) % 10))
 
 
-CHOSEN = decodings(COLUMNS, [3, 7], [3], [2])
+CHOSEN = decodings(COLUMNS, [3, 7], [3], [2], [9], modes=("seed", "law"))
 
 
 def test_decodings_are_ordered_and_checked() -> None:
-    assert [each.name for each in CHOSEN] == ["raster", "window 7", "window 3", "adaptive 3", "eager 2"]
+    assert [each.name for each in CHOSEN] == [
+        "raster", "window 7", "window 3", "adaptive 3", "eager 2", "speculative 9", "law speculative 9",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"windows \[8\] must be from 1 to the grid's 7"):
         decodings(COLUMNS, [8, 2], [], [])
 
@@ -50,12 +52,13 @@ def test_each_decoding_takes_its_passes(world) -> None:
     model = world[0]
     passes = {}
     for each in CHOSEN:
-        ids, starts = each.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
-        assert ids.shape == (4, ROWS, COLUMNS)
-        passes[each.name] = starts[-1] + COLUMNS - 1
+        drawn = each.draw(model, torch.arange(4), torch.Generator().manual_seed(0))
+        assert drawn.ids.shape == (4, ROWS, COLUMNS)
+        passes[each.name] = drawn.passes
     assert passes["raster"] == passes["window 7"] == 49
     assert passes["window 3"] == 2 * COLUMNS + (ROWS - 2) * 3
     assert passes["eager 2"] == COLUMNS + (ROWS - 1) * 2
+    assert passes["speculative 9"] < 49 and passes["law speculative 9"] < 49
     assert passes["adaptive 3"] >= 2 * COLUMNS + (ROWS - 2) * 4
 
 
@@ -99,6 +102,33 @@ def test_a_stopped_run_goes_on(world, tmp_path: Path, monkeypatch: pytest.Monkey
     assert drawn == ["window 7", "window 7", "window 3", "window 3"]
     with pytest.raises(ValueError, match="other settings"):
         finished(Plan("a model", tuple(CHOSEN), 10, (1, 2)), progress)
+
+
+def test_speculative_images_are_rasters_by_every_figure_but_the_passes(world) -> None:
+    raster, own, law = (sample(*world, CHOSEN[each], samples=30, seed=1, temperature=0.5) for each in (0, 5, 6))
+    assert (own.right, own.distance, own.nats) == (raster.right, raster.distance, raster.nats)
+    assert law.nats != raster.nats
+    assert own.passes[0] < raster.passes[0] and own.fed[0] > raster.fed[0] == ROWS * COLUMNS - 1
+
+
+def test_the_surprise_of_an_image_is_that_of_its_cells_one_by_one(world) -> None:
+    model, labels = world[0], torch.arange(2)
+    ids = torch.randint(12, (2, ROWS, COLUMNS), generator=torch.Generator().manual_seed(1))
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        for cell, drawn in enumerate(ids.flatten(1).T):
+            given = ids.flatten(1)[:, :cell] if cell else None
+            law = (model(input_ids=given, class_labels=labels).logits[:, -1] / 2).softmax(-1)
+            expected -= law[torch.arange(2), drawn].log()
+    torch.testing.assert_close(images.surprise(model, labels, ids, 2.0), expected)
+
+
+def test_images_are_compared_round_by_round(world) -> None:
+    speed = time_decodings(world[0], [CHOSEN[0], CHOSEN[2], CHOSEN[5]], repeats=2, seed=0, batch=3)
+    assert speed.same("speculative 9") == [1] * 9
+    assert 0 in speed.same("window 3")
+    assert speed.fed("raster") == 48 < speed.fed("speculative 9")
+    assert speed.images_per_second(RASTER).value == pytest.approx(3 / speed.times.seconds(RASTER).value)
 
 
 def test_speed_counts_the_passes_of_what_it_times(world) -> None:

@@ -19,8 +19,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tersor.grids.zipar import adapters
-from tersor.grids.zipar.adapters import RasterAdapter, find_adapter, register_adapter
+from tersor.grids.raster import adapters
+from tersor.grids.raster.adapters import RasterAdapter, find_adapter, register_adapter
 from tersor.grids.zipar.generation import zipar_generate
 
 pytestmark = pytest.mark.usefixtures("poison_empty")

@@ -358,7 +358,7 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
             if each.__name__.endswith("ForCausalLM") and _takes_positions(model):
                 return RasterAdapter
     raise WrongTypeError(
-        f"{type(model).__name__} is not supported. ZipAR decodes models that emit one token a cell in raster order: "
+        f"{type(model).__name__} is not supported. Images come from models that emit one token a cell in raster order: "
         "Emu3, Janus, ImageGPT, LlamaGen, and any *ForCausalLM of transformers whose grid you give; "
         "for another class, subclass RasterAdapter and call register_adapter(its class, the adapter)"
     )

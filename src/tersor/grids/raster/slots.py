@@ -12,10 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from tersor.grids.geometry import RasterGrid
 from tersor.grids.sampling import additive, prefix_mask
 
 #: An offset that no query reaches: padding.
 _NEVER = sys.maxsize
+
+
+def max_fed_tokens(grid: RasterGrid) -> int:
+    """Image tokens that are ever fed: all but the last cell and the end of its row."""
+    return grid.length - grid.end_of_row - 1
 
 
 class Run(NamedTuple):
@@ -70,11 +76,10 @@ class Slots:
             listed: The same as numbers.
             dtype: Of the mask.
         """
-        first = self.held
         slots = [self.slot_of.setdefault(each, self.valid.shape[1] + len(self.slot_of)) for each in listed]
         self.held = self.valid.shape[1] + len(self.slot_of)
-        again = self.held - first < len(slots)
-        self.written = torch.tensor(slots, device=offsets.device) if again else Run(first, len(slots))
+        run = slots == [*range(slots[0], slots[0] + len(slots))]
+        self.written = Run(slots[0], len(slots)) if run else torch.tensor(slots, device=offsets.device)
         write(self.offsets, 2, self.written, offsets.expand(len(self.offsets), 1, -1))
         return additive(self.offsets.narrow(2, 0, self.held) > offsets.unsqueeze(1), dtype).unsqueeze(1)
 

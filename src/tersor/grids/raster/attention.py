@@ -1,8 +1,8 @@
 """Attention of a pass: several queries under a mask, where groups of query heads share keys and values.
 
-The library copies keys and values once for each query head as soon as there is a mask. In a pass of ZipAR there always
-is one, and over thousands of cached tokens the copies take longer than the attention. Here the queries of a group stand
-side by side as rows of one problem instead; the numbers are the same.
+The library copies keys and values once for each query head as soon as there is a mask. In a pass of several tokens
+there always is one, and over thousands of cached tokens the copies take longer than the attention. Here the queries of
+a group stand side by side as rows of one problem instead; the numbers are the same.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""What ZipAR is asked for: checked before the first forward, and prepared as the library's ``generate`` does."""
+"""A call for images: checked before the first forward, and prepared as the library's ``generate`` does."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,15 +22,23 @@ from transformers.generation import (
 from tersor._compat import cache_keyword
 from tersor._errors import TersorError
 from tersor.grids.geometry import RasterGrid
-from tersor.grids.sampling import Sampler
-from tersor.grids.schedule import Frontier, resolve_row_start, resolve_window
-from tersor.grids.zipar.adapters import Prefix, RasterAdapter, Size, find_adapter
-from tersor.grids.zipar.config import ZipARConfig
-from tersor.grids.zipar.decoding import max_fed_tokens
-from tersor.grids.zipar.slots import SlotLayer
+from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size, find_adapter
+from tersor.grids.raster.slots import SlotLayer, max_fed_tokens
+from tersor.grids.sampling import Generators, Sampler
 
 #: What `generate` adds to a call where nobody set a length.
 _DEFAULT_NEW_TOKENS = 20
+
+
+class Settings(Protocol):
+    """Settings of a way to decode, such as `ZipARConfig`."""
+
+    @property
+    def one_generator(self) -> bool:
+        """Whether all images must be drawn from the same generator."""
+
+    def check(self, grid: RasterGrid) -> None:
+        """Raise `ValueError` for a grid that the settings do not go with."""
 
 
 @dataclass(frozen=True)
@@ -39,45 +46,41 @@ class Request:
     """One call for images.
 
     Args:
+        method: What decodes, in messages.
         adapter: Of the model.
         grid: Of the images, without rows that the prompt holds.
-        config: Settings of ZipAR.
+        config: Settings of the method.
         generation_config: The library's settings.
         processors: Change scores.
         criteria: May stop the call; only time counts.
         generator: Where draws come from.
 
     Raises:
-        ValueError: If the grid does not have the row start, or a criterion does not apply.
+        ValueError: If the settings do not go with the grid, or a criterion does not apply.
     """
 
+    method: str
     adapter: RasterAdapter
     grid: RasterGrid
-    config: ZipARConfig
+    config: Settings
     generation_config: Any
     processors: list[Any]
     criteria: list[Any]
-    generator: torch.Generator | None
+    generator: Generators
 
     def __post_init__(self) -> None:
-        window, columns = self.config.window_size, self.grid.columns
-        if isinstance(window, int) and window > columns:
-            warnings.warn(
-                f"window_size={window} is more than the grid's {columns} columns: raster decoding", stacklevel=4
-            )
-        self.frontier()
+        self.config.check(self.grid)
         ignored = (MaxTimeCriteria, MaxLengthCriteria, EosTokenCriteria)
         if other := [type(each).__name__ for each in self.criteria if not isinstance(each, ignored)]:
             raise TersorError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
 
-    def frontier(self) -> Frontier:
-        """The order, at its start."""
-        window, row_start = self.config.window_size, resolve_row_start(self.config.row_start, self.grid)
-        window = resolve_window(window, self.grid.columns)
-        return Frontier(self.grid, window, row_start, adaptive=self.config.adaptive)
-
-    def sampler(self) -> Sampler:
-        """What draws."""
+    def sampler(self, images: int) -> Sampler:
+        """What draws ``images`` images; raises `ValueError` unless there is one generator, or one for each."""
+        if isinstance(self.generator, (list, tuple)):
+            if self.config.one_generator:
+                raise TersorError(f"generator is a list, and {self.config} tests all images together; give one")
+            if len(self.generator) != images:
+                raise TersorError(f"{len(self.generator)} generators for {images} images; give one, or one an image")
         return Sampler(self.processors, bool(self.generation_config.do_sample), self.generator)
 
     def cache_for(self, prefix: Prefix, given: Any) -> Any:
@@ -90,7 +93,7 @@ class Request:
         implementation = getattr(config, "_attn_implementation", None)
         if implementation not in (None, "eager", "sdpa"):
             raise TersorError(
-                f"attn_implementation={implementation!r} takes no 4-D mask, which ZipAR needs; "
+                f"attn_implementation={implementation!r} takes no 4-D mask, which {self.method} needs; "
                 "load the model with attn_implementation='sdpa'"
             )
         last = int(prefix.starts.max()) + self.grid.offset(self.grid.rows - 1, self.grid.columns - 1)
@@ -102,8 +105,8 @@ class Request:
         if not plain or any(type(layer) not in (DynamicLayer, StaticLayer, SlotLayer) for layer in cache.layers):
             kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
             raise TersorError(
-                f"{type(cache).__name__} {kinds} does not go with ZipAR: sliding-window, quantized, offloaded and "
-                "compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
+                f"{type(cache).__name__} {kinds} does not go with {self.method}: sliding-window, quantized, offloaded "
+                "and compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
             )
         if cache.get_seq_length() > 0:
             raise TersorError("the cache already holds tokens; start an image with an empty cache")
@@ -141,21 +144,21 @@ def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, imag
 def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless the prompt is ids, padded on the left, with nothing else to condition on."""
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise TersorError(f"the prompt has shape {tuple(input_ids.shape)}; ZipAR takes ids [batch, tokens], at least 1")
+        raise TersorError(f"the prompt has shape {tuple(input_ids.shape)}; images take ids [batch, tokens], at least 1")
     if bool((mask[:, 1:] < mask[:, :-1]).any()) or bool((mask[:, -1] == 0).any()):
         raise TersorError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
     known = {"attention_mask", "position_ids", cache_keyword(), "use_cache", "logits_to_keep", "image_sizes"}
     # The library hands an empty `mm_encoder_outputs` to mixed models.
     given = {name for name, value in model_kwargs.items() if not (value is None or value == {})}
     if other := sorted(given - known):
-        raise TersorError(f"ZipAR does not take {other}; it conditions on token ids only")
+        raise TersorError(f"an image does not take {other}; it is conditioned on token ids only")
 
 
 def check_mode(config: Any) -> None:
     """Raise `ValueError` unless the library's settings ask for sampling or greedy decoding, and for no inner states."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
-        raise TersorError(f"generation mode {mode.value!r} does not go with ZipAR; only sampling and greedy do")
+        raise TersorError(f"generation mode {mode.value!r} does not go with images; only sampling and greedy do")
     for name in ("output_attentions", "output_hidden_states", "output_logits"):
         if getattr(config, name, None):
             raise TersorError(f"{name} is not available: cells do not come in the order of the sequence; leave it out")

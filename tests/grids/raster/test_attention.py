@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tersor
-from tersor.grids.zipar import attention
-from tersor.grids.zipar.attention import NAME, grouped, grouped_attention
+from tersor.grids.raster import attention
+from tersor.grids.raster.attention import NAME, grouped, grouped_attention
 
 
 @settings(max_examples=60, deadline=None)

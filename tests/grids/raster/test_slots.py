@@ -1,4 +1,4 @@
-"""The cache of ZipAR: each token once, and nothing that was not written."""
+"""The cache of raster decoders: each token once, and nothing that was not written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tersor._compat import with_cache
-from tersor.grids.zipar.slots import SlotLayer, Slots, write
+from tersor.grids.raster.slots import Run, SlotLayer, Slots, write
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
@@ -40,6 +40,50 @@ def test_unwritten_and_stale_slots_are_out_of_reach(case, monkeypatch, options) 
     out = case.zipar(inputs, window_size=1, output_scores=True, **options)
     assert torch.equal(out.sequences, expected.sequences)
     assert torch.equal(torch.stack(out.scores), torch.stack(expected.scores))
+
+
+@pytest.mark.parametrize("mode", ["seed", "law"])
+def test_slots_of_drafts_that_were_not_kept_are_out_of_reach(case, monkeypatch, mode) -> None:
+    # Not a slot from the last decided token on is read before this pass has written it.
+    def run():
+        options = {"do_sample": True, "temperature": 1.5, "generator": torch.Generator().manual_seed(1)}
+        return case.speculative(case.inputs(2, False), window_size=6, mode=mode, output_scores=True, **options)
+
+    expected = run()
+    poisoned(monkeypatch, refilled=True)
+    feed = Slots.feed
+
+    def spoil(self, offsets, listed, dtype):
+        for layer in self.layers:
+            for each in layer.memory:
+                each[:, :, self.valid.shape[1] + listed[0] :] = torch.nan
+        return feed(self, offsets, listed, dtype)
+
+    monkeypatch.setattr(Slots, "feed", spoil)
+    monkeypatch.setattr(Slots, "layers", property(lambda self: MADE[id(self)]), raising=False)
+    honest = SlotLayer.__init__
+
+    def remember(self, slots):
+        honest(self, slots)
+        MADE.setdefault(id(slots), []).append(self)
+
+    monkeypatch.setattr(SlotLayer, "__init__", remember)
+    MADE.clear()
+    out = run()
+    assert torch.equal(out.sequences, expected.sequences)
+    assert torch.equal(torch.stack(out.scores), torch.stack(expected.scores))
+
+
+#: Layers of the slots that a test looks at.
+MADE: dict[int, list[SlotLayer]] = {}
+
+
+def test_slots_next_to_each_other_are_written_as_a_run() -> None:
+    slots = Slots(DynamicCache(), torch.ones(1, 2, dtype=torch.bool), 6)
+    for fed, written in (([0, 1, 2], Run(2, 3)), ([1, 2, 3], Run(3, 3)), ([5], Run(6, 1)), ([4, 5], None)):
+        slots.feed(torch.tensor(fed), fed, torch.float32)
+        assert slots.written == written if written else slots.written.tolist() == [7, 6]
+    assert slots.held == 8
 
 
 def test_the_poison_works(cases, monkeypatch) -> None:

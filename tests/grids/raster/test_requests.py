@@ -14,7 +14,7 @@ from transformers import (
 
 import tersor
 from tersor._compat import with_cache
-from tersor.grids.zipar.adapters import find_adapter
+from tersor.grids.raster.adapters import find_adapter
 from tersor.grids.zipar.generation import zipar_generate
 
 
