@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache as once
 from importlib.metadata import version
 from typing import Any
@@ -53,6 +56,14 @@ def checkpoint_activations(model: Any, **options: Any) -> None:
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options or None)
+
+
+@contextmanager
+def older_checkpointing_names() -> Iterator[None]:
+    """Inside, 5.24 does not warn that trl 1.16 and peft 0.21 call checkpointing by its older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def name_checkpointing(arguments: Any) -> None:

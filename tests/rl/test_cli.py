@@ -10,10 +10,6 @@ from zipr1 import MODEL, drawn
 
 from tersor.cli import run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(gradient|activation)_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning"
-)
-
 
 def questions(folder: Path, n: int = 8) -> str:
     lines = []

@@ -12,10 +12,6 @@ from zipr1 import drawn, policy
 
 from tersor.zoo.processor import PictureProcessor
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(gradient|activation)_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning"
-)
-
 
 def test_the_example_trains_adapters_of_the_real_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

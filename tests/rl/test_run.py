@@ -17,10 +17,6 @@ from tersor.rl import run as runs
 from tersor.rl.config import ZipR1Config
 from tersor.rl.verifiers import exact_match
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(gradient|activation)_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning"
-)
-
 
 def go(folder: Path, settings: dict[str, Any] | None = None, *, seed: int = 0) -> dict[str, Any]:
     own = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "temperature": 1.0, **(settings or {})}

@@ -17,9 +17,7 @@ from tersor.rl.rewards import group_advantages
 from tersor.rl.trainer import ROW_GATE, ROW_LOGPROBS, ROW_TAU, ZipR1Trainer
 from tersor.rl.verifiers import exact_match
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*gradient_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning", "ignore:beta=0"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:beta=0")
 
 
 def trainer(folder: Path, *, verifier: Any = exact_match, rows: int = 8, lora: bool = False, **settings: Any):

@@ -64,6 +64,7 @@ class ZipR1Config(GRPOConfig):
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available() and getattr(self, "bf16", None) is None:
             self.bf16 = False  # trl's default would raise
+            self.dataloader_pin_memory = False  # and the library's would warn
         name_checkpointing(self)
         super().__post_init__()
         self.recipe()

@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from trl.data_utils import apply_chat_template
 from trl.models import unwrap_model_for_generation
 
+from tersor._compat import older_checkpointing_names
 from tersor._errors import TersorError, WrongTypeError
 from tersor.kv.engine.state import COMPLETION, THRESHOLDS, RowThresholds
 from tersor.kv.engine.takeover import inner_model
@@ -70,7 +71,7 @@ class ZipR1Trainer(GRPOTrainer):
         self.verifier = verifier
         args.reward_weights = [1.0, args.efficiency_weight if args.objective == "literal" else 0.0]
         rewards: list[Any] = [self.performance, self.efficiency]
-        with warnings.catch_warnings():
+        with older_checkpointing_names():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             super().__init__(
                 model=model,
@@ -86,6 +87,11 @@ class ZipR1Trainer(GRPOTrainer):
         self._rows: RowThresholds | None = None
         self._expected: Tensor | None = None
         self._differing = 0
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """See `trl.GRPOTrainer`."""
+        with older_checkpointing_names():
+            return super().train(*args, **options)
 
     def close(self) -> None:
         """Give the policy its own attention back."""
@@ -167,7 +173,8 @@ class ZipR1Trainer(GRPOTrainer):
         return dict(prepared)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with older_checkpointing_names():
+            out: dict[str, Any] = super()._generate_and_score_completions(inputs)
         rows, rewards = self._rows, self._rewards
         assert rows is not None and rewards is not None  # set by `rollouts` and `performance`
         self._rows, device = None, out["advantages"].device

@@ -11,9 +11,6 @@ from tersor import zoo
 from tersor.rl.bench import arms
 from tersor.rl.bench.arms import ARMS, IMITATION, Plan, as_questions, imitate, policy
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(gradient|activation)_checkpointing:FutureWarning", "ignore:.*pin_memory:UserWarning"
-)
 PLAN = Plan(steps=2, questions=1, thresholds=(0.5, 0.975), grid=8, pictures=6)
 MODEL = zoo.path("tiny-vlm")
 
