@@ -33,11 +33,13 @@ def dense(world) -> Outcome:
 
 @pytest.fixture(scope="module")
 def ours(world) -> dict[tuple[float, str], Outcome]:
-    found = {}
-    for tau, label in SETTINGS:
-        recipe = ZipVL(tau=tau, **VARIANTS[label]).method()
-        found[tau, label] = run_method(*world, lambda batch, recipe=recipe: recipe)
-    return found
+    return {(tau, label): answer(world, ZipVL(tau=tau, **VARIANTS[label])) for tau, label in SETTINGS}
+
+
+def answer(world, recipe: ZipVL) -> Outcome:
+    """What becomes of the questions with ``recipe``."""
+    method = recipe.method()
+    return run_method(*world, lambda batch: method)
 
 
 @pytest.mark.parametrize(("tau", "label"), SETTINGS)
@@ -64,8 +66,7 @@ def test_a_choice_made_once_loses_what_is_asked_for_later(world, dense) -> None:
 
 def test_a_fixed_share_is_ahead_where_little_is_kept(world, dense) -> None:
     """Reported as it is: down to 0.6 both lose nothing, and at 0.4 the adaptive share alone does."""
-    recipe = ZipVL(tau=0.4).method()
-    adaptive = run_method(*world, lambda batch: recipe)
+    adaptive = answer(world, ZipVL(tau=0.4))
     fixed = same_share(adaptive.layer_ratios())
     assert against(adaptive, run_method(*world, lambda batch: fixed)).high < 0
 
@@ -79,10 +80,7 @@ def test_fewer_tokens_are_kept_at_a_smaller_tau_and_the_ratio_depends_on_the_lay
 
 def test_storing_keeps_what_another_question_needs(world) -> None:
     """Where so little is kept that eviction is felt."""
-    stored, evicted = (
-        run_method(*world, lambda batch, recipe=ZipVL(tau=0.4, policy=policy).method(): recipe)
-        for policy in ("quantize", "evict")
-    )
+    stored, evicted = (answer(world, ZipVL(tau=0.4, policy=policy)) for policy in ("quantize", "evict"))
     assert stored.dense_bytes / stored.kv_bytes >= 2
     assert against(stored, evicted, turn="second").low > 0
     assert {kind: len(stored.of_kind(kind)) for kind in KINDS} == dict.fromkeys(KINDS, EACH)
