@@ -14,6 +14,8 @@ from typing import Any
 #: `cache_position` keyword) this version of tersor is written for and tested with.
 TRANSFORMERS_MINIMUM = (5, 20)
 TRANSFORMERS_BELOW = (5, 25)
+#: The first release of peft that calls the model which it wraps, and not that model's ``forward``.
+PEFT_MINIMUM = (0, 21)
 
 
 def check_transformers() -> None:
@@ -25,6 +27,14 @@ def check_transformers() -> None:
         raise ImportError(
             f"tersor needs transformers >={low},<{below}, found {found}: pip install 'transformers>={low},<{below}'"
         )
+
+
+def check_peft(model: Any) -> None:
+    """Raise `ImportError` with the command to run for a PEFT model of before 0.21, which calls past the hooks inside it."""
+    if hasattr(model, "peft_config") and hasattr(model, "base_model"):
+        found = version("peft")
+        if tuple(int(part) for part in found.split(".")[:2]) < PEFT_MINIMUM:
+            raise ImportError(f"sessions on PEFT models need peft >=0.21, found {found}: pip install 'peft>=0.21'")
 
 
 @once

@@ -66,6 +66,22 @@ def test_a_session_on_a_wrapper_compresses_what_the_inner_model_caches(wrapper: 
     assert torch.equal(model.generate(prompt(1, 40), **OPTIONS), expected)
 
 
+def test_a_plain_forward_of_a_wrapper_is_compressed_too() -> None:
+    for wrapper in ("peft", "model.compile"):
+        model = WRAPPERS[wrapper](build("llama"))
+        with RAW.on(model) as session, torch.no_grad():
+            model(prompt(1, 40))
+            assert all(layer.segments for layer in session.cache.compressed_layers())
+
+
+def test_releases_of_peft_that_call_past_the_hooks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lora(build("llama"))
+    monkeypatch.setattr("tersor._compat.version", lambda name: "0.20.0" if name == "peft" else "5.24.0")
+    with pytest.raises(ImportError, match=r"need peft >=0\.21, found 0\.20\.0: pip install"):
+        RAW.on(model)
+    RAW.on(build("llama"))
+
+
 def test_what_holds_no_model_is_refused() -> None:
     for thing in (nn.Linear(2, 2), "tiny-lm", build("llama").model):
         with pytest.raises(TypeError, match="no model of transformers that generates"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 import tersor.kv.engine.attention  # noqa: F401  (registers the attention functions)
-from tersor._compat import check_transformers, take_cache, with_cache
+from tersor._compat import check_peft, check_transformers, take_cache, with_cache
 from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.choices import Choices
@@ -48,6 +48,7 @@ class Session:
 
     def __init__(self, method: Choices, new_cache: Callable[..., CompressedCache], model: nn.Module):
         check_transformers()
+        check_peft(model)
         self.method = method
         self.model: PreTrainedModel = inner_model(model)
         self._new_cache = partial(new_cache, self.model.config)
