@@ -30,7 +30,7 @@ def check_transformers() -> None:
 
 
 def check_peft(model: Any) -> None:
-    """Raise `ImportError` with the command to run for a PEFT model of before 0.21, which calls past the hooks inside it."""
+    """Raise `ImportError` with the command to run for a PEFT model of before 0.21, which calls past its own hooks."""
     if hasattr(model, "peft_config") and hasattr(model, "base_model"):
         found = version("peft")
         if tuple(int(part) for part in found.split(".")[:2]) < PEFT_MINIMUM:

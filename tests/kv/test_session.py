@@ -66,6 +66,7 @@ def test_a_session_on_a_wrapper_compresses_what_the_inner_model_caches(wrapper: 
     assert torch.equal(model.generate(prompt(1, 40), **OPTIONS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_plain_forward_of_a_wrapper_is_compressed_too() -> None:
     for wrapper in ("peft", "model.compile"):
         model = WRAPPERS[wrapper](build("llama"))
@@ -74,6 +75,7 @@ def test_a_plain_forward_of_a_wrapper_is_compressed_too() -> None:
             assert all(layer.segments for layer in session.cache.compressed_layers())
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_releases_of_peft_that_call_past_the_hooks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora(build("llama"))
     monkeypatch.setattr("tersor._compat.version", lambda name: "0.20.0" if name == "peft" else "5.24.0")
