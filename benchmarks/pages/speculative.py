@@ -115,6 +115,19 @@ def precision_table(by_type: dict[str, list[Record]]) -> str:
     return table(titles, rows) + told(first, f"and so with the other types; nats of {n} images with 95 % intervals")
 
 
+def shapes_table(records: list[Record]) -> str:
+    """Markdown: the cost of a pass by its width, and what follows for an image."""
+    rows = [
+        [record.item, record.quantity, f"{record.measured:.3g} {record.unit}", f"{record.low:.3g} to {record.high:.3g}"]
+        for record in records
+        if not record.quantity.startswith("time of a pass, ")
+    ]
+    first = records[0]
+    return table(["what", "quantity", "measured", "95 % or quartiles"], rows) + told(
+        records, f"{first.shapes}; {first.n} rounds in turns"
+    )
+
+
 def text_table(records: list[Record]) -> str:
     """Markdown: passes on text."""
     known = {(record.item, record.quantity): record for record in records}
@@ -151,6 +164,7 @@ def build() -> dict[Path, str]:
         TABLES / "speculative_flat_speed.md": speed_table(found["speculative_flat"]),
         TABLES / "speculative_paired.md": paired_table(read_jsonl(RESULTS / "speculative_paired.jsonl")),
         TABLES / "speculative_precision.md": precision_table(halves),
+        TABLES / "speculative_shapes.md": shapes_table(read_jsonl(RESULTS / "speculative_shapes.jsonl")),
         TABLES / "speculative_text.md": text_table(read_jsonl(RESULTS / "speculative_text.jsonl")),
         ASSETS / "speculative_decoding.svg": moving_picture(drawn),
     }
