@@ -1,4 +1,4 @@
-"""Tables and pictures of speculative decoding: what is drawn, passes and time by batch, and a real model's shape."""
+"""Tables and pictures of speculative decoding: what is drawn, and passes and time by batch."""
 
 from __future__ import annotations
 
