@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from small_demos import run_demo
 
 from tersor.bench.measure import PairedTimes
 from tersor.grids.samples import Quality, Samples
 from tersor.grids.zipar import demo
-from tersor.grids.zipar.bench.quality import Speed
+from tersor.grids.zipar.bench.quality import Drawn, Speed
 
 
 def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -23,16 +24,22 @@ def test_zipar_shows_images_and_judges_them(monkeypatch: pytest.MonkeyPatch, tmp
     assert page.count("data:image/png;base64,") == 10
 
 
-def records(right: dict[str, int], seconds: float = 1.0) -> list:
-    """Of 100 images of each decoding, all of raster's right; raster takes 2 ``seconds`` and everything else one."""
-    names = (demo.RASTER, "window 9", "adaptive 4", "window 2")
+def records(right: dict[str, int], seconds: float = 1.0, *, other: bool = False) -> list:
+    """Of 100 images of each decoding, all of raster's right; raster takes 2 ``seconds`` and everything else one.
+
+    All draw the same images, but the speculative one where ``other`` is asked for.
+    """
+    names, tested = (demo.RASTER, "window 9", "adaptive 4", "window 2"), f"speculative {demo.TESTED}"
     qualities = {
         name: Quality([Samples([1] * hits + [0] * (100 - hits), 1.0, 1.0, [98])])
         for name, hits in zip(names, (100, *right.values()), strict=True)
     }
-    passes = {name: [196 if name == demo.RASTER else 98] * 4 for name in names}
-    times = PairedTimes({name: ((2.0 * seconds if name == demo.RASTER else 1.0),) * 3 for name in names})
-    return demo._records(qualities, Speed(times, passes))
+    ids = {name: torch.zeros(1, 14, 14, dtype=torch.int64) for name in (*names, tested)}
+    if other:
+        ids[tested][0, 0, 0] = 1
+    drawn = {name: [Drawn(each, [[196 if name == demo.RASTER else 98]], 196)] * 4 for name, each in ids.items()}
+    times = PairedTimes({name: ((2.0 * seconds if name == demo.RASTER else 1.0),) * 3 for name in ids})
+    return demo._records(qualities, Speed(times, drawn))
 
 
 @pytest.mark.parametrize(
@@ -47,8 +54,17 @@ def test_two_points_may_be_lost_and_a_window_too_small_must_lose_more(ours: int,
 @pytest.mark.parametrize(("seconds", "verdict"), [(1.0, "holds"), (0.7, "partly"), (0.4, "fails")])
 def test_a_faked_time_turns_the_verdict(seconds: float, verdict: str) -> None:
     """Half of the passes; at least four fifths of that must be there in time."""
-    found = records({"window 9": 100, "adaptive 4": 100, "window 2": 100}, seconds)[3:]
+    found = records({"window 9": 100, "adaptive 4": 100, "window 2": 100}, seconds)[3:6]
     assert [record.verdict for record in found] == [verdict] * 3 and found[0].measured == 2 * seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "other", "verdict"),
+    [(1.5, False, "holds"), (1.0, False, "partly"), (0.5, False, "fails"), (1.5, True, "fails")],
+)
+def test_speculative_decoding_must_be_fast_and_draw_the_same_images(seconds: float, other: bool, verdict: str) -> None:
+    right = {"window 9": 100, "adaptive 4": 100, "window 2": 100}
+    assert records(right, seconds, other=other)[-1].verdict == verdict
 
 
 def test_a_schedule_of_more_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_a_random_choice_is_judged_by_its_draws() -> None:
     dense = Outcome(first=[1.0] * (2 * BATCH))
     by_draw, by_task = against(random, dense, drawn=True), against(random, dense)
     assert by_draw.value == by_task.value == -0.5
-    assert (by_draw.low, by_draw.high) == (-1.0, 0.0) and by_task.low > -0.7
+    assert (by_draw.low, by_draw.high) == (-1.0, 0.0) and -0.8 < by_task.low < by_task.high < -0.2
 
 
 def test_a_dense_first_layer_does_not_carry_the_picture(model, processor) -> None:

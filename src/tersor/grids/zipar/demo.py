@@ -142,7 +142,7 @@ def _records(qualities: dict[str, Quality], speed: Speed) -> list[Record]:
             baseline=1.0,
             peer=usual / passes,
             peer_name="if time were passes",
-            verdict="fails" if not all(same) else "holds" if ratio.value >= LEAST_SPEED else "partly",
+            verdict=judge_speed_up(ratio, LEAST_SPEED, least=1.0) if all(same) else "fails",
         )
     )
     return records
