@@ -38,7 +38,7 @@ MODEL = "tiny-vlm"
 TAU, LOWER = 0.975, 0.4
 PAPER, SPARSER, STORED = f"ZipVL {TAU:g}", f"ZipVL {LOWER:g}", f"ZipVL {TAU:g}, quantize"
 RANDOM, FIXED, ONCE = "random tokens", "fixed share a layer", "FastV-like, 50 %"
-SAMPLES_PER_KIND = 50
+SAMPLES_PER_KIND = 30
 
 
 def run(on_progress: OnProgress) -> DemoResult:
