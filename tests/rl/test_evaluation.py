@@ -8,7 +8,8 @@ from zipr1 import MODEL, data
 
 from tersor import zoo
 from tersor.kv.zipvl import ZipVL
-from tersor.rl.evaluation import Frontier, frontier, processor_inputs
+from tersor.rl.data import prompt_inputs, with_pictures
+from tersor.rl.evaluation import Frontier, frontier
 from tersor.rl.verifiers import exact_match
 
 TAUS = (0.5, 0.9, 1.0)
@@ -25,7 +26,7 @@ def test_the_frontier_is_what_each_question_gives_alone() -> None:
     assert told == [(tau, done) for done in (4, 6) for tau in TAUS]
     for each in found:
         for index, row in enumerate(rows):
-            inputs = processor_inputs(processor, [row])
+            inputs = prompt_inputs(processor, [with_pictures(row)])
             own = ZipVL(tau=each.tau, min_tokens=0, skip_layers=(0,)).on(net)
             with torch.no_grad(), own as session:
                 said = net.generate(**inputs, max_new_tokens=2, do_sample=False)[:, inputs["input_ids"].shape[1] :]

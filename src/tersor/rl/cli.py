@@ -97,7 +97,10 @@ def zipr1(
         raise TersorError(f"--model {model} reads no pictures; give a vision-language model")
     with spinner() as status:
         status.update("loading trl")
+        import torch
+
         from tersor.rl.config import ZipR1Config
+        from tersor.rl.policy import load_policy
         from tersor.rl.run import run_zipr1
     own = {name: value for name, value in asdict(recipe).items() if name != "tau"}
     plan = ZipR1Config(
@@ -114,7 +117,9 @@ def zipr1(
     processor = loading.load_processor(location)
     check_prompts(rows, processor, recipe.min_tokens)
     parts = rows.train_test_split(test_size=held_out, seed=seed)
-    policy = _policy(location, train_vision, half=lora > 0 and not float32)
+    # Frozen weights need no float32 on a GPU.
+    half = lora > 0 and not float32 and torch.cuda.is_available()
+    policy = load_policy(location, train_vision=train_vision, dtype=torch.bfloat16 if half else torch.float32)
     told = run_zipr1(
         policy, processor, parts["train"], parts["test"], judge, plan,
         facts={"model": model, "data": data, "verifier": verifier, "lora": lora, "train_vision": train_vision},
@@ -140,21 +145,6 @@ def _thresholds(text: str) -> list[float]:
             "between them"
         )
     return grid
-
-
-def _policy(location: str, train_vision: bool, *, half: bool) -> Any:
-    """The model to train, read from where the reference will be; frozen weights need no float32 on a GPU."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    from tersor.zoo.inspection import load_checked
-
-    dtype = torch.bfloat16 if half and torch.cuda.is_available() else torch.float32
-    policy = load_checked(AutoModelForImageTextToText, location, dtype=dtype)
-    if not train_vision:
-        for name, weight in policy.named_parameters():
-            weight.requires_grad_("visual" not in name and "vision" not in name)
-    return policy
 
 
 def _adapters(rank: int) -> Any:

@@ -97,6 +97,7 @@ class ZipR1Config(GRPOConfig):
             own: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in self.zipvl.items()
             }
+            # Below 1, at which nothing is probed and no row could have a threshold of its own.
             return ZipVL(tau=min(self.eval_threshold, 0.999), **own)
         except TypeError:
             raise TersorError(f"zipvl={self.zipvl} has settings that ZipVL does not know") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +73,7 @@ def check_prompts(data: Dataset, processor: Any, min_tokens: int, *, option: str
     for number in range(min(MEASURED, len(data))):
         row = data[number]
         with refused(f"the processor cannot read {option}, row {number}"):
-            text = processor.apply_chat_template(with_pictures(row), add_generation_prompt=True, tokenize=False)
-            images = {"images": [row["images"]]} if row["images"] else {}
-            tokens = processor(text=[text], return_tensors="pt", **images)["input_ids"].shape[1]
+            tokens = prompt_inputs(processor, [with_pictures(row)])["input_ids"].shape[1]
         if tokens < min_tokens:
             raise TersorError(
                 f"{option}, row {number}: the prompt has {tokens} tokens, and ZipVL reads prompts below min_tokens="
@@ -91,6 +89,26 @@ def with_pictures(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     messages: list[dict[str, Any]] = prepare_multimodal_messages(row["prompt"], images=list(row["images"]))
     return messages
+
+
+def prompt_inputs(processor: Any, prompts: Sequence[Any], **template: Any) -> Any:
+    """What a processor makes of several prompts, padded on the left; as trl does it, whose loss reads them again.
+
+    Args:
+        processor: Of the model.
+        prompts: Messages with their pictures, see `with_pictures`.
+        **template: Keywords of the chat template.
+    """
+    from trl.data_utils import apply_chat_template
+
+    text = [apply_chat_template({"prompt": each}, processor, **template)["prompt"] for each in prompts]
+    pictures = [
+        [part["image"] for message in each if not isinstance(message["content"], str) for part in message["content"]
+         if "image" in part]
+        for each in prompts
+    ]  # fmt: skip
+    images: dict[str, Any] = {"images": pictures} if any(pictures) else {}
+    return processor(text=text, return_tensors="pt", padding=len(prompts) > 1, padding_side="left", **images)
 
 
 def _lines(path: Path, option: str) -> Iterable[tuple[int, Any]]:

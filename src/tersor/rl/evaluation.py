@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from tersor.bench.measure import Estimate, bootstrap_interval
 from tersor.kv.zipvl import ZipVL
-from tersor.rl.data import with_pictures
+from tersor.rl.data import prompt_inputs, with_pictures
 from tersor.rl.rollout import multi_budget_generate
 from tersor.rl.verifiers import Verifier
 
@@ -103,7 +103,7 @@ def frontier(
         with recipe.on(model) as session:
             for start in range(0, len(data), batch_size):
                 rows = [data[index] for index in range(start, min(start + batch_size, len(data)))]
-                inputs = processor_inputs(processor, rows).to(model.device)
+                inputs = prompt_inputs(processor, [with_pictures(row) for row in rows]).to(model.device)
                 for each in found:
                     said = multi_budget_generate(
                         session, inputs, torch.full((len(rows),), each.tau, dtype=torch.float64), config
@@ -116,15 +116,6 @@ def frontier(
     finally:
         model.train(training)
     return found
-
-
-def processor_inputs(processor: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Prompts of several rows, padded on the left."""
-    text = [
-        processor.apply_chat_template(with_pictures(row), add_generation_prompt=True, tokenize=False) for row in rows
-    ]
-    images = {"images": [row["images"] for row in rows]} if any(row["images"] for row in rows) else {}
-    return processor(text=text, return_tensors="pt", padding=True, padding_side="left", **images)
 
 
 def _count(

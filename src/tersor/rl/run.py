@@ -35,13 +35,6 @@ GAP = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The frontier of one model, for the run's progress file."""
-
-    rows: list[Frontier]
-
-
-@dataclass(frozen=True)
 class Plan:
     """What is measured before and after; only the same plan goes on."""
 
@@ -86,10 +79,10 @@ def run_zipr1(
         ValueError: If the folder belongs to another run.
     """
     out = Path(str(config.output_dir))
-    own = {"zipr1": facts, "training": digest(training), "held_out": digest(held_out), "plan": _plan(config)}
-    claim(out, own)
+    asked = digest(held_out)
+    claim(out, {"zipr1": facts, "training": digest(training), "held_out": asked, "plan": _plan(config)})
     taus = tuple(sorted({*config.thresholds, config.eval_threshold, 1.0}))
-    measured = Finished(out / "measured.json", Plan(taus, digest(held_out), evaluation_batch), _read)
+    measured = Finished(out / "measured.json", Plan(taus, asked, evaluation_batch), _read)
     trainer = ZipR1Trainer(
         model, verifier, config, train_dataset=training, processing_class=processor, peft_config=peft_config
     )
@@ -108,13 +101,13 @@ def run_zipr1(
                 progress.remove_task(bar)
                 return rows
 
-            before = measured.once("before", lambda: Measured(measure("before"))).rows
+            before = measured.once("before", lambda: measure("before"))
             _expect(before, config)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(_Live(progress))
             checkpoint = last_checkpoint(out)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            after = measured.once("after", lambda: Measured(measure("after"))).rows
+            after = measured.once("after", lambda: measure("after"))
     finally:
         trainer.close()
     told = write_reports(out, before, after, config, trainer.state.log_history, name=str(facts.get("model", "model")))
@@ -136,8 +129,8 @@ def _plan(config: ZipR1Config) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in free}
 
 
-def _read(kept: dict[str, Any]) -> Measured:
-    return Measured([Frontier(**each) for each in kept["rows"]])
+def _read(kept: list[dict[str, Any]]) -> list[Frontier]:
+    return [Frontier(**each) for each in kept]
 
 
 def _expect(before: Sequence[Frontier], config: ZipR1Config) -> None:

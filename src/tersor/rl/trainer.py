@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from trl import GRPOTrainer
-from trl.data_utils import apply_chat_template
 from trl.models import unwrap_model_for_generation
 
 from tersor._compat import older_checkpointing_names
@@ -24,6 +24,7 @@ from tersor._errors import TersorError, WrongTypeError
 from tersor.kv.engine.state import COMPLETION, THRESHOLDS, RowThresholds
 from tersor.kv.engine.takeover import inner_model
 from tersor.rl.config import ZipR1Config
+from tersor.rl.data import prompt_inputs
 from tersor.rl.rewards import Rewards, zipr1_rewards
 from tersor.rl.rollout import budgets, multi_budget_generate
 from tersor.rl.sparsity import effective_count, soft_count, soft_token_ratio
@@ -32,9 +33,9 @@ from tersor.zoo.inspection import load_checked
 
 #: Batches in a row whose log-probabilities may differ before a run is aborted.
 PATIENCE = 3
-#: Tensors of a batch that trl does not know.
 #: Objective -> what of the attention is differentiated; nothing in the paper's estimator.
 COUNTS = {"pathwise": soft_count, "entropy": effective_count}
+#: Tensors of a batch that trl does not know.
 ROW_TAU, ROW_GATE, ROW_LOGPROBS = "retention_threshold", "retention_gate", "rollout_logprobs"
 
 
@@ -103,7 +104,10 @@ class ZipR1Trainer(GRPOTrainer):
         Args:
             prompts: Messages with their pictures, each question ``num_generations`` times.
         """
-        inputs, rows = self._inputs(prompts), len(prompts)
+        template: Any = self.chat_template_kwargs
+        made = prompt_inputs(self.processing_class, prompts, **template)
+        inputs: dict[str, Any] = dict(super(GRPOTrainer, self)._prepare_inputs(made))  # on the policy's device
+        rows = len(prompts)
         if self.model.training:
             tau = budgets(self.args.thresholds, self._group_size).repeat(rows // self._group_size)
         else:
@@ -156,21 +160,6 @@ class ZipR1Trainer(GRPOTrainer):
         """Rollouts of a question in what runs now, training or evaluation."""
         size: Any = self.num_generations if self.model.training else self.num_generations_eval
         return int(size)
-
-    def _inputs(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        """What the processor makes of prompts, padded on the left, on the policy's device."""
-        processor: Any = self.processing_class
-        options: Any = self.chat_template_kwargs
-        text = [apply_chat_template({"prompt": each}, processor, **options)["prompt"] for each in prompts]
-        pictures = [
-            [part["image"] for message in each if not isinstance(message["content"], str) for part in message["content"]
-             if "image" in part]
-            for each in prompts
-        ]  # fmt: skip
-        seen: dict[str, Any] = {"images": pictures} if any(pictures) else {}
-        made = processor(text=text, return_tensors="pt", padding=True, padding_side="left", **seen)
-        prepared: dict[str, Any] = super(GRPOTrainer, self)._prepare_inputs(made)
-        return dict(prepared)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with older_checkpointing_names():
@@ -263,7 +252,7 @@ class ZipR1Trainer(GRPOTrainer):
 
     def _without_adapter(self) -> bool:
         """Whether the policy runs as the reference now: with its adapters off, or with trl's copy of the first ones."""
-        adapted: list[Any] = [each for each in self.session.model.modules() if hasattr(each, "lora_A")]
+        adapted: list[Any] = [each for each in self.session.model.modules() if isinstance(each, BaseTunerLayer)]
         return any(each.disable_adapters or "ref" in each.active_adapters for each in adapted)
 
     def _weights_of_rollout(self) -> bool:

@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vlm_small.tiles import CELL, COLOURS, KINDS, MOST_COUNTED, picture, samples
-
-
-def halves(pixels: np.ndarray, row: int, column: int) -> tuple[str | None, str | None]:
-    """The colours of a cell as the pixels have them, None for noise."""
-    cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-    names = {rgb: name for name, rgb in COLOURS.items()}
-    found = [
-        {tuple(map(int, pixel)) for pixel in half.reshape(-1, 3)} for half in (cell[: CELL // 2], cell[CELL // 2 :])
-    ]
-    top, bottom = (names.get(next(iter(colours))) if len(colours) == 1 else None for colours in found)
-    return top, bottom
+from tile_pixels import halves
+from vlm_small.tiles import COLOURS, KINDS, MOST_COUNTED, picture, samples
 
 
 @settings(max_examples=30, deadline=None)

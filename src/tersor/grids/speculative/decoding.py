@@ -64,7 +64,7 @@ class SpeculativeDecoder(RasterDecoder):
         """How drafts are tested; greedy decoding has one way."""
         if mode == "seed" or not self.sampler.do_sample:
             return SeedExact(self.sampler)
-        return Coupled(self.sampler) if mode == "law" else Grouped(self.sampler, lambda ids: self._embed(ids))
+        return Coupled(self.sampler) if mode == "law" else Grouped(self.sampler, self._embed)
 
     def _embed(self, entries: Tensor) -> Tensor:
         return self.adapter.embed_image(self._ids(entries))

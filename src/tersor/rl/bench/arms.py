@@ -19,13 +19,12 @@ from transformers import PrinterCallback
 from tersor.kv.bench.tiles import KINDS, samples
 from tersor.kv.engine.state import COMPLETION, THRESHOLDS, RowThresholds
 from tersor.rl.config import ZipR1Config
-from tersor.rl.data import questions
-from tersor.rl.evaluation import processor_inputs
+from tersor.rl.data import prompt_inputs, questions, with_pictures
+from tersor.rl.policy import load_policy
 from tersor.rl.rollout import budgets
 from tersor.rl.sparsity import soft_token_ratio
 from tersor.rl.trainer import ZipR1Trainer
 from tersor.rl.verifiers import exact_match
-from tersor.zoo.inspection import load_checked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,21 +100,11 @@ def as_questions(n: int, *, seed: int, grid: int) -> Dataset:
     )
 
 
-def policy(source: Path) -> PreTrainedModel:
-    """The model to train, without the vision tower, which changes no token count."""
-    from transformers import AutoModelForImageTextToText
-
-    model: PreTrainedModel = load_checked(AutoModelForImageTextToText, str(source), dtype=torch.float32)
-    for name, weight in model.named_parameters():
-        weight.requires_grad_("visual" not in name)
-    return model
-
-
 def train_arm(
     arm: str, source: Path, processor: Any, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The model of ``source`` after one training, and what the trainer logged."""
-    model, data = policy(source), plan.data(seed)
+    model, data = load_policy(str(source)), plan.data(seed)
     with tempfile.TemporaryDirectory() as folder:
         if arm == IMITATION:
             return model.eval(), imitate(model, processor, data, plan, seed=seed, skip_layers=skip_layers)
@@ -164,7 +153,7 @@ def imitate(
 
 def _with_answers(processor: Any, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
     """Prompts with the one token of their answer behind them, and those tokens."""
-    inputs = dict(processor_inputs(processor, rows))
+    inputs = dict(prompt_inputs(processor, [with_pictures(row) for row in rows]))
     words = [row["answer"][0] for row in rows]
     answers = torch.tensor(processor.tokenizer.convert_tokens_to_ids(words))
     more = {"input_ids": answers, "attention_mask": torch.ones_like(answers)}

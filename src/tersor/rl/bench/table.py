@@ -13,8 +13,9 @@ import numpy as np
 from tersor.bench.measure import Estimate, bootstrap_interval, over_seeds
 from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.tiles import KINDS, samples
-from tersor.rl.bench.arms import SETTINGS, Plan, policy, train_arm
+from tersor.rl.bench.arms import SETTINGS, Plan, train_arm
 from tersor.rl.bench.outcome import Outcome, ask
+from tersor.rl.policy import load_policy
 
 START = "start"
 #: Seed of the held-out questions.
@@ -91,7 +92,7 @@ def run_table(
     for setting in settings:
         skip = SETTINGS[setting]
         on_progress(f"{setting}: start")
-        finished.once(f"{setting} / {START} / 0", lambda skip=skip: row(policy(source).eval(), skip, [], 0))  # type: ignore[misc]
+        finished.once(f"{setting} / {START} / 0", lambda skip=skip: row(load_policy(str(source)).eval(), skip, [], 0))  # type: ignore[misc]
         for seed in seeds:
             for arm in arms:
                 on_progress(f"{setting}: {arm}, seed {seed}")
