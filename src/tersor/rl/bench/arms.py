@@ -67,14 +67,14 @@ class Plan:
         pictures: Different pictures.
     """
 
-    steps: int = 60
-    questions: int = 2
-    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975, 1.0)
+    steps: int = 80
+    questions: int = 1
+    thresholds: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.975, 1.0)
     eval_threshold: float = 0.975
     efficiency_weight: float = 0.25
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     beta: float = 0.1
-    grid: int = 32
+    grid: int = 16
     pictures: int = 300
 
     def config(self, out: Path, seed: int, skip_layers: tuple[int, ...], **changes: Any) -> ZipR1Config:
