@@ -52,6 +52,11 @@ def rows(find: Find) -> list[Row]:
     def fewer(name: str) -> str:
         return number(find("zipvl", f"{name}: prompt", "attention operations saved"), ".0f", 100) + " % less"
 
+    def needed(way: str) -> float:
+        ratio = find("zipr1", f"{way}: every layer sparse", "tokens in attention, sparse layers").measured
+        assert ratio is not None
+        return ratio
+
     def fast(file: str, item: str, quantity: str) -> str:
         return number(find(file, item, quantity), ".1f") + "× as fast"
 
@@ -67,6 +72,8 @@ def rows(find: Find) -> list[Row]:
         ("MiniCache", "minicache", "cache memory", smaller("merging_bytes", "MiniCache 4-bit"),
          f"+{100 * added / whole:.1f} % loss"),
         ("ZipVL", "zipvl", "picture attention", fewer(sparse), points("zipvl", f"{sparse}: all kinds", against)),
+        ("ZipR1", "zipr1", "picture tokens", f"{100 * (1 - needed('pathwise') / needed('start')):.0f} % fewer",
+         points("zipr1", "pathwise: every layer sparse", "right answers against the start")),
         ("ZipAR", "zipar", "image time", fast("images_speed", "window 9: batch 1", "speed-up over raster"),
          points("images", "window 9: samples", "accuracy against raster")),
         ("speculative decoding", "speculative", "image time",

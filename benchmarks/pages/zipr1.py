@@ -12,8 +12,8 @@ from tersor.bench.records import Record, read_jsonl
 RATIO, RIGHT, LOST = "tokens in attention, sparse layers", "right answers", "right answers against the start"
 DENSE, RANDOM = "right answers with dense attention", "right answers from random tokens, as many"
 MATTER = "kept visual tokens that matter"
-#: Setting -> the table's name.
-SETTINGS = {"every layer sparse": "zipr1", "first layer dense": "zipr1_first_dense"}
+#: Setting -> the table's name; the records of each are in a file of that name.
+SETTINGS = {"every layer sparse": "zipr1"}
 END = "start at the "
 #: Ways whose points are drawn.
 DRAWN = ("start", "literal", "accuracy only", "pathwise", "entropy", "given answers + ratio")
@@ -77,8 +77,8 @@ def plot(records: list[Record], setting: str) -> str:
 
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    records = read_jsonl(RESULTS / "zipr1.jsonl")
+    found = {setting: read_jsonl(RESULTS / f"{name}.jsonl") for setting, name in SETTINGS.items()}
     return {
-        **{TABLES / f"{name}.md": ways_table(records, setting) for setting, name in SETTINGS.items()},
-        ASSETS / "zipr1_ways.svg": plot(records, "every layer sparse"),
+        **{TABLES / f"{name}.md": ways_table(found[setting], setting) for setting, name in SETTINGS.items()},
+        ASSETS / "zipr1_ways.svg": plot(found["every layer sparse"], "every layer sparse"),
     }

@@ -20,14 +20,16 @@ def lock() -> dict:
 
 
 def test_it_answers_from_half_of_the_tokens_as_the_card_says(lock: dict) -> None:
-    told, card = lock["scores"], zoo.card(NAME)
-    assert told[NAME]["right"]["n"] >= 600
+    told, card = lock["scores"]["16"], zoo.card(NAME)
+    assert lock["plan"]["grid"] == 16 and told[NAME]["right"]["n"] >= 600
     assert told[NAME]["right"]["share"] >= told[START]["right"]["share"] - 0.01
     assert told[NAME]["ratio"] <= 0.5 * told[START]["ratio"] and told[NAME]["relevant"] > told[START]["relevant"]
     assert told[f"{NAME}, dense"]["right"]["share"] >= told[f"{START}, dense"]["right"]["share"] - 0.02
     assert told[f"{NAME}, random tokens"]["right"]["share"] <= told[NAME]["right"]["share"] - 0.1
     assert f"{told[NAME]['ratio']:.1%}" in card and f"{told[START]['ratio']:.1%}" in card
-    asked, processor = samples(4, seed=5), zoo.load_processor(NAME)
+    larger = lock["scores"]["32"]
+    assert larger[NAME]["ratio"] < larger[START]["ratio"] and f"{100 * larger[NAME]['ratio']:.1f}" in card
+    asked, processor = samples(4, seed=5, grid=16), zoo.load_processor(NAME)
     found = {name: ask(zoo.load_model(name), processor, asked, 0.975) for name in (START, NAME)}
     assert found[NAME].ratio < 0.6 * found[START].ratio
     assert found[NAME].ratio == pytest.approx(told[NAME]["ratio"], abs=0.05)

@@ -13,6 +13,7 @@ import pytest
 import raster.export
 import repvgg.export
 import tiny_recall
+import tiny_vlm_zipr1
 import vlm.export
 import vlm_small.export
 from shared.lock import Lock, percent, share_of, write_lock
@@ -39,6 +40,7 @@ CARDS: dict[str, Callable[[str, Lock], str]] = {
     "tiny-recall": lambda name, lock: tiny_recall.card(lock),
     "tiny-repvgg": of_network,
     "tiny-vlm": lambda name, lock: vlm.export.card(lock),
+    "tiny-vlm-zipr1": lambda name, lock: tiny_vlm_zipr1.card(lock),
     "tiny-vlm-small": lambda name, lock: vlm_small.export.card(lock),
 }
 
