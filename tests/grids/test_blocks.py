@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tersor._errors import TersorError
 from tersor.grids.blocks import (
     Attention,
     Block,
@@ -17,8 +19,12 @@ from tersor.grids.blocks import (
     FeedForward,
     Norm,
     Widths,
+    as_classes,
     unscaled_norm,
 )
+from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
+from tersor.grids.nar import NARConfig, NARForImageGeneration
+from tersor.grids.zipar import zipar_generate
 
 
 class Sizes(Widths):
@@ -179,3 +185,33 @@ def test_a_caption_goes_through_two_matrices_and_the_null_condition_in_its_place
             found, seen = embedding.prefix(features, valid, guided=guided, dropped=dropped)
             torch.testing.assert_close(found, projected(torch.stack(rows)))
             assert torch.equal(seen, torch.cat([valid] * (1 + guided))), "the null is masked like the text beside it"
+
+
+@pytest.mark.parametrize("given", [[3, 0], (3, 0), torch.tensor([3, 0]), torch.tensor([3, 0], dtype=torch.int32)])
+def test_classes_come_in_any_sequence(given) -> None:
+    found = as_classes(given, 5)
+    assert found.tolist() == [3, 0] and found.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], torch.zeros(0, dtype=torch.long), [1.0], torch.tensor([1.0]), [True], 3, torch.tensor(3), [5], [-1], [[1]],
+     "cat", ["cat"], [None]],
+)  # fmt: skip
+def test_what_is_no_class_is_refused(given) -> None:
+    with pytest.raises(TersorError, match=r"class_labels=.* must be \[batch\]: whole numbers from 0 to 4"):
+        as_classes(given, 5)
+
+
+@pytest.mark.parametrize("labels", [[3, 1], torch.tensor([3, 1])])
+def test_models_take_classes_as_a_list(labels) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "grid_size": (3, 3)}
+    raster, fronts = LlamaGen(LlamaGenConfig(**sizes)).eval(), NARForImageGeneration(NARConfig(**sizes)).eval()
+    expected = zipar_generate(raster, torch.tensor([3, 1]), do_sample=False)
+    assert torch.equal(zipar_generate(raster, labels, do_sample=False), expected)
+    assert raster.generate(labels, do_sample=False).shape == (2, 9)
+    assert fronts.generate(labels).shape == (2, 3, 3)
+    for wrong in ([], [1.5], [2000]):
+        for call in (partial(zipar_generate, raster), raster.generate, fronts.generate):
+            with pytest.raises(TersorError, match="class_labels="):
+                call(wrong)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tersor._errors import TersorError
 from tersor.grids.rotary import Rotation, turn
 
 #: Attention heads by width, for the published sizes: the weights alone do not tell.
@@ -131,6 +132,35 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]
         x = x + self.residual_dropout(mixed)
         fed = self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
         return x + fed
+
+
+def as_classes(given: Any, num_classes: int) -> Tensor:
+    """Classes as a tensor ``[batch]`` of whole numbers, from one or from numbers in any sequence.
+
+    Args:
+        given: The classes.
+        num_classes: How many there are; the null class is not among them.
+
+    Raises:
+        TersorError: If there are none, or one is no class.
+    """
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool and labels.ndim == 1 and len(labels) > 0
+    # Not looked at under torch.compile: a data-dependent branch breaks the graph.
+    if not whole or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels < num_classes)).all())):
+        raise TersorError(
+            f"class_labels={_brief(given)} must be [batch]: whole numbers from 0 to {num_classes - 1}, at least one; "
+            "the null class is for guidance"
+        )
+    return labels.long()
+
+
+def _brief(given: Any) -> str:
+    text = str(given.tolist() if isinstance(given, Tensor) else given)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class ClassEmbedding(nn.Module):

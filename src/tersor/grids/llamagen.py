@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor._compat import with_cache
 from tersor._errors import TersorError
-from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths
+from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths, as_classes
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
 from tersor.grids.rotary import Rotation, kept_rotation
@@ -131,9 +131,8 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         if config.condition == "class":
             if class_labels is None or text_features is not None:
                 raise TersorError("this model is conditioned on a class: give class_labels [batch]")
-            if class_labels.ndim != 1 or not bool(((class_labels >= 0) & (class_labels < config.num_classes)).all()):
-                raise TersorError(f"class_labels must be [batch], each from 0 to {config.num_classes - 1}")
-            return self.cls_embedding.prefix(class_labels, guided=guided, dropped=dropped)
+            labels = as_classes(class_labels, config.num_classes).to(self.device)
+            return self.cls_embedding.prefix(labels, guided=guided, dropped=dropped)
         shape = (config.condition_tokens, config.caption_size)
         if text_features is None or class_labels is not None or text_features.shape[1:] != shape:
             given = None if text_features is None else tuple(text_features.shape)

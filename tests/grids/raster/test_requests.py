@@ -14,6 +14,7 @@ from transformers import (
 
 import tersor
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.grids.raster.adapters import find_adapter
 from tersor.grids.zipar.generation import zipar_generate
 
@@ -136,6 +137,19 @@ def test_grids_that_differ(no_forward) -> None:
         case.zipar({**inputs, "input_ids": mixed})
     with pytest.raises(ValueError, match="does not match"):
         zipar_generate(no_forward("janus").model, case.inputs(1, False), grid_size=(2, 8))
+
+
+@pytest.mark.parametrize("size", [4, "4x4", (4,), (4, 4, 4), (0, 4), (2.5, 4), {4: 4}])
+def test_sizes_that_are_none(no_forward, size) -> None:
+    with pytest.raises(TersorError, match="grid"):
+        no_forward("llama").zipar(no_forward("llama").inputs(1, False), grid_size=size)
+
+
+@pytest.mark.parametrize("token", [10**6, -1, 1.5, True])
+def test_an_end_of_row_that_is_no_token_is_refused(no_forward, token) -> None:
+    case = no_forward("llama")
+    with pytest.raises(TersorError, match=r"eol_token_id=.* must be a token of the model"):
+        case.zipar(case.inputs(1, False), eol_token_id=token)
 
 
 def test_janus_needs_its_own_entry(cases) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from tersor._errors import TersorError
-from tersor.grids.blocks import Norm, unscaled_norm
+from tersor.grids.blocks import Norm, as_classes, unscaled_norm
 from tersor.grids.decoding import ready_steps
 from tersor.grids.llamagen import LlamaGen
 from tersor.grids.nar.decoding import NAROutput, NARReader, Sampling, decode_fronts, resolve_grid
@@ -290,7 +291,7 @@ class NARForImageGeneration(NARPreTrainedModel):
     @torch.no_grad()
     def generate(
         self,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
         text_features: Tensor | None = None,
         text_mask: Tensor | None = None,
         *,
@@ -346,8 +347,12 @@ class NARForImageGeneration(NARPreTrainedModel):
         sampling.check(self, generator)
         if isinstance(num_return_sequences, bool) or num_return_sequences < 1:
             raise TersorError(f"num_return_sequences={num_return_sequences!r} must be at least 1")
+        if class_labels is not None and config.condition == "class":
+            class_labels = as_classes(class_labels, config.num_classes)
         given = [
-            None if each is None else each.to(self.device).repeat_interleave(num_return_sequences, dim=0)
+            None
+            if each is None
+            else torch.as_tensor(each).to(self.device).repeat_interleave(num_return_sequences, dim=0)
             for each in (class_labels, text_features, text_mask)
         ]
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)

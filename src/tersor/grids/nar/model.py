@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from tersor._errors import TersorError
-from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths
+from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths, as_classes
 from tersor.grids.cache import FrontCache
 from tersor.grids.geometry import check_sizes
 from tersor.grids.rotary import Rotation, kept_rotation, rotation_of
@@ -242,16 +242,8 @@ class NARModel(NARPreTrainedModel):
         if class_labels is None:
             labels = torch.zeros(batch, dtype=torch.long, device=self.device)
         else:
-            labels = self._checked(class_labels)
+            labels = as_classes(class_labels, config.num_classes).to(self.tok_embeddings.weight.device)
         return self.cls_embedding.prefix(labels, guided=guided, dropped=dropped)
-
-    def _checked(self, labels: Tensor) -> Tensor:
-        most = self.config.num_classes - 1
-        bad = labels.ndim != 1 or labels.is_floating_point()
-        # Not checked under torch.compile: a data-dependent branch breaks the graph.
-        if bad or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels <= most)).all())):
-            raise TersorError(f"class_labels must be [batch], each from 0 to {most}; the null class is for guidance")
-        return labels
 
     def forward(
         self,

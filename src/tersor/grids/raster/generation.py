@@ -23,6 +23,7 @@ from tersor.grids.raster.requests import (
     check_lengths,
     check_mode,
     check_prompt,
+    check_token,
     find_size,
     own_inputs,
     prepare,
@@ -86,6 +87,7 @@ class Method:
         check_prompt(input_ids, mask, model_kwargs)
         size = find_size(adapter, settings["grid_size"], input_ids, model_kwargs.get("image_sizes"))
         eol = adapter.eol_id if settings["eol_token_id"] is None else settings["eol_token_id"]
+        check_token(eol, model)
         grid = RasterGrid(size[0] - adapter.decided_rows(input_ids, size), size[1], end_of_row=eol is not None)
         check_lengths(generation_config, input_ids.shape[1], grid)
         processors, guidance, null_ids, null_mask = take_guidance(list(logits_processor or []), input_ids)

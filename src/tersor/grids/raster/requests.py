@@ -21,6 +21,7 @@ from transformers.generation import (
 
 from tersor._compat import cache_keyword
 from tersor._errors import TersorError
+from tersor.grids.blocks import as_classes
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size, find_adapter
 from tersor.grids.raster.slots import SlotLayer, max_fed_tokens
@@ -126,7 +127,7 @@ class Request:
 def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, image_sizes: Any) -> Size:
     """Rows and columns, from the call or the model; raises `ValueError` if they differ or there are none."""
     known = adapter.grid(input_ids, image_sizes)
-    if given is not None and len(given) != 2:
+    if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
         raise TersorError(f"grid_size={given!r} must be (rows, columns) in tokens")
     size = None if given is None else (given[0], given[1])
     if size is not None and known is not None and size != known and adapter.fixes_grid:
@@ -152,6 +153,14 @@ def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any
     given = {name for name, value in model_kwargs.items() if not (value is None or value == {})}
     if other := sorted(given - known):
         raise TersorError(f"an image does not take {other}; it is conditioned on token ids only")
+
+
+def check_token(eol_token_id: Any, model: Any) -> None:
+    """Raise `ValueError` for an end-of-row token that the model's embeddings do not have."""
+    count = model.get_input_embeddings().weight.shape[0]
+    whole = isinstance(eol_token_id, int) and not isinstance(eol_token_id, bool)
+    if eol_token_id is not None and not (whole and 0 <= eol_token_id < count):
+        raise TersorError(f"eol_token_id={eol_token_id!r} must be a token of the model, from 0 to {count - 1}")
 
 
 def check_mode(config: Any) -> None:
@@ -236,14 +245,16 @@ def prepare(model: Any, options: dict[str, Any]) -> tuple[Any, list[Any], list[A
     return config, list(criteria), list(processors), rest
 
 
-def own_inputs(model: Any, inputs: Mapping[str, Any] | Tensor, rest: dict[str, Any], copies: int) -> dict[str, Any]:
+def own_inputs(model: Any, inputs: Any, rest: dict[str, Any], copies: int) -> dict[str, Any]:
     """The conditioning of a model with its own inputs, each repeated ``copies`` times."""
     allowed = find_adapter(model).inputs
-    given = {allowed[0]: inputs} if isinstance(inputs, Tensor) else {**inputs}
+    given = {**inputs} if isinstance(inputs, Mapping) else {allowed[0]: inputs}
     given |= rest
     if unknown := sorted(name for name, value in given.items() if value is not None and name not in allowed):
         raise TersorError(f"{type(model).__name__} does not take {unknown} for an image; it takes {list(allowed)}")
     if given.get("input_ids") is not None and given.get("attention_mask") is None:
         given["attention_mask"] = torch.ones_like(given["input_ids"])
+    if given.get("class_labels") is not None:
+        given["class_labels"] = as_classes(given["class_labels"], model.config.num_classes)
     tensors = {name: value for name, value in given.items() if value is not None}
     return {name: value.to(model.device).repeat_interleave(copies, dim=0) for name, value in tensors.items()}
