@@ -64,7 +64,16 @@ class Database:
     def write(self, query: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement for each of ``rows``, and wait until it is on the disk."""
         if rows:
-            self.submit(lambda connection: connection.executemany(query, rows)).result()
+            self.submit_rows(query, rows).result()
+
+    def submit_rows(self, query: str, rows: Sequence[Sequence[Any]]) -> Future[None]:
+        """`write` without waiting; the future is done when the rows are on the disk."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            # The cursor must end in the thread that made it, so it is not handed on as a result.
+            connection.executemany(query, rows)
+
+        return self.submit(job)
 
     def transact(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """What ``job`` returns, run in one transaction that nobody else writes in."""

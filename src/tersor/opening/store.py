@@ -213,10 +213,7 @@ class Store(Database):
             if each.label is None and each.status in ("ok", "empty"):
                 raise TersorError(f"verdict on {each.battle} of status {each.status} has no label")
             values.append((*astuple(each)[:-1], each.time or now))
-        marks = ", ".join("?" * len(fields(Raw)))
-        return self.submit(
-            lambda connection: connection.executemany(f"INSERT OR REPLACE INTO verdict VALUES ({marks})", values)
-        )
+        return self.submit_rows(f"INSERT OR REPLACE INTO verdict VALUES ({', '.join('?' * len(fields(Raw)))})", values)
 
     def raw(self, judge: str, *, prompt: str | None = None, rep: int | None = None) -> list[Raw]:
         """Every row of a judge, in the order of the battles.
