@@ -92,7 +92,7 @@ class ChatWriter:
             if step.image is not None:
                 message.parts.append(step.image)
         rng, limiter, why = random.Random(instance.uid), Limiter(1), ""
-        async with self.client.open(1) as client:
+        async with self.client.open() as client:
             for turn in range(TRIES):
                 got = await self.client.attempt(client, limiter, messages(message, self.side, "side"), TOKENS)
                 if isinstance(got, Completion):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +60,18 @@ class ChatClient:
         self._logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 10} if logprobs else {}
         self._worked = False
 
-    def open(self, connections: int) -> Any:
-        """A client of httpx2, to be used in an ``async with`` statement."""
+    def open(self) -> Any:
+        """A connection as a client of httpx2, to be used in an ``async with`` statement.
+
+        Whoever asks several things at once opens several: a pool looks at every idle connection for each request.
+        """
         httpx2: Any = require("httpx2", "arena")
         key = os.environ.get(self.key_env, "")
         return httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(self.timeout, connect=5.0),
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx2.Limits(max_connections=1),
+            verify=_tls(),
         )
 
     async def attempt(
@@ -140,3 +145,9 @@ class ChatClient:
     def _masked(self, text: str) -> str:
         key = os.environ.get(self.key_env, "")
         return text.replace(key, "***") if key else text
+
+
+@functools.cache
+def _tls() -> Any:
+    """One context for all connections, because to make one takes longer than many a request."""
+    return require("httpx2", "arena").create_ssl_context()

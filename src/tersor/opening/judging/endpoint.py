@@ -89,7 +89,7 @@ class EndpointJudge:
         self._attempts, found = 1, []
 
         async def ask() -> None:
-            async with self.client.open(1) as client:
+            async with self.client.open() as client:
                 found.append(await self._ask(client, Limiter(1), question))
 
         asyncio.run(ask())
@@ -101,11 +101,12 @@ class EndpointJudge:
         limiter = Limiter(self.concurrency)
 
         async def work() -> None:
-            for question in questions:
-                reply = await self._ask(client, limiter, question)
-                await asyncio.wrap_future(record(question, reply))
+            async with self.client.open() as client:
+                for question in questions:
+                    reply = await self._ask(client, limiter, question)
+                    await asyncio.wrap_future(record(question, reply))
 
-        async with self.client.open(self.concurrency) as client, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             for _ in range(self.concurrency):
                 group.create_task(work())
 
