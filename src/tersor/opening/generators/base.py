@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -84,9 +85,8 @@ def generate_all(
         written = None if overwrite else finished(folder, instance.uid)
         if written is None:
             count = len(instance.gold) if steps == "gold" else None
-            answer = generator.generate(
-                instance, n_steps=count, seed=seed + int.from_bytes(instance.uid.encode()) % 2**31
-            )
+            own = (seed + zlib.crc32(instance.uid.encode())) % 2**31
+            answer = generator.generate(instance, n_steps=count, seed=own)
             written = write_output(folder, instance, answer)
             made += 1
         elif instance.uid in known:
