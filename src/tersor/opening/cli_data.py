@@ -19,6 +19,9 @@ def init(
         Path | None,
         typer.Option("--from", help="Folder with test_data.jsonl or dev_data.jsonl and its images, or such a file."),
     ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="'opening', or 'mmrb2' for a file of pairs such as interleaved.json.")
+    ] = "opening",
     mini: Annotated[
         bool, typer.Option("--mini", help="Write opening-mini: 46 instances that a program can check.")
     ] = False,
@@ -35,7 +38,12 @@ def init(
     """
     if (source is None) != mini:
         raise TersorError("init needs either --from FOLDER or --mini")
+    if form not in ("opening", "mmrb2") or (mini and form != "opening"):
+        raise TersorError(f"--format {form!r} must be 'opening', or 'mmrb2' with --from FILE")
     require("PIL.Image", "arena")
+    if form == "mmrb2":
+        _take_mmrb2(run, source, as_json)
+        return
     from tersor.opening.data import read_data
     from tersor.opening.mini import write_mini
     from tersor.opening.store import Store
@@ -208,3 +216,23 @@ def sample(
         }  # fmt: skip
     said = f"{facts['battles']} battles of {len(models)} models, {new} of them new"
     tell(as_json, facts, said, f"judge {run} --judge scripted:faults")
+
+
+def _take_mmrb2(run: Path, file: Path | None, as_json: bool) -> None:
+    """Make a run of the pairs of MMRB2, with answers, battles and the verdicts of people."""
+    from tersor.opening.sources import MMRB2Pairs, take_pairs
+    from tersor.opening.store import Store
+
+    assert file is not None
+    source = MMRB2Pairs()
+    pairs = source.read(file)
+    with Store.open(run, create=True) as store:
+        take_pairs(store, source, pairs)
+    for each in pairs.problems:
+        typer.echo(f"tersor: note: {each}", err=True)
+    facts = {
+        "run": str(run), "instances": len(pairs.instances), "models": sorted(pairs.answers), "battles": len(pairs.rows),
+        "problems": [str(each) for each in pairs.problems],
+    }  # fmt: skip
+    said = f"{len(pairs.rows)} battles of {len(pairs.answers)} models, with the verdicts of human:{source.name}"
+    tell(as_json, facts, said, f"judge {run} --judge endpoint:MODEL --base-url URL")

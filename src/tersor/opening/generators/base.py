@@ -72,7 +72,8 @@ def generate_all(
     Args:
         store: The run.
         generator: Who answers.
-        steps: 'gold' tells it how many steps the gold answer has, as the benchmark does; 'free' leaves it to it.
+        steps: 'gold' tells it how many steps the gold answer has, as the benchmark does; 'free' leaves that to it, and
+            so does an instance without a gold answer.
         seed: Of everything drawn; each instance has one of its own.
         overwrite: Answer again what is answered.
         on_progress: Told how many are done, and of how many.
@@ -84,7 +85,7 @@ def generate_all(
         on_progress(number, len(instances))
         written = None if overwrite else finished(folder, instance.uid)
         if written is None:
-            count = len(instance.gold) if steps == "gold" else None
+            count = len(instance.gold) or None if steps == "gold" else None
             own = (seed + zlib.crc32(instance.uid.encode())) % 2**31
             answer = generator.generate(instance, n_steps=count, seed=own)
             written = write_output(folder, instance, answer)
