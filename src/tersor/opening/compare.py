@@ -31,7 +31,7 @@ class Comparison:
         score: Of the candidate; None without battles.
         low: One-sided 95 % lower bound of the score.
         high: One-sided 95 % upper bound.
-        deviation: Standard deviation of a battle's score, such that ``deviation / sqrt(battles)`` is the standard error.
+        deviation: Standard error of the score times the root of the battles.
         tally: What the candidate did.
         instances: How many the battles are on.
     """
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
-        """Pass: not worse by more than the margin. Fail: worse by more. Each is wrong in about 5 % of runs where it could be."""
+        """Pass: not worse by more than the margin. Fail: worse by more. At the margin each is wrong in 5 % of runs."""
         if self.low is not None and self.low > self.least:
             return "pass"
         return "fail" if self.high is not None and self.high < self.least else "inconclusive"
@@ -80,8 +80,8 @@ class Comparison:
 def compare(verdicts: Sequence[Verdict], baseline: str, candidate: str, *, margin: float = 0.05) -> Comparison:
     """Compare two models by the battles between them.
 
-    The standard error is clustered by instance. One win and one loss more than were seen enter the bounds (after Agresti
-    and Caffo 2000), so that a few equal verdicts prove nothing.
+    The standard error is clustered by instance. One win and one loss more than were seen enter the bounds (after
+    Agresti and Caffo 2000), so that a few equal verdicts prove nothing.
 
     Args:
         verdicts: One for each battle; those of other models are left out.
