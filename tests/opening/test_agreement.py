@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 from arena_verdicts import drawn, exchanged, verdict
-from tersor.opening.records import Label, Verdict
 
 from tersor._errors import TersorError
 from tersor.opening.agreement import (
@@ -18,6 +17,7 @@ from tersor.opening.agreement import (
     matched,
     topic_table,
 )  # fmt: skip
+from tersor.opening.records import Label, Verdict
 
 GPT, ANOLE, EMU, SHOW = "GPT-4o+DALL-E3", "Anole", "Emu2", "Show-o"
 #: (a, b, the reference's label, the judge's label); by hand below.

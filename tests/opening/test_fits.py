@@ -6,12 +6,12 @@ import statistics
 import numpy as np
 import pytest
 from arena_verdicts import NAMES, STRENGTHS, drawn, exchanged, verdict
-from tersor.opening.records import Verdict
 
 from tersor._errors import TersorError
 from tersor.opening.agreement import kendall
 from tersor.opening.fits import Encoding, Fit, fit_strengths
 from tersor.opening.ranking import METRICS, rate, tallies
+from tersor.opening.records import Verdict
 
 TRUE = {name: theta - statistics.fmean(STRENGTHS) for name, theta in zip(NAMES, STRENGTHS, strict=True)}
 

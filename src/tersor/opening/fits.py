@@ -25,6 +25,8 @@ from tersor.opening.ranking import components, models_of, oriented, unbounded, w
 from tersor.opening.records import Verdict
 
 Encoding = Literal["fdt", "half", "decisive", "davidson"]
+#: Name -> (uid, model) -> value of the model's answer.
+Covariates = Mapping[str, Mapping[tuple[str, str], float]]
 _Floats = npt.NDArray[np.float64]
 
 #: Elo points of a natural unit of strength, and where their mean lies.
@@ -99,7 +101,7 @@ def fit_strengths(
     verdicts: Sequence[Verdict],
     *,
     encoding: Encoding = "fdt",
-    covariates: Mapping[str, Mapping[tuple[str, str], float]] | None = None,
+    covariates: Covariates | None = None,
     position: bool = True,
     bootstrap: int = 0,
     seed: int = 0,
@@ -110,7 +112,7 @@ def fit_strengths(
         verdicts: One for each battle, or one for each order of it.
         encoding: "fdt" divides ties by their lean, "half" counts them half, "decisive" leaves them out, "davidson"
             estimates how often they happen.
-        covariates: Name -> (uid, model) -> value, such as the length of the answer's text; "style control".
+        covariates: What else answers differ in, such as the length of their text ("style control").
         position: Estimate what being shown first adds.
         bootstrap: Resamples of whole instances for the intervals; 0 takes the sandwich estimator, clustered alike.
         seed: Of the resamples.
@@ -161,8 +163,7 @@ class _Design:
         return int(self.cluster.max()) + 1
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict], encoding: Encoding, covariates: Mapping[str, Mapping[tuple[str, str], float]],
-           *, position: bool) -> _Design:  # fmt: skip
+    def of(cls, verdicts: Sequence[Verdict], encoding: Encoding, covariates: Covariates, *, position: bool) -> _Design:
         models = models_of(verdicts)
         place = {model: index for index, model in enumerate(models)}
         rows = np.arange(len(verdicts))
@@ -238,15 +239,14 @@ def _sigmoid(x: _Floats) -> _Floats:
 def _maximize(design: _Design, weight: _Floats, start: _Floats | None = None) -> tuple[_Floats, float]:
     """The estimate, and the largest entry of the gradient there: L-BFGS, then Newton's last digits."""
     optimize = require("scipy.optimize", "arena")
+    rows = design.natural.reshape(-1, design.natural.shape[2])
     begin = np.zeros(design.natural.shape[2]) if start is None else start
 
     def loss(estimate: _Floats) -> tuple[float, _Floats]:
         eta = design.natural @ estimate
         total, mean, _ = _moments(eta)
         value = float(weight @ (total - (eta * design.statistic).sum(1)))
-        slope = (weight[:, None] * (mean - design.statistic)).ravel() @ design.natural.reshape(
-            len(weight) * eta.shape[1], -1
-        )
+        slope = (weight[:, None] * (mean - design.statistic)).ravel() @ rows
         return value + RIDGE / 2 * float(estimate @ estimate), slope + RIDGE * estimate
 
     estimate = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x

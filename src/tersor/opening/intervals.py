@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 #: Resamples of a bootstrap.
 RESAMPLES = 1000
@@ -32,12 +33,12 @@ def share(numerators: Sequence[float], denominators: Sequence[float], groups: Se
         seed: Of the resamples.
         resamples: How many.
     """
-    below = np.asarray(denominators, dtype=np.float64)
-    if not below.sum() > 0:
+    counts = np.asarray(denominators, dtype=np.float64)
+    if not counts.sum() > 0:
         return None
     _, place = np.unique(np.asarray(groups), return_inverse=True)
     above = np.bincount(place, weights=np.asarray(numerators, dtype=np.float64))
-    below = np.bincount(place, weights=below)
+    below = np.bincount(place, weights=counts)
     draws = weights(len(above), seed=seed, resamples=resamples)
     totals = draws @ below
     found = (draws @ above)[totals > 0] / totals[totals > 0]
@@ -46,7 +47,7 @@ def share(numerators: Sequence[float], denominators: Sequence[float], groups: Se
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def weights(groups: int, *, seed: int, resamples: int) -> np.ndarray:
+def weights(groups: int, *, seed: int, resamples: int) -> npt.NDArray[np.float64]:
     """How often each group is drawn in each resample, ``[resamples, groups]`` float64."""
     even = np.full(groups, 1 / groups)
     return np.random.default_rng(seed).multinomial(groups, even, size=resamples).astype(np.float64)
