@@ -44,7 +44,8 @@ def test_the_four_win_rates_are_those_worked_out_by_hand() -> None:
     ("metric", "published", "x_y", "x_z"),
     [
         ("fdt", False, 4 / 6, 2 / 3), ("without_ties", False, 2 / 3, 1.0), ("without_ties", True, 2 / 6, 2 / 3),
-        ("ties_zero", False, 2 / 6, 2 / 3), ("ties_half", False, 3.5 / 6, 2.5 / 3), ("ties_half", True, 3.5 / 6, 2.5 / 3),
+        ("ties_zero", False, 2 / 6, 2 / 3), ("ties_half", False, 3.5 / 6, 2.5 / 3),
+        ("ties_half", True, 3.5 / 6, 2.5 / 3),
     ],
 )  # fmt: skip
 def test_both_conventions_of_the_matrix_are_those_worked_out_by_hand(

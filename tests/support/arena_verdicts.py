@@ -14,7 +14,9 @@ STRENGTHS = (1.58, 1.32, 0.72, 0.10, 0.05, -0.20, -0.41, -0.60, -0.71, -0.76, -1
 NAMES = [f"model {index:02d}" for index in range(len(STRENGTHS))]
 
 
-def verdict(uid: str, a: str, b: str, label: Label, *, first: str | None = None, judge: str = "j", task: str = "01.01") -> Verdict:  # fmt: skip
+def verdict(
+    uid: str, a: str, b: str, label: Label, *, first: str | None = None, judge: str = "j", task: str = "01.01"
+) -> Verdict:
     return Verdict(battle_id(uid, a, b), uid, task, a, b, first, label, None, None, judge)
 
 

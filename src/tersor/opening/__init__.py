@@ -1,5 +1,1 @@
-<<<<<<< HEAD
-"""OpenING."""
-=======
 """OpenING: open-ended answers in text and pictures, compared in pairs, down to a ranking with its intervals."""
->>>>>>> opA
