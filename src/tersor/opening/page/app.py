@@ -21,6 +21,8 @@ from tersor.web.tokens import Signer
 
 _COOKIE = "tersor_arena"
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
+#: What a form sent; empty where it sent nothing.
+Field = Annotated[str, Form()]
 #: Letters of a name at most.
 _LONGEST = 60
 
@@ -107,7 +109,10 @@ def arena_page(store: Store, settings: PageSettings) -> Any:
 
     @app.post("/sign-in")  # type: ignore[untyped-decorator]
     def sign_in(
-        request: Request, csrf: Annotated[str, Form()], name: Annotated[str, Form()], key: Annotated[str, Form()] = ""
+        request: Request,
+        csrf: Field = "",
+        name: Field = "",
+        key: Field = "",
     ) -> Response:
         who, name = visitor(request), " ".join(name.split())
         if not ours(who, csrf):
@@ -135,9 +140,9 @@ def arena_page(store: Store, settings: PageSettings) -> Any:
     def former_battle(request: Request, token: str) -> Response:
         who = visitor(request)
         lease = own(who, token)
-        return (
-            page(who, "note.html", 404, note="There is no such battle.") if lease is None else battle_page(who, lease)
-        )
+        if lease is None:
+            return page(who, "note.html", 404, note="There is no such battle.")
+        return battle_page(who, lease)
 
     @app.get("/picture/{token}/{number}")  # type: ignore[untyped-decorator]
     def picture(request: Request, token: str, number: int) -> Response:
@@ -147,7 +152,10 @@ def arena_page(store: Store, settings: PageSettings) -> Any:
 
     @app.post("/vote")  # type: ignore[untyped-decorator]
     def cast(
-        request: Request, csrf: Annotated[str, Form()], token: Annotated[str, Form()], choice: Annotated[str, Form()]
+        request: Request,
+        csrf: Field = "",
+        token: Field = "",
+        choice: Field = "",
     ) -> Response:
         who = visitor(request)
         if not ours(who, csrf):
