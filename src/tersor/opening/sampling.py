@@ -1,7 +1,7 @@
 """Which pairs of models meet on which instance (arXiv 2411.18499, the roaming matches of its arena).
 
-Everything is drawn by a generator of its own for each task, so a new task or another order of files changes no battle of
-the others, and two machines make the same list.
+Each task draws by a generator of its own, so a new task or another order of files changes no battle of the others, and
+two machines make the same list.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ def roaming(instances: Sequence[Instance], models: Sequence[str], rounds: int = 
     """Battles in rounds: first around a ring of the models, later between those that met least.
 
     In the first round the models of a task stand in a ring in random order, and each next instance takes the next
-    neighbours. A later round takes for each instance the pair that is new to it, whose members were least used on the
-    instance, then whose pair and members met least in the task and in all; what is still equal is drawn.
+    neighbours. A later round takes for each instance a pair that is new to it: first of all without a model that is two
+    battles ahead in the task, then the pair whose members were least used on the instance, then in the task, then that
+    met least there; what is still equal is drawn.
 
     Args:
         instances: What is answered.
@@ -43,7 +44,7 @@ def roaming(instances: Sequence[Instance], models: Sequence[str], rounds: int = 
         ring = list(names)
         rng = random.Random(f"{seed}:{task}")
         rng.shuffle(ring)
-        used = _Uses()
+        used = _Uses(names)
         for place, instance in enumerate(group):
             a, b = ring[place % len(ring)], ring[(place + 1) % len(ring)]
             found[0].append(used.add(Battle.of(instance.uid, task, a, b)))
@@ -98,7 +99,7 @@ def add_model(
     found = []
     for task, group in _by_task(instances).items():
         rng = random.Random(f"{seed}:{task}:{new}")
-        used = _Uses()
+        used = _Uses([new, *others])
         for instance in group:
             for _ in range(rounds):
                 pairs = [(new, each) for each in others if not used.met(instance.uid, (new, each))]
@@ -126,11 +127,11 @@ def answered_by_both(
 class _Uses:
     """How often models and pairs were used on an instance, and in the task."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self.on_instance: dict[str, Counter[str]] = {}
         self.pairs_on_instance: set[tuple[str, frozenset[str]]] = set()
         self.pairs: Counter[frozenset[str]] = Counter()
-        self.members: Counter[str] = Counter()
+        self.members: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.firsts: Counter[str] = Counter()
 
     def add(self, battle: Battle) -> Battle:
@@ -144,13 +145,10 @@ class _Uses:
     def met(self, uid: str, pair: tuple[str, str]) -> bool:
         return (uid, frozenset(pair)) in self.pairs_on_instance
 
-    def of(self, uid: str, pair: tuple[str, str]) -> tuple[int, int, int]:
-        here = self.on_instance.get(uid, Counter())
-        return (
-            here[pair[0]] + here[pair[1]],
-            self.members[pair[0]] + self.members[pair[1]],
-            self.pairs[frozenset(pair)],
-        )
+    def of(self, uid: str, pair: tuple[str, str]) -> tuple[bool, int, int, int]:
+        here, (one, two) = self.on_instance.get(uid, Counter()), pair
+        ahead = max(self.members[one], self.members[two]) - min(self.members.values()) >= 2
+        return ahead, here[one] + here[two], self.members[one] + self.members[two], self.pairs[frozenset(pair)]
 
     def oriented(self, pair: tuple[str, str], rng: random.Random) -> tuple[str, str]:
         """The pair with the member first that was first less often; equal ones by a draw."""
@@ -162,7 +160,7 @@ class _Uses:
 def _every(instances: Sequence[Instance], pairs: Sequence[tuple[str, str]], seed: int) -> list[Battle]:
     found = []
     for task, group in _by_task(instances).items():
-        rng, used = random.Random(f"{seed}:{task}"), _Uses()
+        rng, used = random.Random(f"{seed}:{task}"), _Uses({name for pair in pairs for name in pair})
         for instance, pair in itertools.product(group, pairs):
             found.append(used.add(Battle.of(instance.uid, task, *used.oriented(pair, rng))))
     return found
