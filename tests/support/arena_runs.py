@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from tersor.opening.data import read_data
 from tersor.opening.mini import write_mini
 from tersor.opening.outputs import Answer, fingerprint, model_folder, write_output
 from tersor.opening.records import Battle
@@ -26,7 +27,8 @@ def make_run(folder: Path, *, battles: int = 10, models: Sequence[str] = CONTEST
         models: Names.
         seed: Of colours.
     """
-    instances = write_mini(folder / "data")
+    write_mini(folder / "data")
+    instances = read_data(folder / "data").instances
     source = random.Random(seed)
     with Store.open(folder, create=True) as store:
         store.add_instances(instances, folder / "data")
