@@ -25,3 +25,10 @@ def test_a_case_that_does_not_count_changes_nothing_and_nothing_at_all_is_none()
     assert share([], [], []) is None
     found = share([1, 0, 0], [1, 1, 0], ["a", "b", "a"])
     assert found is not None and found.value == 0.5 and (found.low, found.high) == (0, 1)
+
+
+def test_a_share_of_none_or_all_has_an_interval_as_wide_as_its_groups_are_few() -> None:
+    none, every = share([0] * 20, [1] * 20, [str(i) for i in range(20)]), share([1] * 20, [1] * 20, ["a"] * 20)
+    assert none is not None and every is not None
+    assert (none.low, none.high) == (0, pytest.approx(0.161, abs=1e-3)), "Wilson's for 0 of 20"
+    assert every.high == 1 and every.low < 0.3, "twenty battles on one instance are one case"
