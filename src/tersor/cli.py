@@ -35,6 +35,7 @@ from tersor.grids.zipar.bench.cli import bench_images
 from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench_saliency
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
+from tersor.opening.bench.cli import bench_opening
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 from tersor.rl.bench.cli import bench_zipr1
@@ -70,6 +71,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "vlm": bench_vlm,
     "photos": bench_photos,
     "zipr1": bench_zipr1,
+    "opening": bench_opening,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.

@@ -151,9 +151,7 @@ def compare(
 
 def serve(
     run: Run,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; others reach the page only if it is not local.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen; local ones are for this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8765,
     votes_per_battle: Annotated[int, typer.Option(help="People who vote on each battle.")] = 1,
     annotators: Annotated[str, typer.Option(help="Names that may vote, with commas; anybody's without it.")] = "",

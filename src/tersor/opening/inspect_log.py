@@ -1,7 +1,7 @@
 """Battles and verdicts as a log of Inspect AI, whose viewer and tables then read them.
 
-The format is version 2 of its JSON logs (https://inspect.aisi.org.uk/eval-logs.html): a battle is a sample, its score is
-that of the model called A, and the win rates are the results. Nothing of Inspect is needed to write it.
+The format is version 2 of its JSON logs (https://inspect.aisi.org.uk/eval-logs.html): a battle is a sample, its score
+is that of the model called A, and the win rates are the results. Nothing of Inspect is needed to write it.
 """
 
 from __future__ import annotations
