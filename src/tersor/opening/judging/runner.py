@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -18,6 +18,8 @@ from tersor.opening.store import Store
 Orders: TypeAlias = Literal["both", "one"]
 #: Folder of answers in a run's folder.
 ANSWERS = "outputs"
+#: Rows that may be on their way to the disk.
+_MOST_PENDING = 64
 
 
 @dataclass
@@ -82,16 +84,23 @@ def run_judge(
             if row.status != "error"
         }
         todo = [(battle, order) for battle, order in wanted if (battle.id, order) not in done]
-        pending: set[Future[None]] = set()
+        pending: list[Future[None]] = []
         count = len(wanted) - len(todo)
 
+        def settle() -> None:
+            nonlocal count
+            for each in pending:
+                each.result()
+            count += len(pending)
+            pending.clear()
+            on_progress(count, len(wanted))
+
         def record(question: Question, reply: Reply) -> Future[None]:
-            nonlocal count, pending
             row = Raw(question.battle.id, judge.id, judge.prompt_hash, question.order, rep, **vars(reply))
             future = store.record(row)
-            pending = {each for each in pending if not each.done() or each.exception()} | {future}
-            count += 1
-            on_progress(count, len(wanted))
+            pending.append(future)
+            if len(pending) >= _MOST_PENDING:
+                settle()
             return future
 
         def questions() -> Iterator[Question]:
@@ -109,9 +118,7 @@ def run_judge(
                     record(question, Reply("empty", label, text="an answer is empty or missing"))
 
         judge.run(questions(), record)
-        wait(pending)
-        for each in pending:
-            each.result()
+        settle()
     return outcome(store, judge, orders, rep, able, asked=len(todo), skipped=len(battles) - len(able))
 
 
@@ -141,9 +148,9 @@ def changed_answers(store: Store) -> list[tuple[str, str]]:
 def contestant(judge: Judge, models: list[str]) -> str | None:
     """The model that seems to be the judge too, if one does: nobody should judge their own answers."""
     name = judge.id.partition(":")[2].rpartition("/")[2].casefold()
-    return next(
-        (each for each in models if len(name) > 2 and (name in each.casefold() or each.casefold() in name)), None
-    )
+    if len(name) < 3:
+        return None
+    return next((each for each in models if name in each.casefold() or each.casefold() in name), None)
 
 
 def _fingerprint(file: Path, steps: tuple[Step, ...]) -> str | None:

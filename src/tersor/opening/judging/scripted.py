@@ -82,6 +82,4 @@ class ScriptedJudge:
         """See `tersor.opening.judging.base.Judge`."""
         for question in questions:
             label = self.decide(question)
-            last = record(question, Reply("ok", label, text=label))
-            if last.done():
-                last.result()  # a fault of the disk ends the run here
+            record(question, Reply("ok", label, text=label))

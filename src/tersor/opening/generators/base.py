@@ -1,0 +1,96 @@
+"""What a generator is, and what runs one over all instances of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+from tersor.opening.judging.runner import ANSWERS
+from tersor.opening.outputs import Answer, fingerprint, finished, model_folder, write_output
+from tersor.opening.records import Instance
+from tersor.opening.store import Store
+
+Family: TypeAlias = Literal["integrated", "two_stage", "end_to_end", "human", "scripted"]
+#: Steps of an answer at most, where the generator decides.
+MOST_STEPS = 10
+
+
+class InterleavedGenerator(Protocol):
+    """Something that answers in texts and pictures.
+
+    Args:
+        name: Of the contestant.
+        family: How it makes pictures: a text model that calls an image model, one model in two passes, one in one.
+    """
+
+    name: str
+    family: Family
+
+    def generate(self, instance: Instance, *, n_steps: int | None, seed: int) -> Answer:
+        """Answer an instance.
+
+        Args:
+            instance: What is asked.
+            n_steps: Steps to make; None leaves that to the generator, up to `MOST_STEPS`.
+            seed: Of everything drawn.
+        """
+        ...
+
+
+class ImageBackend(Protocol):
+    """Something that draws a picture from words."""
+
+    def draw(self, prompt: str, *, seed: int) -> Any:
+        """A picture of Pillow."""
+        ...
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came of a run of a generator.
+
+    Args:
+        made: Answers of this call.
+        kept: Answers that were there already.
+    """
+
+    made: int
+    kept: int
+
+
+def generate_all(
+    store: Store, generator: InterleavedGenerator, *, steps: Literal["gold", "free"] = "gold", seed: int = 0,
+    overwrite: bool = False, on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Generated:  # fmt: skip
+    """Have a generator answer every instance of a run that it has not answered yet.
+
+    An answer is written pictures first, and counts as done when its file is whole and every picture can be read.
+
+    Args:
+        store: The run.
+        generator: Who answers.
+        steps: 'gold' tells it how many steps the gold answer has, as the benchmark does; 'free' leaves it to it.
+        seed: Of everything drawn; each instance has one of its own.
+        overwrite: Answer again what is answered.
+        on_progress: Told how many are done, and of how many.
+    """
+    instances = store.instances()
+    folder, known = model_folder(store.folder / ANSWERS, generator.name), store.hashes(generator.name)
+    made = 0
+    for number, instance in enumerate(instances):
+        on_progress(number, len(instances))
+        written = None if overwrite else finished(folder, instance.uid)
+        if written is None:
+            count = len(instance.gold) if steps == "gold" else None
+            answer = generator.generate(
+                instance, n_steps=count, seed=seed + int.from_bytes(instance.uid.encode()) % 2**31
+            )
+            written = write_output(folder, instance, answer)
+            made += 1
+        elif instance.uid in known:
+            continue
+        sha256 = fingerprint(folder / f"{instance.uid}.json", written)
+        store.add_output(generator.name, instance.uid, written, sha256)
+    on_progress(len(instances), len(instances))
+    return Generated(made, len(instances) - made)
