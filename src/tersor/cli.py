@@ -48,6 +48,7 @@ _PLOTS = {"matplotlib": ("bench", "plots")}
 _QUANTO = {"optimum.quanto": ("bench", "the comparison with quanto's cache")}
 _PICTURES = {"PIL": "images"}
 _ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
+_ARENA = dict.fromkeys(("PIL", "scipy"), "arena")
 #: System of `tersor demo` -> its demo.
 DEMOS: dict[str, Demo] = {
     "zipcache": Demo(home="tersor.kv.demos.zipcache:run", parts=_PLOTS | _QUANTO),
@@ -57,6 +58,7 @@ DEMOS: dict[str, Demo] = {
     "zipvl": Demo(home="tersor.kv.demos.zipvl:run", needs=_PICTURES, parts=_PLOTS),
     "ptq": Demo(home="tersor.ptq.demo:run", needs=_ONNX, parts=_PLOTS),
     "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
+    "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {

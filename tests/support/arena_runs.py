@@ -9,9 +9,14 @@ from pathlib import Path
 from PIL import Image
 
 from tersor.opening.data import read_data
+from tersor.opening.generators.base import generate_all
+from tersor.opening.generators.scripted import LADDER, GoldGenerator
+from tersor.opening.judging.runner import run_judge
+from tersor.opening.judging.scripted import ScriptedJudge
 from tersor.opening.mini import write_mini
 from tersor.opening.outputs import Answer, fingerprint, model_folder, write_output
 from tersor.opening.records import Battle
+from tersor.opening.sampling import roaming
 from tersor.opening.store import Store
 
 #: Names that must not be seen.
@@ -42,3 +47,17 @@ def make_run(folder: Path, *, battles: int = 10, models: Sequence[str] = CONTEST
                 written = write_output(place, instance, Answer(tuple(steps)))
                 store.add_output(model, instance.uid, written, fingerprint(place / f"{instance.uid}.json", written))
         store.add_battles(Battle.of(each.uid, each.task, models[0], models[1]) for each in instances[:battles])
+
+
+def decided(folder: Path, judge: str = "scripted:faults,noise=1,bias=0.5", *, rounds: int = 2) -> str:
+    """A run of the four generators of known order, small and decided; returns the judge's id."""
+    with Store.open(folder, create=True) as store:
+        write_mini(folder / "data", each=1)
+        instances = read_data(folder / "data").instances[:12]
+        store.add_instances(instances, folder / "data")
+        for generator in (GoldGenerator(), *LADDER):
+            generate_all(store, generator)
+        store.add_battles(roaming(instances, store.models(), rounds))
+        found = ScriptedJudge.from_text(judge.partition(":")[2])
+        run_judge(store, found)
+        return found.id

@@ -1,4 +1,4 @@
-"""`tersor opening report | agree | compare | serve | export`: what verdicts come to, and the page for people."""
+"""`tersor opening demo | report | agree | compare | serve | export`: what verdicts come to, and the page for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tersor import _atomic
+from tersor._console import spinner
 from tersor._errors import TersorError
+from tersor._options import FOLDER
 from tersor.bench.runs import show
 
 if TYPE_CHECKING:
@@ -59,7 +61,9 @@ def report(
         who = only_judge(store, judge)
         told = summarize(store, who, prompt=prompt)
         text = render(store, told, chosen, battles=battles)
-    if out is None:
+    if out is None and chosen == "md" and form is None:
+        print_standings(told)
+    elif out is None:
         typer.echo(text.rstrip("\n"))
     else:
         _atomic.write_text(out, text)
@@ -195,7 +199,7 @@ def export(
 ) -> None:
     """Write battles and verdicts for other tools."""
     from tersor.opening.inspect_log import inspect_log
-    from tersor.opening.official import write_verdicts
+    from tersor.opening.official import verdict_rows, write_rows
 
     if form not in ("inspect", "official"):
         raise TersorError(f"--format {form!r} must be 'inspect' or 'official'")
@@ -204,12 +208,43 @@ def export(
         if form == "inspect":
             _atomic.write_text(out, inspect_log(store, who, prompt=prompt))
         else:
-            write_verdicts(out, store.verdicts(who, prompt=prompt))
+            write_rows(out, verdict_rows(store.verdicts(who, prompt=prompt)), store.get("registry", {}))
     typer.echo(json.dumps({"written": str(out), "judge": who}) if as_json else f"written: {out}")
 
 
+def demo(
+    out: Annotated[Path, typer.Option(metavar=FOLDER, help="Folder of the run; one that is there goes on.")] = Path(
+        "tersor-arena"
+    ),
+    seed: Annotated[int, typer.Option(help="Of instances, answers, battles and the judge's noise.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The whole loop offline in a minute: four generators of known order, a scripted judge, a report."""
+    from tersor.opening.example import ORDER, decide, fill
+    from tersor.opening.report import render
+    from tersor.opening.store import Store
+    from tersor.opening.summary import summarize
+
+    with spinner() as status, Store.open(out, create=True) as store:
+        if store.models() and set(store.models()) != set(ORDER):
+            raise TersorError(f"--out {out} holds another run; give a new folder")
+        fill(store, seed=seed, on_progress=status.update)
+        judge = decide(store, seed=seed, on_progress=status.update)
+        told = summarize(store, judge)
+        _atomic.write_text(out / "report.html", render(store, told, "html"))
+    found = [row["model"] for row in sorted(told["models"], key=lambda row: -(row["theta"]["value"] or 0.0))]
+    if as_json:
+        typer.echo(json.dumps({"known": ORDER, "found": found, **told}, allow_nan=False))
+        return
+    print_standings(told)
+    typer.echo(f"known order: {' > '.join(ORDER)}\nfound order: {' > '.join(found)}")
+    typer.echo(f"report: {out / 'report.html'}")
+    _next("compare", out, "--baseline", "Human", "--candidate", "strong")
+    _next("serve", out)
+
+
 #: Command of `tersor opening` -> its function.
-RESULTS = {"report": report, "agree": agree, "compare": compare, "serve": serve, "export": export}
+RESULTS = {"demo": demo, "report": report, "agree": agree, "compare": compare, "serve": serve, "export": export}
 
 
 def _open(run: Path) -> Store:
@@ -246,7 +281,11 @@ def verdicts_of(store: Store | None, name: str | None) -> list[Verdict]:
     from tersor.opening.official import read_verdicts
 
     if name is not None and Path(name).is_file():
-        return read_verdicts(Path(name), judge=Path(name).stem)
+        verdicts, found = read_verdicts(Path(name))
+        if found.rejected:
+            labels = ", ".join(f"{label!r} {n} times" for label, n in found.rejected.items())
+            typer.echo(f"tersor: note: {name} has labels that are none, and left out: {labels}", err=True)
+        return verdicts
     if store is None:
         raise TersorError(f"{name or '--judge'}: no such file of verdicts; give a file, or the folder of a run as well")
     return store.verdicts(only_judge(store, name))
@@ -254,6 +293,16 @@ def verdicts_of(store: Store | None, name: str | None) -> list[Verdict]:
 
 def _next(command: str, *words: Any) -> None:
     typer.echo(f"next: tersor opening {command} {shlex.join(map(str, words))}")
+
+
+def print_standings(told: dict[str, Any]) -> None:
+    """Who judged and how, and the models from the best to the worst."""
+    from tersor.opening.report import NOTE, STANDINGS, facts, standings
+
+    for name, value in facts(told):
+        typer.echo(f"{name}: {value}")
+    show(STANDINGS, standings(told), names=2)
+    typer.echo(NOTE)
 
 
 def _print_agreement(told: dict[str, Any]) -> None:

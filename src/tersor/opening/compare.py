@@ -112,7 +112,7 @@ def compare(verdicts: Sequence[Verdict], baseline: str, candidate: str, *, margi
     error = math.sqrt(squares * len(groups) / (len(groups) - 1)) / n
     half = _student(len(groups) - 1) * error
     return Comparison(
-        baseline, candidate, margin, points / battles, middle - half, middle + half,
+        baseline, candidate, margin, points / battles, max(middle - half, 0.0), min(middle + half, 1.0),
         error * math.sqrt(battles), tally, len(clusters),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,26 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[Row]:
         else Row(each.uid, each.b, each.a, flip(each.label))
         for each in verdicts
     ]
+
+
+def read_verdicts(file: Path, *, repair: bool = False) -> tuple[list[Verdict], Imported]:
+    """The verdicts of a file by themselves, without a run; the model called A was shown first.
+
+    Args:
+        file: See `read_rows`.
+        repair: Take misspelt labels for what they obviously mean, instead of leaving them out.
+
+    Returns:
+        The verdicts, and what was left out or repaired.
+    """
+    found, verdicts = Imported(), []
+    for row in read_rows(file)[0]:
+        label = None if row.winner is None else _label(row.winner, repair, found)
+        if label is not None:
+            battle = Battle.of(row.uid, f"{row.uid[:2]}.{row.uid[2:4]}", row.a, row.b)
+            verdicts.append(Verdict(*astuple(battle), row.a, label, None, None, file.stem))
+    found.recorded = len(verdicts)
+    return verdicts, found
 
 
 def _label(text: str, repair: bool, found: Imported) -> Label | None:
