@@ -37,7 +37,7 @@ def call(*words: str, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("a run")
-    decided(folder)
+    decided(folder, rounds=6)
     return str(folder)
 
 
@@ -50,8 +50,8 @@ def test_a_report_is_printed_or_written_in_the_form_of_its_ending(run: str, tmp_
         assert f"report: {out}" in call("report", run, "--out", str(out))
         assert out.stat().st_size > 300
     told = json.loads(call("report", run, "--json", "--no-battles"))
-    assert told["counts"]["decided"] == 24 and "verdicts" not in told
-    assert len(json.loads(call("report", run, "--json"))["verdicts"]) == 24
+    assert told["counts"]["decided"] == 72 and "verdicts" not in told
+    assert len(json.loads(call("report", run, "--json"))["verdicts"]) == 72
 
 
 def test_what_cannot_be_reported_is_refused_in_a_line(run: str, tmp_path: Path) -> None:
@@ -134,8 +134,7 @@ def test_labels_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
 def test_a_file_and_a_judge_of_the_run_agree_too(run: str, tmp_path: Path) -> None:
     call("export", run, "--format", "official", "--out", str(tmp_path / "out.json"))
     told = json.loads(call("agree", run, "--reference", str(tmp_path / "out.json"), "--json"))
-    assert told["battles"] == [24, 24, 24] or told["table"]["fdt"]["average"]["value"] == 1
-    assert told["table"]["fdt"]["average"]["value"] == 1
+    assert told["battles"] == [72, 72, 72] and told["table"]["fdt"]["average"]["value"] == 1
 
 
 def test_logs_for_inspect_are_written(run: str, tmp_path: Path) -> None:

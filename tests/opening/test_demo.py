@@ -41,7 +41,7 @@ def faked(order: tuple[str, ...]) -> list:
 
 
 def test_a_ranking_that_is_wrong_fails() -> None:
-    assert [each.verdict for each in faked(ORDER)][0] == "holds"
+    assert faked(ORDER)[0].verdict == "holds"
     lost = faked(ORDER[::-1])[0]
     assert lost.verdict == "fails" and lost.measured == -1
 

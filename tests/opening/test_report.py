@@ -40,7 +40,7 @@ def test_every_form_names_the_judge_and_how_far_it_can_be_trusted(
 def test_the_page_holds_every_battle_with_both_answers_and_loads_nothing(
     rendered: tuple[Told, dict[str, str], list[Any]],
 ) -> None:
-    told, text, battles = rendered
+    _, text, battles = rendered
     page = text["html"]
     assert not re.search(r'(src|href)="(?!data:)', page) and "<svg" in page
     for uid in {each.uid for each in battles}:
