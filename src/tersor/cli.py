@@ -36,6 +36,7 @@ from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.opening.bench.cli import bench_opening
+from tersor.opening.cli import opening
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 from tersor.rl.bench.cli import bench_zipr1
@@ -93,7 +94,13 @@ experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
-for name, group in {"bench": bench, "experts": experts, "images": images, "train": train}.items():
+for name, group in {
+    "bench": bench,
+    "experts": experts,
+    "images": images,
+    "opening": opening,
+    "train": train,
+}.items():
     app.add_typer(group, name=name)
 
 

@@ -17,20 +17,19 @@ from tersor._console import spinner
 from tersor._errors import TersorError
 from tersor._options import FOLDER
 from tersor.bench.runs import show
+from tersor.opening.told import Json, Run
 
 if TYPE_CHECKING:
     from tersor.opening.compare import Comparison
     from tersor.opening.records import Verdict
     from tersor.opening.store import Store
 
-Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
 JudgeOption = Annotated[
     str | None, typer.Option("--judge", help="Whose verdicts; 'human' is all people. May be left out if there is one.")
 ]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Hash of the prompt, where the judge was asked with several.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 #: What `compare` answers with beside 0.
 FAILED, INCONCLUSIVE = 1, 3
 
@@ -46,7 +45,7 @@ def report(
     battles: Annotated[
         bool, typer.Option("--battles/--no-battles", help="Whether HTML and JSON hold every battle.")
     ] = True,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Standings with intervals, position bias, topics and all battles: a page, Markdown, JSON or CSV."""
     from tersor.opening.report import FORMATS, render
@@ -77,7 +76,9 @@ def report(
 
 
 def agree(
-    run: Annotated[Path | None, typer.Argument(help="Folder of the run; not needed for two files.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of the run; not needed for two files.", metavar="RUN")
+    ] = None,
     judge: JudgeOption = None,
     reference: Annotated[str, typer.Option(help="Whom to agree with: a judge of the run, or a file.")] = "human",
     unseen: Annotated[
@@ -86,7 +87,7 @@ def agree(
     unseen_official: Annotated[
         bool, typer.Option("--unseen-official", help="The published list of unseen models, with its misspelt name.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """How often two judges say the same: the published table, kappa, confusion, and topics.
 
@@ -128,11 +129,11 @@ def compare(
     judge: JudgeOption = None,
     prompt: PromptOption = None,
     margin: Annotated[float, typer.Option(help="How far below one half the candidate's score may be.")] = 0.05,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Is the candidate as good, up to a margin? Exit code 0: it passes; 1: it fails; 3: there are too few votes.
 
-    Example: tersor opening compare run/ --baseline raster --candidate zipar --margin 0.05
+    Example: tersor opening compare run --baseline full --candidate pruned --margin 0.05
     """
     from tersor.opening.compare import LONGER
     from tersor.opening.compare import compare as compared
@@ -159,7 +160,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8765,
     votes_per_battle: Annotated[int, typer.Option(help="People who vote on each battle.")] = 1,
     annotators: Annotated[str, typer.Option(help="Names that may vote, with commas; anybody's without it.")] = "",
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """The page for people: two answers side by side, without names, until interrupted by Ctrl-C."""
     if votes_per_battle < 1 or not 0 <= port <= 65535:
@@ -195,7 +196,7 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="'inspect': a log of Inspect AI; 'official': OpenING's verdicts.")
     ] = "inspect",
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Write battles and verdicts for other tools."""
     from tersor.opening.inspect_log import inspect_log
@@ -217,7 +218,7 @@ def demo(
         "tersor-arena"
     ),
     seed: Annotated[int, typer.Option(help="Of instances, answers, battles and the judge's noise.")] = 0,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """The whole loop offline in a minute: four generators of known order, a scripted judge, a report."""
     from tersor.opening.example import ORDER, decide, fill

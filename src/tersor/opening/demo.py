@@ -38,8 +38,8 @@ def run(on_progress: OnProgress) -> DemoResult:
             title="OpenING: answers in text and pictures, compared in pairs",
             intro=(
                 "Four generators of a known order answer small tasks about coloured shapes, and every battle is "
-                f"decided twice, with either answer first, by a program that counts faults ({judge}). It is no trained judge: "
-                "what is shown is that the arena finds the order, and what its intervals say."
+                f"decided twice, with either answer first, by a program that counts faults ({judge}). It is no trained "
+                "judge: what is shown is that the arena finds the order, and what its intervals say."
             ),
             figures=[Figure(forest(rows, "Elo of the four generators", ".0f"), "Elo with 95 % intervals.")],
             samples=[_sample(store)],

@@ -8,21 +8,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tersor import _atomic
 from tersor._errors import TersorError
 from tersor.opening.records import LABELS, Battle, Label, Raw, Verdict, flip
 from tersor.opening.store import Store
 
-_REPAIRS: tuple[tuple[re.Pattern[str], Label], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), label)
-    for pattern, label in (
-        (r"\s*(model\s*)?a(\s+is\s+better)?\.?\s*", "A"), (r"\s*(model\s*)?b(\s+is\s+better)?\.?\s*", "B"),
-        (r"\s*tie\s*\(\s*a(\s+is\s+better)?\s*\)\s*", "Tie(A)"), (r"\s*tie\s*\(\s*b(\s+is\s+better)?\s*\)\s*", "Tie(B)"),
-        (r"\s*tie\s*(\(\s*\))?\s*", "Tie"),
-    )
-)  # fmt: skip
+_SIDE = r"(?:model\s*)?{}(?:\s+is\s+better)?"
+#: Spellings that can mean nothing else.
+_REPAIRS: dict[str, Label] = {
+    _SIDE.format("a") + r"\.?": "A",
+    _SIDE.format("b") + r"\.?": "B",
+    rf"tie\s*\(\s*{_SIDE.format('a')}\s*\)": "Tie(A)",
+    rf"tie\s*\(\s*{_SIDE.format('b')}\s*\)": "Tie(B)",
+    r"tie\s*(?:\(\s*\))?": "Tie",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def read_rows(file: Path) -> tuple[list[Row], dict[str, str]]:
             raise TersorError(f"{where}: data_id must be a text, and winner a label")
         if names[0] == names[1]:
             raise TersorError(f"{where}: {names[0]!r} meets itself")
-        rows.append(Row(uid, *names, winner))
+        rows.append(Row(uid, names[0], names[1], winner))
     return rows, ids
 
 
@@ -163,10 +164,10 @@ def write_scores(file: Path, scores: Iterable[Score], ids: dict[str, str]) -> No
 
 
 def mean_scores(scores: Sequence[Score]) -> dict[str, dict[str, float | int]]:
-    """Model -> mean of each criterion, ``overall``, and ``n`` and ``dropped`` answers, as the benchmark computes them.
+    """Model -> mean of each criterion, ``overall``, ``n`` answers and ``dropped`` ones, in the benchmark's arithmetic.
 
-    Means are rounded to two digits, and ``overall`` is the rounded mean of the rounded means. An answer with a criterion
-    without points is dropped.
+    Means are rounded to two digits, and ``overall`` is the rounded mean of the rounded means. An answer is dropped where
+    a criterion has no points.
     """
     table: dict[str, dict[str, float | int]] = {}
     for model in sorted({each.model for each in scores}):
@@ -206,7 +207,7 @@ def import_verdicts(store: Store, file: Path, judge: str, *, repair: bool = Fals
             battles.append(battle)
         if label is None:
             continue
-        order = 0 if known[battle.id].a == row.a else 1
+        order: Literal[0, 1] = 0 if known[battle.id].a == row.a else 1
         found.flipped += order
         raws.append(Raw(battle.id, judge, "", order, reps[battle.id, order], label=label, text=row.winner))
         reps[battle.id, order] += 1
@@ -264,8 +265,8 @@ def _label(text: str, repair: bool, found: Imported) -> Label | None:
     for label in LABELS:
         if text == label:
             return label
-    for pattern, label in _REPAIRS if repair else ():
-        if pattern.fullmatch(text):
+    for pattern, label in _REPAIRS.items() if repair else ():
+        if re.fullmatch(pattern, text.strip(), re.IGNORECASE):
             found.repaired[text] += 1
             return label
     found.rejected[text] += 1

@@ -16,6 +16,8 @@ from tersor.opening.data import Problem, as_record, read_steps, shown
 from tersor.opening.pictures import confined, fault, save_jpeg
 from tersor.opening.records import Instance, Step
 
+#: Folder of answers in a run's folder.
+ANSWERS = "outputs"
 #: Ending of a model's folder.
 SUFFIX = "_output"
 #: Characters of a model's name that a folder may have as they are.

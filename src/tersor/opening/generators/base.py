@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-from tersor.opening.judging.runner import ANSWERS
-from tersor.opening.outputs import Answer, fingerprint, finished, model_folder, write_output
+from tersor.opening.outputs import ANSWERS, Answer, fingerprint, finished, model_folder, write_output
 from tersor.opening.records import Instance
 from tersor.opening.store import Store
 
@@ -17,15 +16,17 @@ MOST_STEPS = 10
 
 
 class InterleavedGenerator(Protocol):
-    """Something that answers in texts and pictures.
+    """Something that answers in texts and pictures."""
 
-    Args:
-        name: Of the contestant.
-        family: How it makes pictures: a text model that calls an image model, one model in two passes, one in one.
-    """
+    @property
+    def name(self) -> str:
+        """Of the contestant."""
+        ...
 
-    name: str
-    family: Family
+    @property
+    def family(self) -> Family:
+        """How it makes pictures: a text model that calls an image model, one model in two passes, or in one."""
+        ...
 
     def generate(self, instance: Instance, *, n_steps: int | None, seed: int) -> Answer:
         """Answer an instance.

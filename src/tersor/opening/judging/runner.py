@@ -11,13 +11,11 @@ from typing import Literal, TypeAlias
 
 from tersor._errors import TersorError
 from tersor.opening.judging.base import Judge, Question, Reply
-from tersor.opening.outputs import fingerprint, model_folder
+from tersor.opening.outputs import ANSWERS, fingerprint, model_folder
 from tersor.opening.records import Battle, Label, Raw, Step
 from tersor.opening.store import Store
 
 Orders: TypeAlias = Literal["both", "one"]
-#: Folder of answers in a run's folder.
-ANSWERS = "outputs"
 #: Rows that may be on their way to the disk.
 _MOST_PENDING = 64
 
