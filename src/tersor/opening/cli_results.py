@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -245,7 +246,14 @@ def demo(
 
 
 #: Command of `tersor opening` -> its function.
-RESULTS = {"demo": demo, "report": report, "agree": agree, "compare": compare, "serve": serve, "export": export}
+RESULTS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "report": report,
+    "agree": agree,
+    "compare": compare,
+    "serve": serve,
+    "export": export,
+}
 
 
 def _open(run: Path) -> Store:

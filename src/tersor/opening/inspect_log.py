@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tersor import __version__
 from tersor.opening.pictures import as_jpeg
 from tersor.opening.ranking import METRICS, rate, tallies
 from tersor.opening.records import Battle, Instance, Raw, Step, Verdict
@@ -55,7 +54,7 @@ def inspect_log(store: Store, judge: str, *, prompt: str | None = None) -> str:
             "run_id": store.folder.name, "created": _time(times[:1]), "task": "opening", "task_id": "opening",
             "task_version": 0, "dataset": {"name": "opening", "samples": len(samples),
                                            "sample_ids": [each.id for each in asked], "shuffled": False},
-            "model": judge, "config": {}, "packages": {"tersor": __version__},
+            "model": judge, "config": {},
             "metadata": {"prompt_hash": prompt or next(iter(store.prompts(judge)), "")},
         },
         "plan": {"name": "plan", "steps": [], "config": {}},

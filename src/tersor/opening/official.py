@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,7 +256,7 @@ def read_verdicts(file: Path, *, repair: bool = False) -> tuple[list[Verdict], I
         label = None if row.winner is None else _label(row.winner, repair, found)
         if label is not None:
             battle = Battle.of(row.uid, f"{row.uid[:2]}.{row.uid[2:4]}", row.a, row.b)
-            verdicts.append(Verdict(*astuple(battle), row.a, label, None, None, file.stem))
+            verdicts.append(Verdict(battle.id, row.uid, battle.task, row.a, row.b, row.a, label, None, None, file.stem))
     found.recorded = len(verdicts)
     return verdicts, found
 

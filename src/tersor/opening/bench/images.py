@@ -14,9 +14,9 @@ from torch import Tensor
 from tersor import zoo
 from tersor.grids.zipar.generation import zipar_generate
 from tersor.opening.compare import Comparison, compare
-from tersor.opening.judging.runner import ANSWERS, run_judge
+from tersor.opening.judging.runner import run_judge
 from tersor.opening.judging.scripted import ScriptedJudge
-from tersor.opening.outputs import Answer, fingerprint, model_folder, write_output
+from tersor.opening.outputs import ANSWERS, Answer, fingerprint, model_folder, write_output
 from tersor.opening.pictures import read_rgb
 from tersor.opening.records import Instance, Step
 from tersor.opening.sampling import versus_baseline
@@ -34,10 +34,9 @@ def instances(n: int) -> list[Instance]:
     found = []
     for number in range(n):
         digit, place = number % 10, number // 10 + 1
-        ids = {"meta_task_id": "01", "subtask_id": f"{digit + 1:02}", "data_id": f"{place:03}"}
-        names = {"meta_task_name": "digits", "subtask_name": f"digit {digit}"}
-        steps = {"inputs": (Step(f"Draw the digit {digit}."),), "gold": (Step(f"The digit {digit}."),)}
-        found.append(Instance(uid="".join(ids.values()), **ids, **names, **steps))
+        ids = "01", f"{digit + 1:02}", f"{place:03}"
+        asked, gold = Step(f"Draw the digit {digit}."), Step(f"The digit {digit}.")
+        found.append(Instance("".join(ids), *ids, "digits", f"digit {digit}", (asked,), (gold,)))
     return found
 
 
