@@ -70,7 +70,7 @@ def test_later_rounds_use_models_that_were_used_least() -> None:
     found = roaming(instances(40), models(8), 4)
     uids = {each.uid for each in found}
     here = [Counter(name for each in found if each.uid == uid for name in (each.a, each.b)) for uid in uids]
-    assert sum(len(each) == 8 for each in here) >= 0.9 * len(uids)  # all eight once, in all but a few
+    assert sum(len(each) == 8 for each in here) >= 0.8 * len(uids)  # all eight once, in all but a few
 
 
 def test_orientation_is_balanced() -> None:

@@ -75,6 +75,16 @@ def test_people_are_one_judge_together(store) -> None:
     assert [each.label for each in store.verdicts("human")] == ["A"]
 
 
+def test_a_panel_decides_by_majority(store) -> None:
+    store.add_battles(BATTLES)
+    for name, label in (("j", "A"), ("k", "B"), ("l", "B")):
+        store.add_judge(name)
+        store.record(Raw(BATTLES[0].id, name, label=label)).result()
+    assert [(each.label, each.judge) for each in store.verdicts("panel:j+k+l")] == [("B", "panel:j+k+l")]
+    with pytest.raises(TersorError, match="no judge 'm'"):
+        store.verdicts("panel:j+m")
+
+
 def test_two_prompts_are_never_mixed(store) -> None:
     store.add_battles(BATTLES)
     for prompt, label in (("p", "A"), ("q", "B")):

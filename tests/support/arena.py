@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.opening.data import read_data
-from tersor.opening.judging.runner import ANSWERS
-from tersor.opening.outputs import Answer, fingerprint, model_folder, write_output
+from tersor.opening.outputs import ANSWERS, Answer, fingerprint, model_folder, write_output
 from tersor.opening.pictures import read_rgb
 from tersor.opening.sampling import roaming
 from tersor.opening.store import Store

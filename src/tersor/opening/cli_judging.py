@@ -82,6 +82,8 @@ def judge(
                 on_progress=lambda done, of, name=each.id: status.update(f"{name}: {done} of {of}"),  # type: ignore[misc]
             )  # fmt: skip
             facts[each.id] = {**vars(outcome), "missing": outcome.missing, "prompt": each.prompt_hash}
+            for remark in each.remarks():
+                typer.echo(f"tersor: note: {each.id}: {remark}", err=True)
     lines = []
     for name, fact in facts.items():
         rest = ", ".join(f"{count} {what}" for what, count in fact["statuses"].items() if what != "ok")

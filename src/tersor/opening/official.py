@@ -164,10 +164,10 @@ def write_scores(file: Path, scores: Iterable[Score], ids: dict[str, str]) -> No
 
 
 def mean_scores(scores: Sequence[Score]) -> dict[str, dict[str, float | int]]:
-    """Model -> mean of each criterion, ``overall``, ``n`` answers and ``dropped`` ones, in the benchmark's arithmetic.
+    """Model -> mean of each criterion, ``overall``, ``n`` answers and ``dropped`` ones, in its arithmetic.
 
-    Means are rounded to two digits, and ``overall`` is the rounded mean of the rounded means. An answer is dropped where
-    a criterion has no points.
+    Means are rounded to two digits, and ``overall`` is the rounded mean of the rounded means. An answer without points
+    for a criterion is dropped.
     """
     table: dict[str, dict[str, float | int]] = {}
     for model in sorted({each.model for each in scores}):

@@ -29,6 +29,8 @@ from tersor.opening.records import (
 FILE = "arena.sqlite"
 #: The judge that all people together are.
 HUMAN = "human"
+#: Before the ids of several judges that decide by majority.
+PANEL = "panel:"
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run(key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -234,7 +236,7 @@ class Store(Database):
         """The final word of a judge on every battle that it decided, in the order of the battles.
 
         Args:
-            judge: Its id; 'human' is the consensus of all people.
+            judge: Its id; 'human' is the consensus of all people, 'panel:ONE+TWO' that of judges.
             prompt: Hash of a prompt, needed where the judge was asked with several.
             rep: Repetition.
 
@@ -244,6 +246,9 @@ class Store(Database):
         if judge == HUMAN:
             people = [each for each in self.judges() if each.startswith(f"{HUMAN}:")]
             return consensus([each for who in people for each in self.verdicts(who, rep=rep)], HUMAN)
+        if judge.startswith(PANEL):
+            members = judge.removeprefix(PANEL).split("+")
+            return consensus([each for who in members for each in self.verdicts(who, rep=rep)], judge)
         prompts = self.prompts(judge)
         if not prompts:
             raise TersorError(f"no judge {judge!r} in {self.folder}; there are {', '.join(self.judges()) or 'none'}")

@@ -62,3 +62,7 @@ class Judge(Protocol):
     def run(self, questions: Iterator[Question], record: Record) -> None:
         """Ask about each question, and record each reply; may take questions while others are open."""
         ...
+
+    def remarks(self) -> list[str]:
+        """What to say about it after a run, a line each."""
+        ...

@@ -109,6 +109,11 @@ class EndpointJudge:
                 first = first.exceptions[0]
             raise first from None
 
+    def remarks(self) -> list[str]:
+        """See `tersor.opening.judging.base.Judge`."""
+        thinks = not self.fixed_tokens and self.tokens == THOUGHT_TOKENS
+        return [f"it thinks before it answers; replies may have {THOUGHT_TOKENS} tokens"] if thinks else []
+
     def check(self, question: Question) -> Reply:
         """Ask one question once.
 

@@ -83,3 +83,7 @@ class ScriptedJudge:
         for question in questions:
             label = self.decide(question)
             record(question, Reply("ok", label, text=label))
+
+    def remarks(self) -> list[str]:
+        """See `tersor.opening.judging.base.Judge`."""
+        return []
