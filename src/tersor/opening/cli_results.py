@@ -247,13 +247,8 @@ def demo(
 
 #: Command of `tersor opening` -> its function.
 RESULTS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "report": report,
-    "agree": agree,
-    "compare": compare,
-    "serve": serve,
-    "export": export,
-}
+    "demo": demo, "report": report, "agree": agree, "compare": compare, "serve": serve, "export": export,
+}  # fmt: skip
 
 
 def _open(run: Path) -> Store:
