@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -33,15 +34,20 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
     return lines[0]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, capsys) -> str:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of opening-mini with two models and their battles."""
-    name = str(tmp_path / "run")
-    for command in (["init", name, "--mini"], ["generate", name, "--model", "gold", "--model", "scripted:weak"],
-                    ["sample", name, "--rounds", "1"]):  # fmt: skip
-        assert run(["opening", *command]) == 0
-    capsys.readouterr()
+    name = tmp_path_factory.mktemp("template") / "run"
+    for command in ("init {} --mini", "generate {} --model gold --model scripted:weak", "sample {} --rounds 1"):
+        assert run(["opening", *command.format(name).split()]) == 0
     return name
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> str:
+    """A copy of it, to be changed."""
+    shutil.copytree(template, tmp_path / "run")
+    return str(tmp_path / "run")
 
 
 def test_from_nothing_to_verdicts_by_the_commands_that_are_printed(tmp_path, capsys) -> None:
@@ -61,10 +67,8 @@ def test_from_nothing_to_verdicts_by_the_commands_that_are_printed(tmp_path, cap
 
 
 def test_every_command_may_be_given_again(folder, capsys) -> None:
-    for command in (["init", folder, "--mini"], ["generate", folder, "--model", "gold"], ["sample", folder, "--rounds", "1"],
-                    ["judge", folder, "--judge", "scripted:faults"], ["judge", folder, "--judge", "scripted:faults"]):  # fmt: skip
-        assert run(["opening", *command]) == 0
-    capsys.readouterr()
+    facts(capsys, "judge", folder, "--judge", "scripted:faults")
+    assert facts(capsys, "init", folder, "--mini")["instances"] == 46
     assert facts(capsys, "generate", folder, "--model", "gold")["Human"] == {"family": "human", "made": 0, "kept": 46}
     assert facts(capsys, "sample", folder, "--rounds", "1")["new"] == 0
     assert facts(capsys, "judge", folder, "--judge", "scripted:faults")["scripted:faults"]["asked"] == 0
@@ -137,7 +141,7 @@ BAD = {
     "no run": (["sample", "nowhere"], "holds no run; make one"),
     "model": (["generate", "RUN", "--model", "magic"], "--model 'magic' must be"),
     "steps": (["generate", "RUN", "--model", "gold", "--steps", "many"], "--steps 'many'"),
-    "rounds": (["sample", "RUN", "--rounds", "9"], "--rounds 9 must be from 1 to 1"),
+    "rounds": (["sample", "RUN", "--rounds", "9"], "was sampled with rounds, seed and models [1, 0,"),
     "strategy": (["sample", "RUN", "--strategy", "best"], "--strategy 'best'"),
     "baseline": (["sample", "RUN", "--strategy", "baseline:x"], "none of the models: Human, weak"),
     "judge": (["judge", "RUN", "--judge", "oracle"], "must be endpoint:MODEL"),

@@ -64,7 +64,22 @@ def init(
 
 def generate(
     run: Run,
-    model: Annotated[list[str], typer.Option(help="'gold', 'scripted:strong', ':medium' or ':weak'; may be repeated.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="'gold', 'scripted:strong' (medium, weak), 'chat:MODEL' with --images, 'images:BACKEND', or "
+            "'loop:MODULE:FUNCTION'; may be repeated."
+        ),
+    ],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Draws for chat: 'endpoint:MODEL', 'diffusers:CHECKPOINT', 'tiny-nar-text' or 'tiny-raster'."
+        ),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Of endpoints, with or without /v1.")] = None,
+    key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
+    device: Annotated[str, typer.Option(help="Of checkpoints.")] = "cpu",
     steps: Annotated[
         str, typer.Option(help="'gold' tells the model how many steps the gold answer has; 'free' does not.")
     ] = "gold",
@@ -80,10 +95,11 @@ def generate(
         raise TersorError(f"--steps {steps!r} must be 'gold' or 'free'")
     require("PIL.Image", "arena")
     from tersor.opening.generators.base import generate_all
-    from tersor.opening.generators.specs import generator_of
+    from tersor.opening.generators.specs import GeneratorOptions, generator_of
     from tersor.opening.store import Store
 
-    generators = [generator_of(each) for each in model]
+    options = GeneratorOptions(images=images, base_url=base_url, key_env=key_env, device=device)
+    generators = [generator_of(each, options) for each in model]
     facts: dict[str, Any] = {}
     with Store.open(run) as store, store.exclusive("generate"), spinner() as status:
         for each in generators:

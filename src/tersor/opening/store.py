@@ -214,7 +214,7 @@ class Store(Database):
         for each in [rows] if isinstance(rows, Raw) else rows:
             if each.label is None and each.status in ("ok", "empty"):
                 raise TersorError(f"verdict on {each.battle} of status {each.status} has no label")
-            values.append((*astuple(each)[:-1], each.time or now))
+            values.append((*list(vars(each).values())[:-1], each.time or now))
         return self.submit_rows(f"INSERT OR REPLACE INTO verdict VALUES ({', '.join('?' * len(fields(Raw)))})", values)
 
     def raw(self, judge: str, *, prompt: str | None = None, rep: int | None = None) -> list[Raw]:

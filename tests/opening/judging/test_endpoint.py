@@ -11,7 +11,8 @@ from arena import fill
 from mock_judge import FLAKY, running
 
 from tersor._errors import TersorError
-from tersor.opening.judging.endpoint import EndpointJudge, JudgeRefusedError
+from tersor.opening.judging.client import EndpointRefusedError
+from tersor.opening.judging.endpoint import EndpointJudge
 from tersor.opening.judging.runner import run_judge
 from tersor.opening.prompts import JudgePrompt
 from tersor.opening.records import Battle
@@ -96,10 +97,10 @@ def test_what_no_other_question_can_mend_stops_the_run(run, monkeypatch, name) -
     monkeypatch.setenv("MOCK_WRONG", "open-sea")
     settings, own, said = STOPS[name]
     with running(**settings) as server:
-        with pytest.raises(JudgeRefusedError, match=said) as error:
+        with pytest.raises(EndpointRefusedError, match=said) as error:
             run_judge(run, judge(server, **own))
         assert server.stats()["requests"] <= 2 * 4
-        with pytest.raises(JudgeRefusedError, match=said):
+        with pytest.raises(EndpointRefusedError, match=said):
             judge(server, **own).check(question(run))
     assert "open-sea" not in str(error.value)
     assert b"open-sea" not in run.file.read_bytes()

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tersor._errors import TersorError
-from tersor._lazy import require
 from tersor.opening.judging.base import Question, Record, Reply
+from tersor.opening.judging.client import ChatClient, TooLarge
 from tersor.opening.judging.limiter import Limiter
-from tersor.opening.judging.wire import (
-    BrokenReplyError,
-    Completion,
-    chat_url,
-    error_text,
-    messages,
-    read_completion,
-    retry_after,
-)
+from tersor.opening.judging.wire import Completion, messages
 from tersor.opening.prompts import LEAST_SIDE, MOST_PICTURES, REMINDER, JudgePrompt, build
 from tersor.opening.records import Label, Status
 from tersor.opening.verdicts import parse
@@ -33,28 +23,6 @@ ATTEMPTS = 6
 RE_ASKS = 2
 #: Tokens of a verdict, of a verdict in prose, and of one with thoughts before it.
 TOKENS, PROSE_TOKENS, THOUGHT_TOKENS = 16, 256, 4096
-#: Statuses after which the same request may go well.
-_BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-#: Words of a server that found a message too long.
-_TOO_LARGE = ("context", "too large", "too long", "too many", "maximum", "exceed", "image size", "payload")
-
-
-class JudgeRefusedError(TersorError):
-    """The endpoint will not answer any question; what is recorded stays."""
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An attempt that may go well after ``wait`` seconds, or next time, or not at all."""
-
-    why: str
-    wait: float | None = None
-    final: bool = False
-
-
-@dataclass(frozen=True)
-class _TooLarge:
-    why: str
 
 
 class EndpointJudge:
@@ -83,23 +51,20 @@ class EndpointJudge:
             raise TersorError(
                 f"concurrency={concurrency}, max_tokens={max_tokens} and timeout={timeout} must be above 0"
             )
-        self.url, self.model, self.prompt = chat_url(base_url), model, prompt or JudgePrompt()
-        self.key_env, self.concurrency, self.timeout, self.backoff = key_env, concurrency, timeout, backoff
+        self.client = ChatClient(base_url, model, key_env=key_env, timeout=timeout, logprobs=logprobs)
+        self.url, self.model, self.prompt = self.client.url, model, prompt or JudgePrompt()
+        self.concurrency, self.backoff = concurrency, backoff
         self.id = f"endpoint:{model}"
         self.prompt_hash, self.prompt_text = self.prompt.hash, self.prompt.text
         self.settings: dict[str, Any] = {"url": self.url, "max_tokens": max_tokens, "logprobs": logprobs}
         self.fixed_tokens, self.tokens = max_tokens is not None, max_tokens or TOKENS
         self._attempts = ATTEMPTS
-        self._limit_field = "max_tokens"
-        self._greedy: dict[str, Any] = {"temperature": 0}
-        self._logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 10} if logprobs else {}
-        self._worked = False
 
     def run(self, questions: Iterator[Question], record: Record) -> None:
         """See `tersor.opening.judging.base.Judge`.
 
         Raises:
-            JudgeRefusedError: If the endpoint refuses all questions: the key, the address or the model is wrong.
+            EndpointRefusedError: If the endpoint refuses all questions: the key, the address or the model is wrong.
         """
         try:
             asyncio.run(self._run(questions, record))
@@ -118,13 +83,13 @@ class EndpointJudge:
         """Ask one question once.
 
         Raises:
-            JudgeRefusedError: As `run`.
+            EndpointRefusedError: As `run`.
             TersorError: If there is no verdict; the message says what came instead.
         """
         self._attempts, found = 1, []
 
         async def ask() -> None:
-            async with self._client() as client:
+            async with self.client.open() as client:
                 found.append(await self._ask(client, Limiter(1), question))
 
         asyncio.run(ask())
@@ -136,22 +101,14 @@ class EndpointJudge:
         limiter = Limiter(self.concurrency)
 
         async def work() -> None:
-            for question in questions:
-                reply = await self._ask(client, limiter, question)
-                await asyncio.wrap_future(record(question, reply))
+            async with self.client.open() as client:
+                for question in questions:
+                    reply = await self._ask(client, limiter, question)
+                    await asyncio.wrap_future(record(question, reply))
 
-        async with self._client() as client, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             for _ in range(self.concurrency):
                 group.create_task(work())
-
-    def _client(self) -> Any:
-        httpx2: Any = require("httpx2", "arena")
-        key = os.environ.get(self.key_env, "")
-        return httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(self.timeout, connect=5.0),
-            limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
-        )
 
     async def _ask(self, client: Any, limiter: Limiter, question: Question) -> Reply:
         message = build(self.prompt, question.instance, question.first, question.second)
@@ -168,8 +125,8 @@ class EndpointJudge:
 
         while True:
             sent, asked = sent + 1, max(tokens, self.tokens)
-            got = await self._attempt(client, limiter, talk, asked)
-            if isinstance(got, _TooLarge):
+            got = await self.client.attempt(client, limiter, talk, asked)
+            if isinstance(got, TooLarge):
                 if side <= LEAST_SIDE or not message.pictures:
                     return reply("too_large", got.why)
                 side = max(LEAST_SIDE, side // 2)
@@ -194,75 +151,3 @@ class EndpointJudge:
                 return reply("error", got.why)
             longest = min(30.0, self.backoff * 2 ** (failures - 1))
             await asyncio.sleep(got.wait if got.wait is not None else rng.uniform(0, longest))
-
-    async def _attempt(
-        self, client: Any, limiter: Limiter, talk: list[dict[str, Any]], tokens: int
-    ) -> Completion | _Failure | _TooLarge:
-        """One request.
-
-        Raises:
-            JudgeRefusedError: If there is no use in asking anything else.
-        """
-        httpx2: Any = require("httpx2", "arena")
-        body = {"model": self.model, "messages": talk, self._limit_field: tokens, **self._greedy, **self._logprobs}
-        async with limiter.slot() as began:
-            try:
-                async with asyncio.timeout(self.timeout):
-                    response = await client.post(self.url, json=body)
-            except (httpx2.TransportError, TimeoutError) as error:
-                return _Failure(f"{type(error).__name__}: {self._masked(str(error))}")
-        try:
-            payload = response.json()
-        except ValueError:
-            payload = None
-        status, said = response.status_code, self._masked(error_text(payload, response.text))
-        if status == 200:
-            try:
-                completion = read_completion(payload)
-            except BrokenReplyError as error:
-                return _Failure(f"reply of status 200 with {error}")
-            self._worked = True
-            limiter.succeeded()
-            return completion
-        if status in _BUSY:
-            wait = retry_after(response.headers)
-            if status == 429 or (status == 503 and wait is not None):
-                limiter.throttled(began)
-            return _Failure(f"status {status}: {said}", wait)
-        if status in (400, 422) and self._adapted(said):
-            return await self._attempt(client, limiter, talk, tokens)
-        return self._refusal(status, said)
-
-    def _refusal(self, status: int, said: str) -> Completion | _Failure | _TooLarge:
-        """What a status means that is no success and no business."""
-        if status in (401, 403):
-            held = "holds a key that is refused" if os.environ.get(self.key_env) else "is not set"
-            raise JudgeRefusedError(f"{self.url} answers {status}: {said}; {self.key_env} {held}")
-        if status == 404:
-            raise JudgeRefusedError(
-                f"{self.url} answers 404: {said}; check model {self.model!r}, and give --base-url with all of its path"
-            )
-        if status in (400, 413, 422):
-            if "content" in said and ("filter" in said or "policy" in said):
-                return Completion(said, refused=True)
-            if status == 413 or any(each in said.casefold() for each in _TOO_LARGE):
-                return _TooLarge(f"status {status}: {said}")
-        if not self._worked:
-            raise JudgeRefusedError(f"{self.url} answers {status}: {said}")
-        return _Failure(f"status {status}: {said}", final=True)
-
-    def _adapted(self, said: str) -> bool:
-        """Send what newer models want instead of what they refuse; whether something was changed."""
-        if "max_completion_tokens" in said and self._limit_field == "max_tokens":
-            self._limit_field = "max_completion_tokens"
-        elif "temperature" in said and self._greedy:
-            self._greedy = {}
-        elif "logprobs" in said and self._logprobs:
-            self._logprobs = {}
-        else:
-            return False
-        return True
-
-    def _masked(self, text: str) -> str:
-        key = os.environ.get(self.key_env, "")
-        return text.replace(key, "***") if key else text
