@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from arena_runs import CONTESTANTS, decided, make_run
-from arena_verdicts import verdict
+from arena_verdicts import outcome, verdict
 
 from tersor._errors import TersorError
 from tersor.opening.leases import take, vote
-from tersor.opening.records import Battle, Raw
+from tersor.opening.records import Battle, Raw, from_both_orders, from_one_order
 from tersor.opening.store import Store
 from tersor.opening.summary import measures, position, repeatability, summarize
 
@@ -61,6 +62,22 @@ def test_position_figures_are_those_worked_out_by_hand() -> None:
     assert told["consistent"]["value"] == 2 / 8 and told["consistent_n"] == 8
     one = position(shown[:8], shown[:8])
     assert one["consistent"]["value"] is None and "both orders" in one["consistent"]["reason"]
+
+
+def test_both_orders_take_the_first_place_out_of_the_final_words() -> None:
+    """Equal answers, a judge that gives the first place log odds of 0.93 (72 of 100), no ties."""
+    source, shown, final = random.Random(0), [], []
+    for number in range(3000):
+        battle = Battle.of(str(number), "01.01", "x", "y")
+        rows = [Raw(battle.id, "j", order=order, label=outcome(source, 0.93)) for order in (0, 1)]
+        shown += [from_one_order(battle, row) for row in rows]
+        final.append(from_both_orders(battle, *rows))
+    told = position(final, shown)
+    assert told["first_share"]["value"] == pytest.approx(0.717, abs=0.015)
+    assert told["coefficient"]["value"] == pytest.approx(0.93, abs=0.1)
+    assert told["consistent"]["value"] == pytest.approx(2 * 0.717 * 0.283, abs=0.03)
+    decisive = [each for each in final if each.label in ("A", "B")]
+    assert sum(each.label == "A" for each in decisive) / len(decisive) == pytest.approx(0.5, abs=0.03)
 
 
 def test_asking_again_is_compared_with_the_first_time() -> None:

@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tersor.opening.records import Label, Verdict, battle_id
+from tersor.opening.records import Instance, Label, Verdict, battle_id
+from tersor.opening.sampling import roaming
 
 #: Strengths of the eleven models of the recovery tests, around a mean of 0.
 STRENGTHS = (1.58, 1.32, 0.72, 0.10, 0.05, -0.20, -0.41, -0.60, -0.71, -0.76, -1.09)
@@ -56,8 +57,32 @@ def drawn(
             if (a, b) not in pairs and (b, a) not in pairs:
                 pairs.append((a, b))
         for a, b in pairs:
-            lead = strengths[a] - strengths[b] + first
-            odds = math.exp(lead / 2), math.exp(-lead / 2), ties / 2, ties / 2
-            label: Label = source.choices(("A", "B", "Tie(A)", "Tie(B)"), odds)[0]  # type: ignore[assignment]
+            label = outcome(source, strengths[a] - strengths[b] + first, ties)
             found.append(verdict(f"{number:07d}", NAMES[a], NAMES[b], label, first=NAMES[a]))
+    return found
+
+
+def outcome(source: random.Random, lead: float, ties: float = 0.0) -> Label:
+    """A label by Davidson's model: log odds of the one shown first, and nu."""
+    odds = math.exp(lead / 2), math.exp(-lead / 2), ties / 2, ties / 2
+    label: Label = source.choices(("A", "B", "Tie(A)", "Tie(B)"), odds)[0]  # type: ignore[assignment]
+    return label
+
+
+def roamed(seed: int, tasks: Sequence[int]) -> list[Verdict]:
+    """Two battles an instance as the arena samples them, the eleven models in roaming matches.
+
+    Args:
+        seed: Of everything.
+        tasks: Instances of each task.
+    """
+    asked = [
+        Instance(f"{task:02}01{n:03}", f"{task:02}", "01", f"{n:03}", "", "", (), ())
+        for task, size in enumerate(tasks, 1)
+        for n in range(1, size + 1)
+    ]
+    source, found = random.Random(seed), []
+    for each in roaming(asked, NAMES, 2, seed):
+        lead = STRENGTHS[NAMES.index(each.a)] - STRENGTHS[NAMES.index(each.b)]
+        found.append(verdict(each.uid, each.a, each.b, outcome(source, lead), first=each.a, task=each.task))
     return found
