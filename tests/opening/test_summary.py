@@ -110,6 +110,14 @@ def test_people_are_one_judge_and_their_agreement_is_told(tmp_path: Path) -> Non
     assert (row["one"], row["other"], row["n"], row["fdt"]["value"]) == ("Anna", "Bo", 3, 1.0)
 
 
+def test_a_panel_is_told_with_the_agreement_of_its_members(run: Path) -> None:
+    with Store.open(run) as store:
+        (judge,) = store.judges()
+        told = summarize(store, f"panel:{judge}+{judge}")
+        assert told["counts"]["asked"] == 2 * summarize(store, judge)["counts"]["asked"]
+        assert told["people"][0]["fdt"]["value"] == 1 and told["counts"]["decided"] == 24
+
+
 def test_one_model_no_battle_and_groups_that_never_met_give_reasons_and_no_nan(tmp_path: Path) -> None:
     make_run(tmp_path, battles=2)
     with Store.open(tmp_path) as store:

@@ -15,7 +15,7 @@ from typing import Any
 from tersor.opening.pictures import as_jpeg
 from tersor.opening.ranking import METRICS, rate, tallies
 from tersor.opening.records import Battle, Instance, Raw, Step, Verdict
-from tersor.opening.store import HUMAN, Store
+from tersor.opening.store import Store
 
 #: Longest side of a picture in pixels.
 SIDE = 512
@@ -34,9 +34,8 @@ def inspect_log(store: Store, judge: str, *, prompt: str | None = None) -> str:
         TersorError: If there is no such judge, or it was asked with several prompts and none is named.
     """
     verdicts = {each.battle: each for each in store.verdicts(judge, prompt=prompt)}
-    people = [each for each in store.judges() if each.startswith(f"{HUMAN}:")] if judge == HUMAN else [judge]
     raw: dict[str, list[Raw]] = {}
-    for row in (row for who in people for row in store.raw(who, prompt=prompt, rep=0)):
+    for row in (row for who in store.members(judge) for row in store.raw(who, prompt=prompt, rep=0)):
         raw.setdefault(row.battle, []).append(row)
     instances = {each.uid: each for each in store.instances()}
     outputs = {model: store.outputs(model) for model in store.models()}

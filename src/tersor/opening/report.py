@@ -18,7 +18,7 @@ from tersor.opening.forest import forest
 from tersor.opening.pictures import as_jpeg
 from tersor.opening.ranking import FEW, METRICS, TITLES
 from tersor.opening.records import Step
-from tersor.opening.store import HUMAN, Store
+from tersor.opening.store import Store
 from tersor.opening.summary import Told
 from tersor.web.pages import templates
 
@@ -144,7 +144,12 @@ def tables(told: Told) -> str:
             [row["one"], row["other"], percent(row["fdt"]), "–" if row["kappa"] is None else f"{row['kappa']:.2f}",
              str(row["n"])] for row in told["people"]
         ]  # fmt: skip
-        lines += ["", "## People", "", *markdown(["one", "other", "same winner, %", "kappa", "n"], people, names=2)]
+        lines += [
+            "",
+            "## Judges with each other",
+            "",
+            *markdown(["one", "other", "same winner, %", "kappa", "n"], people, names=2),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -200,9 +205,8 @@ def _instances(store: Store, told: Told) -> list[dict[str, Any]]:
     """Each instance with its battles, and each answer in them once."""
     judge, prompt = told["judge"]["id"], told["judge"]["prompt_hash"]
     final = {each.battle: each for each in store.verdicts(judge, prompt=prompt)}
-    people = [each for each in store.judges() if each.startswith(f"{HUMAN}:")] if judge == HUMAN else [judge]
     said: dict[str, list[str]] = {}
-    for row in (row for who in people for row in store.raw(who, prompt=prompt, rep=0)):
+    for row in (row for who in store.members(judge) for row in store.raw(who, prompt=prompt, rep=0)):
         word = row.label or row.status
         said.setdefault(row.battle, []).append(f"{word}, {'other' if row.order else 'this'} order")
     outputs = {model: store.outputs(model) for model in store.models()}

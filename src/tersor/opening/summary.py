@@ -10,6 +10,7 @@ from typing import Any
 from tersor.opening.agreement import agreement, halves, kappa, kendall, matched
 from tersor.opening.fits import Covariates, Encoding, Fit, fit_strengths
 from tersor.opening.intervals import Interval, share
+from tersor.opening.judging.runner import contestant
 from tersor.opening.ranking import METRICS, Tally, by_topic, components, matrix, rate, tallies
 from tersor.opening.records import Raw, Step, Verdict, from_one_order
 from tersor.opening.store import HUMAN, Store
@@ -32,12 +33,12 @@ def summarize(store: Store, judge: str, *, prompt: str | None = None) -> Told:
     """
     verdicts = store.verdicts(judge, prompt=prompt)
     battles = {each.id: each for each in store.battles()}
-    people = [each for each in store.judges() if each.startswith(f"{HUMAN}:")] if judge == HUMAN else [judge]
-    raw = [row for who in people for row in store.raw(who, prompt=prompt, rep=0) if row.battle in battles]
+    members = store.members(judge)
+    raw = [row for who in members for row in store.raw(who, prompt=prompt, rep=0) if row.battle in battles]
     shown = [from_one_order(battles[row.battle], row) for row in raw if row.label is not None and row.status == "ok"]
     fit = fit_strengths(verdicts)
     return {
-        "judge": _judge(store, judge, prompt, people),
+        "judge": _judge(store, judge, prompt, members),
         "counts": _counts(store, verdicts, raw),
         "position": position(verdicts, shown),
         "models": _models(verdicts, fit),
@@ -46,7 +47,7 @@ def summarize(store: Store, judge: str, *, prompt: str | None = None) -> Told:
         "matrices": _matrices(verdicts),
         "topics": _topics(verdicts),
         "repeatability": repeatability(verdicts, store.verdicts(judge, prompt=prompt, rep=1)),
-        "people": annotators(store, people) if judge == HUMAN else [],
+        "people": annotators(store, members),
     }
 
 
@@ -96,14 +97,14 @@ def repeatability(verdicts: Sequence[Verdict], again: Sequence[Verdict]) -> Told
     }
 
 
-def annotators(store: Store, people: Sequence[str]) -> list[Told]:
-    """Agreement of each two people on the battles that both voted on."""
-    votes = {who: store.verdicts(who) for who in people}
+def annotators(store: Store, members: Sequence[str]) -> list[Told]:
+    """Agreement of each two people, or judges of a panel, on the battles that both decided."""
+    votes = {who: store.verdicts(who) for who in members}
     rows = []
-    for one, other in itertools.combinations(people, 2):
+    for one, other in itertools.combinations(members, 2):
         pairs = matched(votes[one], votes[other])
         rows.append({
-            "one": one.partition(":")[2], "other": other.partition(":")[2], "n": len(pairs),
+            "one": one.removeprefix("human:"), "other": other.removeprefix("human:"), "n": len(pairs),
             "fdt": interval(agreement(pairs, "fdt")), "kappa": kappa(pairs),
         })  # fmt: skip
     return rows
@@ -123,18 +124,15 @@ def _pictures(steps: Sequence[Step]) -> int:
     return sum(step.image is not None for step in steps)
 
 
-def _judge(store: Store, judge: str, prompt: str | None, people: Sequence[str]) -> Told:
+def _judge(store: Store, judge: str, prompt: str | None, members: Sequence[str]) -> Told:
     known = store.prompts(judge)
     hashed = prompt if prompt is not None else next(iter(known), "")
-    name = judge.partition(":")[2] or judge
-    contestants = store.models()
     return {
         "id": judge,
         "prompt_hash": hashed or None,
         "settings": store.settings(judge, hashed) if known else {},
-        "people": len(people) if judge == HUMAN else None,
-        # A judge that rates its own answers is no judge of them.
-        "contestant": next((each for each in contestants if each.casefold() == name.casefold()), None),
+        "people": len(members) if judge == HUMAN else None,
+        "contestant": next(filter(None, (contestant(each, store.models()) for each in members)), None),
     }
 
 
