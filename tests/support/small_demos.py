@@ -12,6 +12,7 @@ from tersor.experts import demo as experts
 from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
 from tersor.kv.demos import minicache, zipcache, zipvl
+from tersor.opening import demo as opening
 from tersor.ptq import demo as ptq
 from tersor.ptq.bench import speed as ptq_speed
 from tersor.ptq.networks import RepNetConfig
@@ -25,6 +26,7 @@ FEW = {
     nar: {"SAMPLES": 10, "CLIP_SAMPLES": 10, "ROUNDS": 1},
     ptq: {"PHOTOS": 1, "FIRST": 8, "ITERATIONS": 1, "ROUNDS": 1},
     experts: {"PROMPTS": 8, "REQUESTS": 8},
+    opening: {"ROUNDS": 1},
 }
 
 

@@ -6,6 +6,7 @@ import typer
 
 from tersor.opening.cli_data import generate, import_outputs, init, sample
 from tersor.opening.cli_judging import doctor, import_verdicts, judge
+from tersor.opening.cli_results import RESULTS
 
 opening = typer.Typer(
     help="Open-ended answers in text and pictures, compared in pairs: the OpenING benchmark and its arena.",
@@ -13,3 +14,5 @@ opening = typer.Typer(
 )
 for command in (init, generate, import_outputs, sample, judge, import_verdicts, doctor):
     opening.command(command.__name__.replace("_", "-"))(command)
+for name, function in RESULTS.items():
+    opening.command(name)(function)

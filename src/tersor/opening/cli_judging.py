@@ -75,7 +75,7 @@ def judge(
         judges = [judge_of(each, options) for each in judge]
         take_changes(store, rejudge=rejudge_changed)
         for each in judges:
-            if (model := contestant(each, store.models())) is not None:
+            if (model := contestant(each.id, store.models())) is not None:
                 typer.echo(f"tersor: note: judge {each.id} seems to be the contestant {model}, too", err=True)
             outcome = run_judge(
                 store, each, orders=orders, rep=rep, empty_loses=empty_loses,  # type: ignore[arg-type]

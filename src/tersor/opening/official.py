@@ -241,6 +241,26 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[Row]:
     ]
 
 
+def read_verdicts(file: Path, *, repair: bool = False) -> tuple[list[Verdict], Imported]:
+    """The verdicts of a file by themselves, without a run; the model called A was shown first.
+
+    Args:
+        file: See `read_rows`.
+        repair: Take misspelt labels for what they obviously mean, instead of leaving them out.
+
+    Returns:
+        The verdicts, and what was left out or repaired.
+    """
+    found, verdicts = Imported(), []
+    for row in read_rows(file)[0]:
+        label = None if row.winner is None else _label(row.winner, repair, found)
+        if label is not None:
+            battle = Battle.of(row.uid, f"{row.uid[:2]}.{row.uid[2:4]}", row.a, row.b)
+            verdicts.append(Verdict(battle.id, row.uid, battle.task, row.a, row.b, row.a, label, None, None, file.stem))
+    found.recorded = len(verdicts)
+    return verdicts, found
+
+
 def _label(text: str, repair: bool, found: Imported) -> Label | None:
     for label in LABELS:
         if text == label:

@@ -232,6 +232,12 @@ class Store(Database):
         )  # fmt: skip
         return [Raw(*row) for row in rows]
 
+    def members(self, judge: str) -> list[str]:
+        """Whose words a judge's are: those of all people, of a panel, or its own."""
+        if judge == HUMAN:
+            return [each for each in self.judges() if each.startswith(f"{HUMAN}:")]
+        return judge.removeprefix(PANEL).split("+") if judge.startswith(PANEL) else [judge]
+
     def verdicts(self, judge: str, *, prompt: str | None = None, rep: int = 0) -> list[Verdict]:
         """The final word of a judge on every battle that it decided, in the order of the battles.
 
@@ -243,11 +249,7 @@ class Store(Database):
         Raises:
             TersorError: If there is no such judge, or it was asked with several prompts and none is named.
         """
-        if judge == HUMAN:
-            people = [each for each in self.judges() if each.startswith(f"{HUMAN}:")]
-            return consensus([each for who in people for each in self.verdicts(who, rep=rep)], HUMAN)
-        if judge.startswith(PANEL):
-            members = judge.removeprefix(PANEL).split("+")
+        if (members := self.members(judge)) != [judge]:
             return consensus([each for who in members for each in self.verdicts(who, rep=rep)], judge)
         prompts = self.prompts(judge)
         if not prompts:

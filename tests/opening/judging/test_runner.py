@@ -130,4 +130,4 @@ def test_progress_counts_what_is_on_the_disk(run) -> None:
 def test_a_judge_that_is_a_contestant_is_noticed(judge, found) -> None:
     stub = Stub()
     stub.id = judge
-    assert contestant(stub, ["Emu2", "GPT-4o+DALL-E3"]) == found
+    assert contestant(stub.id, ["Emu2", "GPT-4o+DALL-E3"]) == found

@@ -143,9 +143,9 @@ def changed_answers(store: Store) -> list[tuple[str, str]]:
     return found
 
 
-def contestant(judge: Judge, models: list[str]) -> str | None:
-    """The model that seems to be the judge too, if one does: nobody should judge their own answers."""
-    name = judge.id.partition(":")[2].rpartition("/")[2].casefold()
+def contestant(judge: str, models: list[str]) -> str | None:
+    """The model that seems to be the judge of this id too, if one does: nobody should judge their own answers."""
+    name = judge.partition(":")[2].rpartition("/")[2].casefold()
     if len(name) < 3:
         return None
     return next((each for each in models if name in each.casefold() or each.casefold() in name), None)
