@@ -32,6 +32,7 @@ FIRST = ("tersor ", "make ", "pip ", "python ", "accelerate ")
 #: A name in the docs -> what stands in for it here: a hub model, a model of another library, or a large folder.
 NAMES = {
     "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm-small", "CHECKPOINT": "tiny-vlm-small",
+    "OpenING/": "prompts", "Emu2_output": "answers/full_output", "GILL_output": "answers/pruned_output",
     "repvgg_a0": "tiny-repvgg", "Q": str(zoo.path("tiny-lm")), "vq16/": "tiny-raster",
 }  # fmt: skip
 #: An option of long work -> its value here. What a network of the zoo does not take is left out (None).
@@ -49,6 +50,8 @@ SHORT = {
     # Without an end, or without an endpoint here.
     "tersor opening serve": ["--help"],
     "tersor opening judge": ["--help"],
+    "tersor opening doctor": ["--help"],
+    "tersor opening generate run/ --model chat:gpt-4o": ["--help"],
     "tersor opening compare": ["--help"],
     "tersor bench opening": ["--help"],
     "tersor train zipr1": [
