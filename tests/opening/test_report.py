@@ -31,6 +31,7 @@ def test_every_form_names_the_judge_and_how_far_it_can_be_trusted(
     told, text, _ = rendered
     for form in ("html", "md", "json", "csv"):
         assert told["judge"]["id"] in text[form], form
+    assert "| 01 story writing |" in text["md"] and "01 story writing" in text["html"]
     for form in ("html", "md"):
         for words in ("same winner in both orders", "wins of the answer shown first", "log odds of being shown first",
                       "questions without a label", "prompt", "95% sandwich over 12 instances"):  # fmt: skip
