@@ -95,6 +95,16 @@ def test_changed_answers_are_refused_until_told_otherwise(folder, capsys) -> Non
     assert facts(capsys, "judge", folder, "--judge", "scripted:faults")["scripted:faults"]["asked"] == 0
 
 
+def test_a_run_of_other_instances_is_not_overwritten(folder, capsys) -> None:
+    assert "no run of opening-mini with --seed 5" in refusal(capsys, "init", folder, "--mini", "--seed", "5")
+    assert facts(capsys, "init", folder, "--mini")["instances"] == 46
+    shutil.copytree(Path(folder) / "data", Path(folder) / "other")
+    file = Path(folder) / "other" / "test_data.jsonl"
+    file.write_text(file.read_text().replace("Step 1", "Stage 1", 1))
+    said = refusal(capsys, "init", folder, "--from", str(file))
+    assert "1 instances of" in said and "first 0101001; give another folder" in said
+
+
 def test_an_endpoint_judges_and_its_faults_leave_with_three(folder, capsys, monkeypatch) -> None:
     monkeypatch.setenv("MOCK_KEY", "sesame")
     key = ["--key-env", "MOCK_KEY", "--side", "112"]

@@ -28,7 +28,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Of opening-mini.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out, and count them.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse pictures that are missing or broken; else steps go without.")
+        bool, typer.Option("--strict", help="Refuse missing or broken pictures; else they are left out.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,16 +48,20 @@ def init(
     from tersor.opening.mini import write_mini
     from tersor.opening.store import Store
 
-    if source is None:
-        write_mini(run / "data", seed=seed)
-        source = run / "data"
-    with spinner() as status:
+    with Store.open(run, create=True) as store, spinner() as status:
+        if source is None:
+            if store.models() and store.get("mini") != seed:  # its pictures would be drawn over
+                raise TersorError(f"{run} is no run of opening-mini with --seed {seed}; give another folder")
+            store.set("mini", seed)
+            write_mini(run / "data", seed=seed)
+            source = run / "data"
         status.update("reading instances and pictures")
         loaded = read_data(source, skip_bad=skip_bad, strict=strict)
-    with Store.open(run, create=True) as store:
-        gone = {each.uid for each in store.instances()} - {each.uid for each in loaded.instances}
-        if gone:
-            raise TersorError(f"{run} has {len(gone)} instances that {source} lacks; give another folder for the run")
+        if other := store.other_instances(loaded.instances, loaded.root):
+            raise TersorError(
+                f"{len(other)} instances of {run} are missing or others in {source}, first {other[0]}; give another "
+                "folder for a run of these"
+            )
         store.add_instances(loaded.instances, loaded.root)
     steps = [len(each.inputs) + len(each.gold) for each in loaded.instances]
     facts = {
@@ -89,7 +93,7 @@ def generate(
     key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
     device: Annotated[str, typer.Option(help="Of checkpoints.")] = "cpu",
     steps: Annotated[
-        str, typer.Option(help="'gold' tells the model how many steps the gold answer has; 'free' does not.")
+        str, typer.Option(help="'gold' tells the model how long the gold answer is; 'free' does not.")
     ] = "gold",
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Answer again what is answered.")] = False,
@@ -126,7 +130,7 @@ def import_outputs(
     name: Annotated[str | None, typer.Option(help="Of the model, if the folder's is another.")] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse answers with missing or broken pictures; else steps go without."),
+        typer.Option("--strict", help="Refuse answers with missing or broken pictures; else those are left out."),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -38,13 +38,15 @@ def judge(
         typer.Option(help="Of a reply; without it 16, and up to 4096 for a judge that thinks.", show_default=False),
     ] = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Ask an endpoint for probabilities.")] = False,
-    device: Annotated[str, typer.Option(help="Of a checkpoint.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Of a checkpoint: 'auto', 'cpu' or 'cuda'.")] = "auto",
     batch: Annotated[int, typer.Option(help="Questions that a checkpoint reads at once.")] = 4,
     empty_loses: Annotated[bool, typer.Option("--empty-loses", help="Decide against empty answers unasked.")] = False,
     rejudge_changed: Annotated[
         bool, typer.Option("--rejudge-changed", help="Forget verdicts on answers that were changed since.")
     ] = False,
-    max_missing: Annotated[float, typer.Option(help="Share of battles that may be left without a label.")] = 0.01,
+    max_missing: Annotated[
+        float, typer.Option(help="Part of the battles that may be left without a label, from 0 to 1.")
+    ] = 0.01,
     as_json: Json = False,
 ) -> int:
     """Have judges decide the battles; goes on where it stopped, and asks again only what failed.
@@ -57,7 +59,7 @@ def judge(
         if value < least:
             raise TersorError(f"{name} {value} must be at least {least}")
     if orders not in ("both", "one") or not 0 <= max_missing <= 1:
-        raise TersorError(f"--orders {orders!r} must be 'both' or 'one', and --max-missing {max_missing} a share")
+        raise TersorError(f"--orders {orders!r} must be 'both' or 'one', and --max-missing {max_missing} from 0 to 1")
     require("PIL.Image", "arena")
     from tersor.opening.copying import take_changes
     from tersor.opening.judging.runner import contestant, run_judge

@@ -60,10 +60,12 @@ def take_changes(store: Store, *, rejudge: bool) -> None:
         raise TersorError(
             f"answers were changed after they were recorded: {some}{more}; restore them, or give --rejudge-changed"
         )
+    taken = []
     for model, uid in changed:
         folder = model_folder(store.folder / ANSWERS, model)
         if (steps := finished(folder, uid)) is None:
             raise TersorError(f"{folder / uid}.json cannot be read with all its pictures; restore it")
-        store.add_output(model, uid, steps, fingerprint(folder / f"{uid}.json", steps))
+        taken.append((model, uid, steps, fingerprint(folder / f"{uid}.json", steps)))
     touched = set(changed)
     store.forget(each.id for each in store.battles() if (each.a, each.uid) in touched or (each.b, each.uid) in touched)
+    store.add_outputs(taken)

@@ -128,6 +128,12 @@ class Store(Database):
         rows = self.read("SELECT record FROM instance ORDER BY uid")
         return [_instance_from_json(json.loads(row[0]), root) for row in rows]
 
+    def other_instances(self, instances: Iterable[Instance], root: Path) -> list[str]:
+        """uids of the run that ``instances`` lack, or have with another content."""
+        given = {each.uid: json.dumps(_instance_to_json(each, root)) for each in instances}
+        rows = self.read("SELECT uid, record FROM instance ORDER BY uid")
+        return [uid for uid, record in rows if given.get(uid) != record]
+
     def add_output(self, model: str, uid: str, steps: Sequence[Step], sha256: str) -> None:
         """Keep that ``model`` answered ``uid``; a former answer is replaced.
 
@@ -140,12 +146,26 @@ class Store(Database):
         self.add_outputs([(model, uid, steps, sha256)])
 
     def add_outputs(self, outputs: Iterable[tuple[str, str, Sequence[Step], str]]) -> None:
-        """`add_output` for many at once."""
+        """`add_output` for many at once.
+
+        Raises:
+            TersorError: If an answer changes on which there are verdicts, or names differ in case alone.
+        """
         rows = [(model, uid, json.dumps(_steps_to_json(steps, self.folder)), sha) for model, uid, steps, sha in outputs]
         names = {name.casefold(): name for name in self.models()}
         for model in {row[0] for row in rows}:
             if (known := names.setdefault(model.casefold(), model)) != model:
                 raise TersorError(f"model {model!r} differs from {known!r} only in case; give it another name")
+        judged = set(self.read(
+            "SELECT model, uid, sha256 FROM output WHERE EXISTS (SELECT 1 FROM battle JOIN verdict "
+            "ON battle_id = battle.id WHERE battle.uid = output.uid AND model IN (a, b))"
+        ))  # fmt: skip
+        hashes = {(model, uid): sha256 for model, uid, sha256 in judged}
+        if changed := [row for row in rows if hashes.get((row[0], row[1]), row[3]) != row[3]]:
+            raise TersorError(
+                f"{len(changed)} answers with verdicts on them were changed, first {changed[0][0]} {changed[0][1]}; "
+                "take them with: tersor opening judge --rejudge-changed, which forgets those verdicts"
+            )
         self.write("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?)", rows)
 
     def models(self) -> list[str]:
@@ -188,8 +208,7 @@ class Store(Database):
             orders: 'both' or 'one'; of a judge that was ever asked in both, only battles with both labels count.
             settings: What else was set, as JSON takes it; no keys.
         """
-        known = self.read("SELECT orders FROM judge WHERE id = ? AND prompt_hash = ?", judge, prompt_hash)
-        orders = "both" if known and known[0][0] == "both" else orders
+        orders = "both" if self.orders(judge, prompt_hash) == "both" else orders
         row = (judge, prompt_hash, prompt, orders, json.dumps(settings or {}))
         self.write("INSERT OR REPLACE INTO judge VALUES (?, ?, ?, ?, ?)", [row])
 
@@ -197,6 +216,11 @@ class Store(Database):
         """Ids of all judges, and 'human' where people voted, sorted."""
         found = {row[0] for row in self.read("SELECT id FROM judge")}
         return sorted(found | ({HUMAN} if any(each.startswith(f"{HUMAN}:") for each in found) else set()))
+
+    def orders(self, judge: str, prompt_hash: str) -> str | None:
+        """'both' or 'one', as a judge was asked; None if it was not asked yet."""
+        rows = self.read("SELECT orders FROM judge WHERE id = ? AND prompt_hash = ?", judge, prompt_hash)
+        return rows[0][0] if rows else None
 
     def prompts(self, judge: str) -> dict[str, str]:
         """Hash -> text of each prompt that the judge was asked with."""
@@ -257,7 +281,7 @@ class Store(Database):
         if prompt is None and len(prompts) > 1:
             raise TersorError(f"judge {judge!r} was asked with several prompts; choose one of {', '.join(prompts)}")
         prompt = prompt if prompt is not None else next(iter(prompts))
-        (orders,) = self.read("SELECT orders FROM judge WHERE id = ? AND prompt_hash = ?", judge, prompt)[0]
+        orders = self.orders(judge, prompt)
         battles = {each.id: each for each in self.battles()}
         by_battle: dict[str, list[Raw]] = {}
         for row in self.raw(judge, prompt=prompt, rep=rep):

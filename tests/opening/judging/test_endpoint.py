@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 
@@ -52,9 +51,9 @@ def test_both_orders_are_asked_once_and_agree(run) -> None:
     assert run.prompts("endpoint:mock") == {SMALL.hash: SMALL.text}
 
 
-def test_a_flaky_endpoint_gives_the_labels_of_a_sound_one(run, true_labels) -> None:
+def test_a_flaky_endpoint_gives_the_labels_of_a_sound_one(run, true_labels, monkeypatch) -> None:
+    monkeypatch.setenv("MOCK_KEY", "sesame")
     with running(faults=FLAKY, hang=0.6, thoughts=0.1, parts=0.2, key="sesame") as server:
-        os.environ["MOCK_KEY"] = "sesame"
         outcome = run_judge(run, judge(server, key_env="MOCK_KEY", timeout=0.4))
         stats = server.stats()
     found = labels(run)
@@ -63,6 +62,29 @@ def test_a_flaky_endpoint_gives_the_labels_of_a_sound_one(run, true_labels) -> N
     assert all(label in (None, true_labels[key]) for key, label in found.items())
     assert stats["early"] == 0 and stats["most_open"] <= 4 + stats["faults"].get("hang", 0)
     assert {"429 wait", "500", "hang"} <= set(stats["faults"])
+
+
+@pytest.mark.slow
+def test_a_thousand_battles_at_a_flaky_endpoint(store, mini_root, monkeypatch) -> None:
+    monkeypatch.setenv("MOCK_KEY", "sesame")
+    fill(store, mini_root, ["best", "good", "poor"])
+    grow(store, 1000)
+    with running() as server:
+        run_judge(store, judge(server, concurrency=16), rep=1)
+    wanted = {(row.battle, row.order): row.label for row in store.raw("endpoint:mock", rep=1)}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with running(faults=FLAKY, hang=1.0, thoughts=0.1, parts=0.1, key="sesame") as server:
+        own = judge(server, key_env="MOCK_KEY", timeout=0.5, concurrency=16)
+        outcome = run_judge(store, own)
+        while outcome.statuses.get("error"):
+            outcome = run_judge(store, own)
+        stats = server.stats()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    rows = store.raw("endpoint:mock", rep=0)
+    print(f"{stats}, {outcome.statuses}, {grown / 1024:.1f} MB more memory")
+    assert len(rows) == 2000 and sum(row.label is None for row in rows) <= 10
+    assert all(row.label in (None, wanted[row.battle, row.order]) for row in rows)
+    assert stats["early"] == 0 and stats["most_open"] <= 16 + stats["faults"]["hang"] and grown < 40 * 1024
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "", "/openai/deployments/x"])

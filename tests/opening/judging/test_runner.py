@@ -79,9 +79,8 @@ def test_both_orders_show_the_same_answers_the_other_way_round(run) -> None:
 
 
 def test_empty_answers_lose_without_being_shown_where_that_is_wanted(run) -> None:
-    uid = run.battles()[0].uid
-    battle = next(each for each in run.battles() if each.uid == uid)
-    run.add_output(battle.a, uid, (), "")
+    battle = run.battles()[0]
+    run.add_output(battle.a, battle.uid, (), "")
     shown = Stub()
     run_judge(run, shown)
     assert len(shown.asked) == 40
@@ -98,6 +97,30 @@ def test_battles_without_an_answer_are_skipped_or_lost(run) -> None:
     outcome = run_judge(run, Stub())
     assert (outcome.skipped, outcome.asked, outcome.statuses["empty"]) == (0, 2, 2)
     assert run.verdicts("scripted:stub")[-1].label == "A"
+
+
+def test_battles_on_instances_that_the_run_lacks_are_skipped(run) -> None:
+    run.add_battles([Battle.of("9999999", "99.99", "best", "good")])
+    for missing_loses in (False, True):
+        run.set("missing_loses", missing_loses)
+        assert run_judge(run, Stub()).skipped == 1
+
+
+def test_a_judge_of_both_orders_is_not_asked_in_one(run) -> None:
+    run_judge(run, Stub(), orders="one")
+    assert len(run_judge(run, Stub()).statuses) == 1 and len(run.raw("scripted:stub")) == 40
+    with pytest.raises(TersorError, match="go on with --orders both"):
+        run_judge(run, Stub(), orders="one")
+
+
+def test_an_answer_with_verdicts_on_it_is_not_replaced_unasked(run) -> None:
+    run_judge(run, Stub())
+    battle = run.battles()[0]
+    with pytest.raises(TersorError, match=f"first {battle.a} {battle.uid}; take them with"):
+        run.add_output(battle.a, battle.uid, (), "other")
+    run.add_output(battle.a, battle.uid, run.outputs(battle.a)[battle.uid], run.hashes(battle.a)[battle.uid])
+    run.forget([battle.id])
+    run.add_output(battle.a, battle.uid, (), "other")
 
 
 def test_two_judges_at_once_are_refused_and_so_is_a_run_without_battles(run, tmp_path) -> None:

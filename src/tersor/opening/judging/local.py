@@ -71,7 +71,7 @@ class LocalJudge:
 
     @classmethod
     def from_pretrained(
-        cls, location: str, prompt: JudgePrompt | None = None, *, device: str = "cpu", batch: int = 4
+        cls, location: str, prompt: JudgePrompt | None = None, *, device: str = "auto", batch: int = 4
     ) -> LocalJudge:
         """The judge in a checkpoint: a folder, a hub name or a zoo name.
 

@@ -66,14 +66,18 @@ def run_judge(
     if not (battles := store.battles()):
         raise TersorError(f"{store.folder} has no battles; sample them with: tersor opening sample {store.folder}")
     with store.exclusive("judge"):
+        if orders == "one" and store.orders(judge.id, judge.prompt_hash) == "both":
+            raise TersorError(f"judge {judge.id} was asked in both orders on {store.folder}; go on with --orders both")
         store.add_judge(
             judge.id, prompt_hash=judge.prompt_hash, prompt=judge.prompt_text, orders=orders, settings=judge.settings
         )
         answers = {model: store.outputs(model) for model in store.models()}
         missing_loses = bool(store.get("missing_loses", False))
+        instances = {each.uid: each for each in store.instances()}
         able = [
             each for each in battles
-            if missing_loses or all(each.uid in answers.get(model, {}) for model in (each.a, each.b))
+            if each.uid in instances
+            and (missing_loses or all(each.uid in answers.get(model, {}) for model in (each.a, each.b)))
         ]  # fmt: skip
         wanted = [(each, order) for each in able for order in ((0, 1) if orders == "both" else (0,))]
         done = {
@@ -102,10 +106,7 @@ def run_judge(
             return future
 
         def questions() -> Iterator[Question]:
-            instances = {each.uid: each for each in store.instances()}
             for battle, order in todo:
-                if battle.uid not in instances:
-                    raise TersorError(f"battle {battle.id} is about {battle.uid}, which the run does not have")
                 shown = (battle.a, battle.b) if order == 0 else (battle.b, battle.a)
                 first, second = (answers.get(model, {}).get(battle.uid) for model in shown)
                 question = Question(battle, order, instances[battle.uid], first or (), second or ())  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class JudgeOptions:
     concurrency: int = 8
     max_tokens: int | None = None
     logprobs: bool = False
-    device: str = "cpu"
+    device: str = "auto"
     batch: int = 4
 
 
