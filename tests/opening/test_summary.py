@@ -67,17 +67,17 @@ def test_position_figures_are_those_worked_out_by_hand() -> None:
 def test_both_orders_take_the_first_place_out_of_the_final_words() -> None:
     """Equal answers, a judge that gives the first place log odds of 0.93 (72 of 100), no ties."""
     source, shown, final = random.Random(0), [], []
-    for number in range(3000):
+    for number in range(1500):
         battle = Battle.of(str(number), "01.01", "x", "y")
         rows = [Raw(battle.id, "j", order=order, label=outcome(source, 0.93)) for order in (0, 1)]
         shown += [from_one_order(battle, row) for row in rows]
         final.append(from_both_orders(battle, *rows))
     told = position(final, shown)
-    assert told["first_share"]["value"] == pytest.approx(0.717, abs=0.015)
-    assert told["coefficient"]["value"] == pytest.approx(0.93, abs=0.1)
-    assert told["consistent"]["value"] == pytest.approx(2 * 0.717 * 0.283, abs=0.03)
+    assert told["first_share"]["value"] == pytest.approx(0.717, abs=0.03)
+    assert told["coefficient"]["value"] == pytest.approx(0.93, abs=0.12)
+    assert told["consistent"]["value"] == pytest.approx(2 * 0.717 * 0.283, abs=0.04)
     decisive = [each for each in final if each.label in ("A", "B")]
-    assert sum(each.label == "A" for each in decisive) / len(decisive) == pytest.approx(0.5, abs=0.03)
+    assert sum(each.label == "A" for each in decisive) / len(decisive) == pytest.approx(0.5, abs=0.06)
 
 
 def test_asking_again_is_compared_with_the_first_time() -> None:

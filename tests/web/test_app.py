@@ -33,7 +33,7 @@ def test_another_host_is_not_local(host: str) -> None:
 
 def test_a_local_server_is_not_reached_by_another_name() -> None:
     app = create_app(hosts=known_hosts("127.0.0.1"))
-    for name, status in (("127.0.0.1:80", 404), ("[::1]:80", 404), ("localhost", 404), ("evil.example:80", 400)):
+    for name, status in (("127.0.0.1:80", 404), ("[::1]:80", 404), ("[::1]", 404), ("localhost", 404), ("evil.example:80", 400)):
         assert TestClient(app).get("/", headers={"host": name}).status_code == status, name
 
 
