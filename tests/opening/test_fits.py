@@ -46,9 +46,9 @@ def recovery(seed: int, instances: int) -> tuple[float, list[bool], float, bool]
 
 
 def test_strengths_are_recovered_and_covered() -> None:
-    runs = [recovery(seed, 2160) for seed in range(3)]
+    runs = [recovery(seed, 2160) for seed in range(6)]
     assert statistics.fmean(run[0] for run in runs) > 0.9
-    assert statistics.fmean(hit for run in runs for hit in run[1]) > 0.8
+    assert statistics.fmean(hit for run in runs for hit in run[1]) > 0.87
     assert math.sqrt(statistics.fmean(run[2] for run in runs)) < 0.1
 
 
@@ -102,12 +102,12 @@ def test_who_is_called_a_changes_nothing(encoding: Encoding) -> None:
 
 
 def test_the_sandwich_and_the_bootstrap_agree() -> None:
-    verdicts = drawn(5, 150)
-    one, other = fitted(verdicts), fitted(verdicts, bootstrap=60)
-    for name in NAMES:
+    verdicts = drawn(5, 150, strengths=STRENGTHS[1:6])
+    one, other = fitted(verdicts), fitted(verdicts, bootstrap=100)
+    for name in NAMES[:5]:
         a, b = one.of(name).theta, other.of(name).theta
         assert a is not None and b is not None and a.value == b.value
-        assert (b.high - b.low) / (a.high - a.low) == pytest.approx(1, abs=0.4)
+        assert (b.high - b.low) / (a.high - a.low) == pytest.approx(1, abs=0.3)
 
 
 def test_battles_on_one_instance_are_one_case() -> None:

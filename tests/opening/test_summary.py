@@ -19,7 +19,7 @@ from tersor.opening.summary import measures, position, repeatability, summarize
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    decided(folder)
+    decided(folder, rounds=6)
     return folder
 
 
@@ -28,9 +28,9 @@ def test_a_summary_is_plain_json_and_names_its_judge(run: Path) -> None:
         (judge,) = store.judges()
         told = json.loads(json.dumps(summarize(store, judge), allow_nan=False))
     assert told["judge"]["id"] == judge and "bias=0.5" in judge
-    assert told["counts"]["decided"] == told["counts"]["battles"] == 24
+    assert told["counts"]["decided"] == told["counts"]["battles"] == 72
     assert [row["model"] for row in told["models"]][-1] == "weak"
-    assert sum(row["battles"] for row in told["models"]) == 48
+    assert sum(row["battles"] for row in told["models"]) == 144
     assert set(told["strengths"]["elo"]) == {"fdt", "half", "decisive", "davidson", "controlled"}
     assert told["position"]["coefficient"]["value"] > 0
 
@@ -115,7 +115,7 @@ def test_a_panel_is_told_with_the_agreement_of_its_members(run: Path) -> None:
         (judge,) = store.judges()
         told = summarize(store, f"panel:{judge}+{judge}")
         assert told["counts"]["asked"] == 2 * summarize(store, judge)["counts"]["asked"]
-        assert told["people"][0]["fdt"]["value"] == 1 and told["counts"]["decided"] == 24
+        assert told["people"][0]["fdt"]["value"] == 1 and told["counts"]["decided"] == 72
 
 
 def test_one_model_no_battle_and_groups_that_never_met_give_reasons_and_no_nan(tmp_path: Path) -> None:
