@@ -171,6 +171,7 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path, capsys, monkeypatch,
     arguments, said = BAD[name]
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, *(folder if each == "RUN" else each for each in arguments))
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]  # nothing is begun
 
 
 WITHOUT_TORCH = """

@@ -59,6 +59,12 @@ def test_the_first_round_is_a_ring() -> None:
     assert {each.a for each in found[:5]} == set(models(5))
 
 
+def test_each_task_has_a_ring_of_its_own() -> None:
+    found = roaming(instances(8, 8, 8), models(8), 1)
+    rings = [tuple(each.a for each in found if each.task == f"0{task}.01") for task in (1, 2, 3)]
+    assert len(set(rings)) == 3
+
+
 def test_other_tasks_and_the_order_of_files_change_nothing() -> None:
     small, large = instances(7, 20), instances(7, 20, 9)
     one, two = roaming(small, models(6), 3, seed=1), roaming(large[::-1], models(6)[::-1], 3, seed=1)

@@ -48,6 +48,12 @@ def test_everything_comes_back_as_it_was(store, tmp_path) -> None:
         assert again.settings("j", "p") == {"side": 512}
 
 
+def test_what_is_written_is_on_the_disk_and_readers_do_not_wait(store) -> None:
+    found = store.transact(lambda connection: [
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")])  # fmt: skip
+    assert found == [2, "wal"]
+
+
 def test_battles_keep_their_place_and_come_once(store) -> None:
     assert store.add_battles(BATTLES[5:]) == 15
     assert store.add_battles(BATTLES) == 5

@@ -30,9 +30,9 @@ def _tokenizer(special: dict[str, int]) -> PreTrainedTokenizerFast:
 
 
 def judge_parts(name: str) -> tuple[Any, Any]:
-    """Model and processor of ``qwen2_5_vl`` or ``llava``."""
+    """Model and processor of ``qwen2_vl``, ``qwen2_5_vl`` or ``llava``."""
     model = tiny_models.build(name)
-    if name == "qwen2_5_vl":
+    if name.startswith("qwen2"):
         special = {
             "<|vision_start|>": 192, "<|vision_end|>": 193, "<|image_pad|>": tiny_models.IMAGE,
             "<|video_pad|>": tiny_models.VIDEO,

@@ -46,22 +46,24 @@ def init(
         return
     from tersor.opening.data import read_data
     from tersor.opening.mini import write_mini
-    from tersor.opening.store import Store
+    from tersor.opening.store import FILE, Store
 
-    with Store.open(run, create=True) as store, spinner() as status:
-        if source is None:
-            if store.models() and store.get("mini") != seed:  # its pictures would be drawn over
-                raise TersorError(f"{run} is no run of opening-mini with --seed {seed}; give another folder")
-            store.set("mini", seed)
-            write_mini(run / "data", seed=seed)
-            source = run / "data"
+    if source is None:
+        if (run / FILE).is_file():
+            with Store.open(run) as store:
+                if store.get("mini") != seed:  # its pictures would be drawn over
+                    raise TersorError(f"{run} is no run of opening-mini with --seed {seed}; give another folder")
+        write_mini(run / "data", seed=seed)
+    with spinner() as status:
         status.update("reading instances and pictures")
-        loaded = read_data(source, skip_bad=skip_bad, strict=strict)
+        loaded = read_data(source or run / "data", skip_bad=skip_bad, strict=strict)
+    with Store.open(run, create=True) as store:
         if other := store.other_instances(loaded.instances, loaded.root):
             raise TersorError(
                 f"{len(other)} instances of {run} are missing or others in {source}, first {other[0]}; give another "
                 "folder for a run of these"
             )
+        store.set("mini", seed if mini else None)
         store.add_instances(loaded.instances, loaded.root)
     steps = [len(each.inputs) + len(each.gold) for each in loaded.instances]
     facts = {

@@ -16,7 +16,7 @@ from tersor.opening.judging.runner import run_judge
 from tersor.opening.prompts import WORDS, JudgePrompt
 from tersor.opening.records import Battle, Instance, Step
 
-CLASSES = ["qwen2_5_vl", "llava"]
+CLASSES = ["qwen2_vl", "qwen2_5_vl", "llava"]
 PROMPT = JudgePrompt(system="Judge.", question="Which?", side=112)
 
 
@@ -104,6 +104,15 @@ def test_a_battle_that_is_too_long_is_shrunk_and_then_given_up(parts, questions)
     replies = []
     judge.run(iter(questions), lambda question, reply: replies.append(reply))
     assert [each.status for each in replies] == ["too_large"] * 3
+
+
+def test_a_checkpoint_is_a_judge(parts, questions, tmp_path) -> None:
+    model, processor = parts
+    model.save_pretrained(tmp_path / "judge")
+    processor.save_pretrained(tmp_path / "judge")
+    loaded = LocalJudge.from_pretrained(str(tmp_path / "judge"), PROMPT, device="cpu")
+    wanted = LocalJudge(model, processor, PROMPT, name="tiny").scores(questions)
+    torch.testing.assert_close(loaded.scores(questions), wanted, atol=1e-4, rtol=0)
 
 
 def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused() -> None:
