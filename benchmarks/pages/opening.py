@@ -30,8 +30,8 @@ def score_table(records: list[Record]) -> str:
     judge = (first.peer_name or "").rpartition(" ")[2]
     return (
         table(titles, rows)
-        + f"\n`{first.command}`: {first.n:,} images each, seed {first.seed}; one-sided 95 % bounds; judged by `{judge}`, "
-        f"the classifier that comes with the model. {made_on(first)}\n"
+        + f"\n`{first.command}`: {first.n:,} images each, seed {first.seed}; one-sided 95 % bounds; judged by "
+        f"`{judge}`, the classifier that comes with the model. {made_on(first)}\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from tersor._errors import TersorError
 from tersor._lazy import require
 
 #: Endings of picture files, in small letters.
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_DIGITS = re.compile(r"([0-9]+)")
+#: What shows through transparent pixels.
+BACKGROUND = "white"
 #: Frames of a video; each is read whole.
 MOST_FRAMES = 1000
 
@@ -22,7 +26,9 @@ class PictureError(TersorError):
 
 
 def image_files(folder: Path, *, below: bool = True, option: str = "") -> list[Path]:
-    """The pictures in a folder, by name.
+    """The pictures in a folder, by name as people count: ``a2.png`` before ``a10.png``.
+
+    Hidden files, and those in hidden folders, are no pictures of anybody's.
 
     Args:
         folder: Where to look.
@@ -35,10 +41,18 @@ def image_files(folder: Path, *, below: bool = True, option: str = "") -> list[P
     if not folder.is_dir():
         raise TersorError(f"{option} {folder}: no such folder of pictures".lstrip())
     files = folder.rglob("*") if below else folder.iterdir()
-    found = sorted(file for file in files if file.suffix.lower() in ENDINGS and not file.is_dir())
+    named = [file for file in files if file.suffix.lower() in ENDINGS and not file.is_dir()]
+    hidden = {file for file in named if any(part.startswith(".") for part in file.relative_to(folder).parts)}
+    found = sorted((file for file in named if file not in hidden), key=by_number)
     if not found:
         raise TersorError(f"{option} {folder} holds no pictures ({', '.join(ENDINGS)})".lstrip())
     return found
+
+
+def by_number(path: Path) -> tuple[Any, ...]:
+    """Sorts names with the numbers in them as numbers."""
+    told = [[int(word) if word.isdigit() else word for word in _DIGITS.split(part)] for part in path.parts]
+    return told, str(path)  # the name itself, so that "a1" and "a01" have an order, too
 
 
 @contextmanager
@@ -67,10 +81,39 @@ def opened(file: Path, *, option: str = "", extra: str = "images") -> Iterator[A
         raise PictureError(f"{option} {file} is no picture that can be read; replace it".lstrip()) from error
 
 
-def read_picture(file: Path, *, option: str = "") -> Any:
-    """A picture in RGB, read whole; raises as `opened` does."""
-    with opened(file, option=option) as picture:
-        return picture.convert("RGB")
+def read_picture(file: Path, *, option: str = "", extra: str = "images") -> Any:
+    """A picture in RGB, read whole and as `as_seen` has it; raises as `opened` does."""
+    with opened(file, option=option, extra=extra) as picture:
+        return as_seen(picture).convert("RGB")
+
+
+def as_seen(picture: Any) -> Any:
+    """What a viewer shows of an opened picture, in "L" if it is grey and in "RGB" otherwise; of several frames one.
+
+    It stands as its EXIF says, transparent pixels show `BACKGROUND`, and 16 bits become 8.
+
+    Raises:
+        PictureError: If its pixels are no shades of 8 or 16 bits.
+    """
+    image: Any = require("PIL.Image", "images")
+    operations: Any = require("PIL.ImageOps", "images")
+    turned = operations.exif_transpose(picture)
+    if turned.mode == "F" or turned.mode.startswith("I"):
+        turned = image.fromarray(_to_8_bits(turned, getattr(picture, "filename", "")))
+    if turned.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in turned.info:
+        grey = turned.mode in ("L", "LA", "La")
+        ground = image.new("RGBA", turned.size, BACKGROUND)
+        turned = image.alpha_composite(ground, turned.convert("RGBA")).convert("L" if grey else "RGB")
+    return turned.convert("L" if turned.mode in ("1", "L") else "RGB")
+
+
+def _to_8_bits(picture: Any, name: str) -> Any:
+    import numpy as np
+
+    values = np.asarray(picture)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 2**16:
+        raise PictureError(f"{name} has neither 8 nor 16 bits a pixel; save it with one of them".lstrip())
+    return (values // 257).astype(np.uint8)
 
 
 def read_frames(path: Path, *, option: str = "") -> list[Any]:
@@ -96,7 +139,7 @@ def read_frames(path: Path, *, option: str = "") -> list[Any]:
         frames = []
         for number in range(count):
             film.seek(number)
-            frames.append(film.convert("RGB"))
+            frames.append(as_seen(film).convert("RGB"))
         return frames
 
 

@@ -59,6 +59,7 @@ DEMOS: dict[str, Demo] = {
     "zipvl": Demo(home="tersor.kv.demos.zipvl:run", needs=_PICTURES, parts=_PLOTS),
     "ptq": Demo(home="tersor.ptq.demo:run", needs=_ONNX, parts=_PLOTS),
     "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
+    "zipr1": Demo(home="tersor.rl.demo:run", needs=_PICTURES, parts=_PLOTS),
     "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
 }
 #: Command of `tersor bench` -> its function.

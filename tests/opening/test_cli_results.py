@@ -173,7 +173,7 @@ def test_the_page_is_served_until_it_is_interrupted(tmp_path: Path) -> None:
                 time.sleep(0.1)
         assert "Which answer is better?" in page
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        assert process.wait(timeout=20) == 0, "that is how it ends"
 
 
 NO_TORCH = """

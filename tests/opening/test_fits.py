@@ -102,9 +102,9 @@ def test_who_is_called_a_changes_nothing(encoding: Encoding) -> None:
 
 
 def test_the_sandwich_and_the_bootstrap_agree() -> None:
-    verdicts = drawn(5, 400)
+    verdicts = drawn(5, 150, strengths=STRENGTHS[1:6])
     one, other = fitted(verdicts), fitted(verdicts, bootstrap=100)
-    for name in NAMES:
+    for name in NAMES[:5]:
         a, b = one.of(name).theta, other.of(name).theta
         assert a is not None and b is not None and a.value == b.value
         assert (b.high - b.low) / (a.high - a.low) == pytest.approx(1, abs=0.3)

@@ -17,6 +17,8 @@ def test_marks_stand_where_the_figures_say_and_names_are_text() -> None:
     assert "nothing" not in svg and "a &amp; &lt;b&gt;" in svg
     (one, two) = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg))
     low, high = (float(x) for x in re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', svg)[0])
+    ends = [float(x) for pair in re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', svg) for x in pair]
+    assert (min(ends), max(ends)) == (190.0, 660.0), "the plot is as wide as its place, whatever the figures"
     assert low < one < high and abs((one - low) - (high - one)) < 0.2
     assert abs((two - one) - (one - low)) < 0.2, "ten units are ten units"
 

@@ -19,7 +19,7 @@ from tersor.opening.summary import measures, position, repeatability, summarize
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    decided(folder)
+    decided(folder, rounds=6)
     return folder
 
 
@@ -28,9 +28,9 @@ def test_a_summary_is_plain_json_and_names_its_judge(run: Path) -> None:
         (judge,) = store.judges()
         told = json.loads(json.dumps(summarize(store, judge), allow_nan=False))
     assert told["judge"]["id"] == judge and "bias=0.5" in judge
-    assert told["counts"]["decided"] == told["counts"]["battles"] == 24
+    assert told["counts"]["decided"] == told["counts"]["battles"] == 72
     assert [row["model"] for row in told["models"]][-1] == "weak"
-    assert sum(row["battles"] for row in told["models"]) == 48
+    assert sum(row["battles"] for row in told["models"]) == 144
     assert set(told["strengths"]["elo"]) == {"fdt", "half", "decisive", "davidson", "controlled"}
     assert told["position"]["coefficient"]["value"] > 0
 
@@ -67,17 +67,17 @@ def test_position_figures_are_those_worked_out_by_hand() -> None:
 def test_both_orders_take_the_first_place_out_of_the_final_words() -> None:
     """Equal answers, a judge that gives the first place log odds of 0.93 (72 of 100), no ties."""
     source, shown, final = random.Random(0), [], []
-    for number in range(3000):
+    for number in range(1500):
         battle = Battle.of(str(number), "01.01", "x", "y")
         rows = [Raw(battle.id, "j", order=order, label=outcome(source, 0.93)) for order in (0, 1)]
         shown += [from_one_order(battle, row) for row in rows]
         final.append(from_both_orders(battle, *rows))
     told = position(final, shown)
-    assert told["first_share"]["value"] == pytest.approx(0.717, abs=0.015)
-    assert told["coefficient"]["value"] == pytest.approx(0.93, abs=0.1)
-    assert told["consistent"]["value"] == pytest.approx(2 * 0.717 * 0.283, abs=0.03)
+    assert told["first_share"]["value"] == pytest.approx(0.717, abs=0.03)
+    assert told["coefficient"]["value"] == pytest.approx(0.93, abs=0.12)
+    assert told["consistent"]["value"] == pytest.approx(2 * 0.717 * 0.283, abs=0.04)
     decisive = [each for each in final if each.label in ("A", "B")]
-    assert sum(each.label == "A" for each in decisive) / len(decisive) == pytest.approx(0.5, abs=0.03)
+    assert sum(each.label == "A" for each in decisive) / len(decisive) == pytest.approx(0.5, abs=0.06)
 
 
 def test_asking_again_is_compared_with_the_first_time() -> None:
@@ -115,7 +115,7 @@ def test_a_panel_is_told_with_the_agreement_of_its_members(run: Path) -> None:
         (judge,) = store.judges()
         told = summarize(store, f"panel:{judge}+{judge}")
         assert told["counts"]["asked"] == 2 * summarize(store, judge)["counts"]["asked"]
-        assert told["people"][0]["fdt"]["value"] == 1 and told["counts"]["decided"] == 24
+        assert told["people"][0]["fdt"]["value"] == 1 and told["counts"]["decided"] == 72
 
 
 def test_one_model_no_battle_and_groups_that_never_met_give_reasons_and_no_nan(tmp_path: Path) -> None:

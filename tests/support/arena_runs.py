@@ -32,7 +32,7 @@ def make_run(folder: Path, *, battles: int = 10, models: Sequence[str] = CONTEST
         models: Names.
         seed: Of colours.
     """
-    write_mini(folder / "data")
+    write_mini(folder / "data", each=1)
     instances = read_data(folder / "data").instances
     source = random.Random(seed)
     with Store.open(folder, create=True) as store:

@@ -16,6 +16,7 @@ from tersor.opening import demo as opening
 from tersor.ptq import demo as ptq
 from tersor.ptq.bench import speed as ptq_speed
 from tersor.ptq.networks import RepNetConfig
+from tersor.rl import demo as zipr1
 
 #: What a demo takes many of, and how many a test takes.
 FEW = {
@@ -26,6 +27,7 @@ FEW = {
     nar: {"SAMPLES": 10, "CLIP_SAMPLES": 10, "ROUNDS": 1},
     ptq: {"PHOTOS": 1, "FIRST": 8, "ITERATIONS": 1, "ROUNDS": 1},
     experts: {"PROMPTS": 8, "REQUESTS": 8},
+    zipr1: {"SAMPLES_PER_KIND": 1, "ROUNDS": 1},
     opening: {"ROUNDS": 1},
 }
 

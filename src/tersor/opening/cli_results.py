@@ -305,7 +305,9 @@ def print_standings(told: dict[str, Any]) -> None:
 
     for name, value in facts(told):
         typer.echo(f"{name}: {value}")
-    show(STANDINGS, standings(told), names=2)
+    # A terminal has no room for all four rates.
+    kept = [STANDINGS.index(each) for each in STANDINGS if not each.startswith(("w/o", "w/ tie (0)"))]
+    show([STANDINGS[at] for at in kept], [[row[at] for at in kept] for row in standings(told)], names=2)
     typer.echo(NOTE)
 
 

@@ -121,7 +121,7 @@ def topic_rows(told: Told) -> list[list[str]]:
     models = told["matrices"]["models"]
     found = []
     for topic, row in told["topics"]["topics"].items():
-        line = [topic]
+        line = [f"{topic} {told['topics']['names'].get(topic, '')}".strip()]
         for model in models:
             cell = row.get(model)
             few = f" ({cell['n']})" if cell and cell["n"] < FEW else ""

@@ -45,7 +45,7 @@ def summarize(store: Store, judge: str, *, prompt: str | None = None) -> Told:
         "strengths": _strengths(verdicts, fit, measures(store)),
         "components": components(verdicts),
         "matrices": _matrices(verdicts),
-        "topics": _topics(verdicts),
+        "topics": _topics(store, verdicts),
         "repeatability": repeatability(verdicts, store.verdicts(judge, prompt=prompt, rep=1)),
         "people": annotators(store, members),
     }
@@ -199,11 +199,13 @@ def _matrices(verdicts: Sequence[Verdict]) -> Told:
     return {"models": order, **found}
 
 
-def _topics(verdicts: Sequence[Verdict]) -> Told:
+def _topics(store: Store, verdicts: Sequence[Verdict]) -> Told:
     def table(parts: Mapping[str, list[Verdict]]) -> Told:
         return {
             name: {model: {"fdt": rate(tally, "fdt"), "n": tally.battles} for model, tally in tallies(part).items()}
             for name, part in parts.items()
         }
 
-    return {"topics": table(by_topic(verdicts)), "tasks": table(by_topic(verdicts, task=True))}
+    # The first spelling of each; there may be several.
+    names = {each.meta_task_id.zfill(2): each.meta_task_name for each in reversed(store.instances())}
+    return {"names": names, "topics": table(by_topic(verdicts)), "tasks": table(by_topic(verdicts, task=True))}

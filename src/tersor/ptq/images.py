@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor._errors import TersorError
-from tersor._images import PictureError, image_files, opened
+from tersor._images import PictureError, as_seen, image_files, opened
 from tersor._lazy import require
 from tersor.zoo.inspection import check_finite
 
@@ -73,7 +73,7 @@ def read_images(files: list[Path], preprocessing: Preprocessing) -> tuple[Tensor
     for number, file in enumerate(files):
         try:
             with opened(file, extra="ptq") as picture:
-                read.append(preprocessing(picture))
+                read.append(preprocessing(as_seen(picture)))
         except PictureError:
             bad.append(file)
             continue
@@ -99,6 +99,7 @@ def find_classes(folder: Path, classes: int) -> list[tuple[Path, int]]:
         ValueError: If there are more or fewer folders.
     """
     files = image_files(folder)
+    # As torchvision's ImageFolder numbers them, which networks were trained with.
     names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
     if len(names) != classes:
         raise TersorError(f"{folder} has {len(names)} folders with images, and the network {classes} classes")

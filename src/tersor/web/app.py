@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from tersor._errors import TersorError
 from tersor._lazy import require
 
+_PORT = re.compile(r":\d+$")
 #: Of every answer: nothing is kept, nothing comes from elsewhere, no other page may show it.
 HEADERS = {
     "Cache-Control": "no-store",
@@ -36,8 +39,8 @@ def create_app(*, hosts: list[str] | None = None) -> Any:
 
     @app.middleware("http")  # type: ignore[untyped-decorator]
     async def guarded(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-        name = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if hosts is not None and name.strip("[]") not in hosts:
+        name = _PORT.sub("", request.headers.get("host", "")).strip("[]")
+        if hosts is not None and name not in hosts:
             told = require("fastapi.responses", "arena").PlainTextResponse("unknown host", status_code=400)
         else:
             told = await answer(request)
@@ -81,10 +84,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, listening: socket.socket) -> None:
-    """Answer requests on a socket of `listen` until the process is interrupted."""
+    """Answer requests on a socket of `listen` until the process is interrupted, which is how this ends."""
     uvicorn: Any = require("uvicorn", "arena")
     settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, date_header=False)
-    uvicorn.Server(settings).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
 
 
 def address(listening: socket.socket) -> str:

@@ -129,3 +129,17 @@ def test_ids_beyond_a_byte_and_beyond_two_come_back(vocabulary: int, tmp_path: P
     Tokens(ids, vocabulary, {}).save(tmp_path / "tokens.safetensors")
     again = Tokens.load(tmp_path / "tokens.safetensors")
     assert torch.equal(again.ids.long(), ids) and again.vocab_size == vocabulary
+
+
+def test_classes_are_counted_as_people_do_and_a_broken_picture_is_found_before_anything_is_encoded(tmp_path) -> None:
+    for name in ("10", "9", ".cache"):
+        (tmp_path / name).mkdir()
+        shade = int(name) if name.isdigit() else 0
+        (tmp_path / name / "a.png").write_bytes(as_png(torch.full((1, 1, 4, 4), shade / 255)))
+    source = read_source(tmp_path)
+    assert source.conditions["class_labels"].tolist() == [0, 1]
+    assert [round(255 * block.mean().item()) for block in next(source.blocks())] == [9, 10]
+    whole = (tmp_path / "10" / "a.png").read_bytes()
+    (tmp_path / "10" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.png is no picture"):
+        read_source(tmp_path)

@@ -111,15 +111,15 @@ def test_two_people_vote_on_ten_battles_at_once_and_see_no_names(browser: Any, t
 
 def test_a_lost_lease_is_said_and_going_back_changes_the_vote(browser: Any, tmp_path: Path) -> None:
     make_run(tmp_path, battles=2)
-    with served(tmp_path, seconds=1.0) as (store, at):
+    with served(tmp_path, seconds=0.5) as (store, at):
         late = Person(browser, at, "Late")
-        time.sleep(1.1)
+        time.sleep(0.6)
         other = Person(browser, at, "Other")
         other.press("1")
         late.press("4")
         assert "somebody else has it now" in late.page.inner_text("main")
         assert "human:Late" not in store.judges()
-        time.sleep(1.1)
+        time.sleep(0.6)
         late.page.click("text=Next battle")
         late.press("2")
         assert [row.label for row in store.raw("human:Late")] == ["Tie(A)"]

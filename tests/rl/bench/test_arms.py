@@ -9,7 +9,8 @@ import torch
 
 from tersor import zoo
 from tersor.rl.bench import arms
-from tersor.rl.bench.arms import ARMS, IMITATION, Plan, as_questions, imitate
+from tersor.rl.bench.arms import ARMS, SUPERVISED, Plan, as_questions, supervise
+from tersor.rl.data import prompt_inputs, with_pictures
 from tersor.rl.policy import load_policy
 
 PLAN = Plan(steps=2, questions=1, thresholds=(0.5, 0.975), grid=8, pictures=6)
@@ -18,7 +19,7 @@ MODEL = zoo.path("tiny-vlm")
 
 def test_each_way_differs_from_the_plan_in_what_it_is_named_for(tmp_path: Path) -> None:
     plain = PLAN.config(tmp_path, 3, (0,))
-    assert (plain.objective, plain.efficiency_weight, plain.gate, plain.beta) == ("pathwise", 1.0, "group_any", 0.1)
+    assert (plain.objective, plain.efficiency_weight, plain.gate, plain.beta) == ("pathwise", 0.25, "group_any", 0.1)
     assert plain.recipe().skip_layers == (0,) and plain.seed == 3 and plain.thresholds == [0.5, 0.975]
     for arm, changes in ARMS.items():
         found = PLAN.config(tmp_path, 3, (0,), **changes)
@@ -37,29 +38,34 @@ def test_questions_are_as_many_of_each_kind_and_other_seeds_are_others() -> None
     assert PLAN.data(1)["prompt"][:] != found["prompt"][:]
 
 
-def test_imitation_moves_ratio_and_weights_without_a_reward() -> None:
+@pytest.mark.parametrize("answers", SUPERVISED.values())
+def test_supervised_training_moves_the_weights_without_a_reward(answers: str) -> None:
     model, processor = load_policy(str(MODEL)), zoo.load_processor("tiny-vlm")
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    log = imitate(model, processor, as_questions(2, seed=1, grid=8), PLAN, seed=0, skip_layers=())
+    log = supervise(model, processor, as_questions(2, seed=1, grid=8), PLAN, answers, seed=0, skip_layers=())
     assert [sorted(row) for row in log] == [["loss", "token_ratio"]] * 2
     assert 0 < log[0]["token_ratio"] < 1
+    alone = PLAN.efficiency_weight * log[0]["token_ratio"]
+    assert (log[0]["loss"] == pytest.approx(alone)) is (answers == "none")
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert changed == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    # What leads to no token's choice has no gradient from the ratio alone.
+    assert changed < trained if answers == "none" else changed == trained
 
 
-def test_imitation_reads_the_answer_where_the_question_ends() -> None:
-    """The model is right already, so that its loss on the answer alone is small, and large on any other token."""
-    model, processor = load_policy(str(MODEL)).eval(), zoo.load_processor("tiny-vlm")
+@pytest.mark.parametrize("answers", ["given", "own"])
+def test_supervised_targets_are_the_answers_where_the_question_ends(answers: str) -> None:
+    """The dense model answers right, so that both targets name the same word."""
+    teacher, processor = load_policy(str(MODEL)).eval(), zoo.load_processor("tiny-vlm")
     rows = [as_questions(3, seed=1, grid=8)[index] for index in range(3)]
-    inputs, answers = arms._with_answers(processor, rows)
-    with torch.no_grad():
-        said = model(**inputs, use_cache=False, logits_to_keep=2).logits[:, 0].argmax(-1)
-    assert torch.equal(said, answers)
+    inputs = prompt_inputs(processor, [with_pictures(row) for row in rows])
+    found = arms._targets(answers, teacher, processor, rows, inputs)
+    named = found if found.ndim == 1 else found.argmax(-1)
+    assert processor.tokenizer.convert_ids_to_tokens(named.tolist()) == [row["answer"][0] for row in rows]
 
 
-@pytest.mark.parametrize("arm", ["pathwise", IMITATION])
-def test_a_way_is_trained_from_the_same_start(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arms, "imitate", lambda *args, **options: [{"token_ratio": 0.5}])
+@pytest.mark.parametrize("arm", ["pathwise", "ratio alone"])
+def test_a_way_is_trained_from_the_same_start(arm: str) -> None:
     plan = Plan(steps=1, questions=1, thresholds=(0.5, 0.975), grid=8, pictures=3)
     model, log = arms.train_arm(arm, MODEL, zoo.load_processor("tiny-vlm"), plan, seed=0, skip_layers=())
     assert not model.training and len(log) == 1

@@ -29,14 +29,11 @@ def made(accuracy: int, ratio: float) -> Row:
     return Row(outcome(accuracy, ratio), outcome(10, 1.0), outcome(2, ratio), [outcome(5, 0.1), outcome(10, 0.8)], [])
 
 
-def test_figures_are_means_over_seeds_against_the_start() -> None:
-    start = made(10, 0.8)
-    found = figures([made(10, 0.3), made(9, 0.5)], start)
+def test_figures_are_means_over_seeds_each_against_the_start_on_its_questions() -> None:
+    found = figures([made(10, 0.3), made(9, 0.5)], [made(10, 0.8), made(8, 0.8)])
     assert found["ratio"].value == pytest.approx(0.4) and found["ratio"].low < 0.3
-    assert found["lost"].value == pytest.approx(-0.05)
+    assert found["lost"].value == pytest.approx((0.0 + 0.1) / 2)
     assert found["random"].value == pytest.approx(0.2) and found["trail"].value == pytest.approx((1 + 2 / 3) / 2)
-    alone = figures([start], start)
-    assert alone["lost"].value == 0.0 and alone["accuracy"].interval == "95% bootstrap"
 
 
 def test_a_table_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +57,9 @@ def test_a_table_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
     trained[:] = []
     rows = run_table(*given, n=1, progress=file)
     assert done == [("pathwise", 0), ("literal", 0)] and trained == [("pathwise", 1), ("literal", 1)]
-    assert len(rows) == 5 and len(over(rows, "every layer sparse", "literal")) == 2
+    starts = over(rows, "every layer sparse", "start")
+    assert len(rows) == 6 and len(starts) == 2 and all(len(row.ends) == 2 for row in starts)
+    assert len(over(rows, "every layer sparse", "literal")) == 2 and not rows["every layer sparse / literal / 0"].ends
     with pytest.raises(ValueError, match="other settings"):
         run_table(*given, n=2, progress=file)
 
@@ -73,8 +72,8 @@ def test_the_command_writes_a_record_of_every_figure(
     assert run(["bench", "zipr1", "--seeds", "1", "--samples", "1", "--out", str(tmp_path / "r.jsonl")]) == 0
     assert "pathwise" in capsys.readouterr().out
     found = {(each.item, each.quantity): each.measured for each in read_jsonl(tmp_path / "r.jsonl")}
-    assert found["every layer sparse, pathwise", "tokens in attention, sparse layers"] == pytest.approx(0.3)
-    assert found["every layer sparse, lowest threshold before training", "right answers"] == 0.5
+    assert found["pathwise: every layer sparse", "tokens in attention, sparse layers"] == pytest.approx(0.3)
+    assert found["start at the lowest threshold: every layer sparse", "right answers"] == 0.5
 
 
 @pytest.mark.parametrize(

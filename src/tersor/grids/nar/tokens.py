@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from tersor import _atomic
 from tersor._errors import TersorError
-from tersor._images import image_files, opened
+from tersor._images import as_seen, by_number, image_files, opened
 from tersor.zoo.inspection import check_finite
 
 _FORMAT = "tersor tokens"
@@ -193,7 +193,7 @@ def read_source(path: str | Path) -> Source:
 
 def _folder(folder: Path) -> Source:
     files = image_files(folder)
-    classes = sorted({each.parent.relative_to(folder) for each in files})
+    classes = sorted({each.parent.relative_to(folder) for each in files}, key=by_number)
     conditions = {}
     if Path(".") not in classes:
         numbers = {each: index for index, each in enumerate(classes)}
@@ -201,23 +201,23 @@ def _folder(folder: Path) -> Source:
     elif len(classes) > 1:
         raise TersorError(f"{folder} holds pictures beside folders of pictures; give every class a folder, or none")
     sizes: dict[tuple[tuple[int, int], str], Path] = {}
-    for file in files:
-        with opened(file) as picture:
-            sizes.setdefault((picture.size, "L" if picture.mode in ("1", "L") else "RGB"), file)
+    for file in files:  # read whole, so that a broken one is found before hours of encoding
+        picture = _read(file)
+        sizes.setdefault((picture.size, picture.mode), file)
     if len(sizes) > 1:
         shown = ", ".join(f"{file.name}: {size[0]} x {size[1]} {mode}" for (size, mode), file in sizes.items())
         raise TersorError(f"the pictures in {folder} must have one size and kind; there are {shown}")
-    ((_, mode),) = sizes
 
     def blocks() -> Iterator[Tensor]:
         for first in range(0, len(files), _BLOCK):
-            arrays = []
-            for file in files[first : first + _BLOCK]:
-                with opened(file) as picture:
-                    arrays.append(np.asarray(picture.convert(mode)))
-            yield _as_floats(np.stack(arrays))
+            yield _as_floats(np.stack([np.asarray(_read(file)) for file in files[first : first + _BLOCK]]))
 
     return Source(len(files), blocks, conditions)
+
+
+def _read(file: Path) -> Any:
+    with opened(file) as picture:
+        return as_seen(picture)
 
 
 def _arrays(file: Path) -> Source:

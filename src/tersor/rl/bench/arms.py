@@ -1,10 +1,11 @@
-"""Ways to train tiny-vlm for fewer tokens: ZipR1's objectives, their parts alone, and imitation.
+"""Ways to train tiny-vlm for fewer tokens: ZipR1's objectives, their parts alone, and supervised training.
 
 Every way sees the same pictures and questions with the same thresholds, in as many updates of as many rows.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-#: Way -> how it differs from `Plan.config`; imitation has a loop of its own.
+#: Way -> how it differs from `Plan.config`.
 ARMS: dict[str, dict[str, Any]] = {
     "literal": {"objective": "literal"},
     "accuracy only": {"objective": "literal", "efficiency_weight": 0.0},
@@ -39,7 +40,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "pathwise, no gate": {"gate": "none"},
     "pathwise, no KL": {"beta": 0.0},
 }
-IMITATION = "imitation + ratio"
+#: Supervised ways, in a loop of their own -> what their answers are learned from; the last has nothing to learn from.
+SUPERVISED: dict[str, str] = {
+    "given answers + ratio": "given",
+    "own dense answers + ratio": "own",
+    "ratio alone": "none",
+}
 #: Setting -> layers that stay dense.
 SETTINGS: dict[str, tuple[int, ...]] = {"every layer sparse": (), "first layer dense": (0,)}
 
@@ -54,19 +60,21 @@ class Plan:
         thresholds: ZipVL's ``tau`` of a question's rollouts. Their ends differ in accuracy before the training, as the
             paper's estimator needs it; 1 keeps dense attention in use.
         eval_threshold: The one in use.
+        efficiency_weight: Weight of saved tokens against a right answer.
         learning_rate: Of AdamW, after five updates of warm-up, falling to 0.
         beta: Weight of the divergence from the dense model.
         grid: Cells on a side of a picture.
         pictures: Different pictures.
     """
 
-    steps: int = 60
-    questions: int = 2
-    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975, 1.0)
+    steps: int = 80
+    questions: int = 1
+    thresholds: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.975, 1.0)
     eval_threshold: float = 0.975
-    learning_rate: float = 5e-4
+    efficiency_weight: float = 0.25
+    learning_rate: float = 4e-4
     beta: float = 0.1
-    grid: int = 32
+    grid: int = 16
     pictures: int = 300
 
     def config(self, out: Path, seed: int, skip_layers: tuple[int, ...], **changes: Any) -> ZipR1Config:
@@ -74,7 +82,8 @@ class Plan:
         own: dict[str, Any] = {
             "output_dir": str(out), "max_steps": self.steps, "seed": seed, "num_generations": len(self.thresholds),
             "per_device_train_batch_size": len(self.thresholds) * self.questions, "thresholds": [*self.thresholds],
-            "eval_threshold": self.eval_threshold, "learning_rate": self.learning_rate, "beta": self.beta,
+            "eval_threshold": self.eval_threshold, "efficiency_weight": self.efficiency_weight,
+            "learning_rate": self.learning_rate, "beta": self.beta,
             "lr_scheduler_type": "linear", "warmup_steps": 5, "max_completion_length": 1, "report_to": [],
             "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
             "zipvl": {"skip_layers": skip_layers, "min_tokens": 0},
@@ -106,8 +115,9 @@ def train_arm(
     """The model of ``source`` after one training, and what the trainer logged."""
     model, data = load_policy(str(source)), plan.data(seed)
     with tempfile.TemporaryDirectory() as folder:
-        if arm == IMITATION:
-            return model.eval(), imitate(model, processor, data, plan, seed=seed, skip_layers=skip_layers)
+        if arm in SUPERVISED:
+            log = supervise(model, processor, data, plan, SUPERVISED[arm], seed=seed, skip_layers=skip_layers)
+            return model.eval(), log
         config = plan.config(Path(folder), seed, skip_layers, **ARMS[arm])
         trainer = ZipR1Trainer(model, exact_match, config, train_dataset=data, processing_class=processor)
         trainer.remove_callback(PrinterCallback)
@@ -119,10 +129,29 @@ def train_arm(
     return model.eval(), log
 
 
-def imitate(
-    model: PreTrainedModel, processor: Any, data: Dataset, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]
+def supervise(
+    model: PreTrainedModel,
+    processor: Any,
+    data: Dataset,
+    plan: Plan,
+    answers: str,
+    *,
+    seed: int,
+    skip_layers: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """Supervised training on the given answers with the same term for the ratio: no reward, no gate, no reference."""
+    """Training with the same term for the ratio and no reward: no sampled answers, no gate.
+
+    Args:
+        model: Trained in place.
+        processor: Its processor.
+        data: Questions with one answer each.
+        plan: The training.
+        answers: ``"given"`` learns those of the data, ``"own"`` the probabilities of the dense model before the
+            training, ``"none"`` the ratio alone.
+        seed: Of the questions' order.
+        skip_layers: Layers that stay dense.
+    """
+    teacher = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], plan.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 5, (plan.steps - step) / max(plan.steps - 5, 1))
@@ -132,16 +161,18 @@ def imitate(
     model.train()
     with plan.config(Path("unused"), seed, skip_layers).recipe().on(model) as session:
         for step in range(plan.steps):
-            picked = [order[(step * plan.questions + index) % len(order)] for index in range(plan.questions)]
-            rows = [data[index] for index in picked for _ in range(count)]
-            inputs, answers = _with_answers(processor, rows)
-            rows_tau = RowThresholds(budgets(plan.thresholds, len(rows)), differentiable=True)
-            completion = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-            completion[:, -1] = True
-            told = {COMPLETION: completion, THRESHOLDS: rows_tau}
-            logits = model(**inputs, **told, logits_to_keep=2).logits[:, 0]
+            picked = [data[order[(step * plan.questions + index) % len(order)]] for index in range(plan.questions)]
+            rows = [row for row in picked for _ in range(count)]
+            inputs = prompt_inputs(processor, [with_pictures(row) for row in rows])
+            budget = RowThresholds(budgets(plan.thresholds, len(rows)), differentiable=True)
+            told = {THRESHOLDS: budget, COMPLETION: torch.zeros_like(inputs["input_ids"], dtype=torch.bool)}
+            said = model(**inputs, **told, use_cache=False, logits_to_keep=1).logits[:, -1]
             ratio = soft_token_ratio(session).mean()
-            loss = torch.nn.functional.cross_entropy(logits, answers) + ratio.to(logits.dtype)
+            loss = plan.efficiency_weight * ratio.to(said.dtype)
+            if answers != "none":
+                loss = loss + torch.nn.functional.cross_entropy(
+                    said, _targets(answers, teacher, processor, rows, inputs)
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -151,14 +182,10 @@ def imitate(
     return log
 
 
-def _with_answers(processor: Any, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
-    """Prompts with the one token of their answer behind them, and those tokens."""
-    inputs = dict(prompt_inputs(processor, [with_pictures(row) for row in rows]))
-    words = [row["answer"][0] for row in rows]
-    answers = torch.tensor(processor.tokenizer.convert_tokens_to_ids(words))
-    more = {"input_ids": answers, "attention_mask": torch.ones_like(answers)}
-    if "mm_token_type_ids" in inputs:
-        more["mm_token_type_ids"] = torch.zeros_like(answers)
-    for name, column in more.items():
-        inputs[name] = torch.cat([inputs[name], column[:, None].to(inputs[name])], 1)
-    return inputs, answers
+@torch.no_grad()
+def _targets(answers: str, teacher: PreTrainedModel, processor: Any, rows: list[dict[str, Any]], inputs: Any) -> Tensor:
+    """Tokens of the given answers, or the teacher's probabilities."""
+    if answers == "given":
+        return torch.tensor(processor.tokenizer.convert_tokens_to_ids([row["answer"][0] for row in rows]))
+    probabilities: Tensor = teacher(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].softmax(-1)
+    return probabilities

@@ -44,17 +44,17 @@ def bench_zipr1(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each way.")] = 3,
-    samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 700,
+    samples: Annotated[int, typer.Option(help="Held-out questions of each kind for each training.")] = 223,
     steps: Annotated[int, typer.Option(help="Updates of a training; 0 takes those of the table in the docs.")] = 0,
     out: ResumableOut = None,
     as_json: AsJson = False,
 ) -> None:
     """Train tiny-vlm for fewer tokens in several ways, and ask each model questions that it was not trained on."""
     require("trl", "rl")
-    from tersor.rl.bench.arms import ARMS, IMITATION, SETTINGS, Plan
+    from tersor.rl.bench.arms import ARMS, SETTINGS, SUPERVISED, Plan
     from tersor.rl.bench.table import run_table
 
-    known = [*ARMS, IMITATION]
+    known = [*ARMS, *SUPERVISED]
     for option, given, allowed in (("--arm", arms, known), ("--setting", settings, list(SETTINGS))):
         if wrong := [name for name in given or () if name not in allowed]:
             raise TersorError(f"{option} {wrong[0]!r} must be one of {allowed}")
@@ -81,13 +81,14 @@ def table_records(make: Callable[..., Record], rows: dict[str, Row]) -> list[Rec
 
     records = []
     for setting, arm, found, start in _ways(rows):
-        n = len(start.sparse.right)
+        n = sum(len(row.sparse.right) for row in start)
         for name, value in found.items():
-            records.append(make(f"{setting}, {arm}", _QUANTITIES[name], "share", value, n))
+            records.append(make(f"{arm}: {setting}", _QUANTITIES[name], "share", value, n))
         if arm == "start":
-            for end, each in zip(("lowest", "highest"), start.ends, strict=True):
-                item = f"{setting}, {end} threshold before training"
-                records.append(make(item, "right answers", "share", bootstrap_interval(each.right), n))
+            for place, end in enumerate(("lowest", "highest")):
+                right = [each for row in start for each in row.ends[place].right]
+                item = f"start at the {end} threshold: {setting}"
+                records.append(make(item, "right answers", "share", bootstrap_interval(right), n))
     return records
 
 
@@ -106,13 +107,13 @@ def print_rows(rows: dict[str, Row]) -> None:
 _SHOWN = ("ratio", "accuracy", "lost", "dense", "random", "relevant")
 
 
-def _ways(rows: dict[str, Row]) -> list[tuple[str, str, dict[str, Estimate], Row]]:
-    """Setting, way, its figures and the start of the setting, in the order in which they were run."""
+def _ways(rows: dict[str, Row]) -> list[tuple[str, str, dict[str, Estimate], list[Row]]]:
+    """Setting, way, its figures and the start's rows, in the order in which they were run."""
     from tersor.rl.bench.table import figures, over
 
     names = dict.fromkeys(tuple(key.split(" / ")[:2]) for key in rows)
     told = []
     for setting, arm in names:
-        start = over(rows, setting, "start")[0]
+        start = over(rows, setting, "start")[: len(over(rows, setting, arm))]
         told.append((setting, arm, figures(over(rows, setting, arm), start), start))
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.bench.measure import Estimate, bootstrap_interval, over_seeds
+from tersor.bench.measure import Estimate, over_seeds
 from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.tiles import KINDS, samples
 from tersor.rl.bench.arms import SETTINGS, Plan, train_arm
@@ -18,7 +19,7 @@ from tersor.rl.bench.outcome import Outcome, ask
 from tersor.rl.policy import load_policy
 
 START = "start"
-#: Seed of the held-out questions.
+#: Seed of the held-out questions; each seed of a training adds to it.
 HELD_OUT = 777
 
 
@@ -30,7 +31,7 @@ class Row:
         sparse: At the threshold in use.
         dense: With dense attention.
         random: With random visual tokens at the visual shares of ``sparse``.
-        ends: Accuracy and ratio at the ends of the training's thresholds, where they were asked for.
+        ends: Of the start, at the ends of the training's thresholds.
         log: What the trainer logged.
     """
 
@@ -69,39 +70,36 @@ def run_table(
         source: Folder of the model to start from.
         processor: Its processor.
         plan: The training.
-        arms: Ways of `ARMS` and `IMITATION`.
+        arms: Ways of `ARMS` and `SUPERVISED`.
         settings: Of `SETTINGS`.
         seeds: Seeds of trainings.
-        n: Held-out questions of each kind.
+        n: Held-out questions of each kind for each seed, which are others for every seed.
         progress: A file that keeps what is done; None keeps nothing.
         on_progress: Told what is being done.
     """
     job = Job(plan, str(source), n, _weights(source))
     finished = Finished(progress, job, _read)
-    drawn = samples(n, seed=HELD_OUT, grid=plan.grid)
 
-    def row(model: Any, skip: tuple[int, ...], log: list[dict[str, Any]], seed: int) -> Row:
+    def row(model: Any, skip: tuple[int, ...], log: list[dict[str, Any]], seed: int, ends: tuple[float, ...]) -> Row:
+        drawn = samples(n, seed=HELD_OUT + seed, grid=plan.grid)
         sparse = ask(model, processor, drawn, plan.eval_threshold, skip_layers=skip)
         dense = ask(model, processor, drawn, 1.0)
         chance = ask(
             model, processor, drawn, plan.eval_threshold, skip_layers=skip, random=sparse.visual_ratios(), seed=seed
         )
-        ends = [ask(model, processor, drawn, tau, skip_layers=skip) for tau in _ends(plan)]
-        return Row(sparse, dense, chance, ends, log)
+        return Row(sparse, dense, chance, [ask(model, processor, drawn, tau, skip_layers=skip) for tau in ends], log)
 
-    for setting in settings:
-        skip = SETTINGS[setting]
-        on_progress(f"{setting}: start")
-        finished.once(f"{setting} / {START} / 0", lambda skip=skip: row(load_policy(str(source)).eval(), skip, [], 0))  # type: ignore[misc]
-        for seed in seeds:
-            for arm in arms:
-                on_progress(f"{setting}: {arm}, seed {seed}")
+    for setting, seed, arm in itertools.product(settings, seeds, [START, *arms]):
+        on_progress(f"{setting}: {arm}, seed {seed}")
 
-                def make(arm: str = arm, seed: int = seed, skip: tuple[int, ...] = skip) -> Row:
-                    model, log = train_arm(arm, source, processor, plan, seed=seed, skip_layers=skip)
-                    return row(model, skip, log, seed)
+        def make(setting: str = setting, seed: int = seed, arm: str = arm) -> Row:
+            skip = SETTINGS[setting]
+            if arm == START:
+                return row(load_policy(str(source)).eval(), skip, [], seed, _ends(plan))
+            model, log = train_arm(arm, source, processor, plan, seed=seed, skip_layers=skip)
+            return row(model, skip, log, seed, ())
 
-                finished.once(f"{setting} / {arm} / {seed}", make)
+        finished.once(f"{setting} / {arm} / {seed}", make)
     return finished.results
 
 
@@ -111,29 +109,24 @@ def over(rows: dict[str, Row], setting: str, arm: str) -> list[Row]:
     return [found[key] for key in sorted(found)]
 
 
-def figures(rows: Sequence[Row], start: Row) -> dict[str, Estimate]:
-    """What the table says of one way, each with its interval: over seeds, or over questions where there is one model.
+def figures(rows: Sequence[Row], start: Sequence[Row]) -> dict[str, Estimate]:
+    """What the table says of one way, each with its interval over seeds.
 
     Args:
         rows: The way's models, one a seed.
-        start: The model before all of them.
+        start: The model before all of them, asked the same questions.
     """
-
-    told = {
+    lost = [row.sparse.accuracy - before.sparse.accuracy for row, before in zip(rows, start, strict=True)]
+    return {
         "ratio": over_seeds([row.sparse.ratio for row in rows]),
         "accuracy": over_seeds([row.sparse.accuracy for row in rows]),
-        "lost": over_seeds([row.sparse.accuracy - start.sparse.accuracy for row in rows]),
+        "lost": over_seeds(lost),
         "dense": over_seeds([row.dense.accuracy for row in rows]),
         "random": over_seeds([row.random.accuracy for row in rows]),
         "relevant": over_seeds([float(np.mean(row.sparse.relevant)) for row in rows]),
         "read": over_seeds([float(np.mean(row.sparse.read)) for row in rows]),
         **{kind: over_seeds([row.sparse.of_kind(kind) for row in rows]) for kind in KINDS},
     }
-    if len(rows) == 1:
-        told["ratio"] = bootstrap_interval(rows[0].sparse.ratios)
-        told["accuracy"] = bootstrap_interval(rows[0].sparse.right)
-        told["dense"] = bootstrap_interval(rows[0].dense.right)
-    return told
 
 
 def _ends(plan: Plan) -> tuple[float, float]:
