@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tersor._errors import TersorError
 from tersor.opening.data import read_data
 from tersor.opening.generators.base import generate_all
 from tersor.opening.outputs import ANSWERS, Answer, model_folder
@@ -40,6 +41,15 @@ def test_it_goes_on_after_a_break(filled) -> None:
     assert len(filled.outputs("counting")) == 10
     assert generate_all(filled, Counting(breaks_at=0)).kept == 10
     assert generate_all(filled, Counting(), overwrite=True).made == 10
+
+
+def test_answers_of_other_settings_are_not_mixed(filled) -> None:
+    with pytest.raises(OSError, match="gone"):
+        generate_all(filled, Counting(breaks_at=4), seed=1)
+    for settings in ({"seed": 2}, {"seed": 1, "steps": "free"}):
+        with pytest.raises(TersorError, match=r"answered with steps and seed \['gold', 1\]"):
+            generate_all(filled, Counting(), **settings)
+    assert generate_all(filled, Counting(), seed=2, overwrite=True).made == 10
 
 
 def test_an_answer_whose_picture_is_broken_is_made_again(filled) -> None:

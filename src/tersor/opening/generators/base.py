@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from tersor._errors import TersorError
 from tersor.opening.outputs import ANSWERS, Answer, fingerprint, finished, model_folder, write_output
 from tersor.opening.records import Instance
 from tersor.opening.store import Store
@@ -77,8 +78,17 @@ def generate_all(
         seed: Of everything drawn; each instance has one of its own.
         overwrite: Answer again what is answered.
         on_progress: Told how many are done, and of how many.
+
+    Raises:
+        TersorError: If it has begun to answer this run with other settings.
     """
     instances = store.instances()
+    runs, facts = store.get("generated", {}), [steps, seed]
+    if runs.get(generator.name, facts) != facts and not overwrite:
+        raise TersorError(
+            f"{generator.name} answered with steps and seed {runs[generator.name]}; repeat those, or give --overwrite"
+        )
+    store.set("generated", runs | {generator.name: facts})
     folder, known = model_folder(store.folder / ANSWERS, generator.name), store.hashes(generator.name)
     made = 0
     for number, instance in enumerate(instances):
