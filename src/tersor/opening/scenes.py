@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from tersor._lazy import require
@@ -99,9 +101,15 @@ def faults(instance: Instance, answer: Sequence[Step]) -> float:
         if (file := answer[number].image) is None:
             wrong += 2
             continue
-        scene, noise = seen(read_rgb(file))
+        scene, noise = _seen_in(file, file.stat().st_mtime_ns)
         wrong += _differences(wanted, scene) + (0.5 if noise > _NOISY else 0)
     return wrong
+
+
+@functools.lru_cache(maxsize=4096)
+def _seen_in(file: Path, changed: int) -> tuple[Scene, float]:
+    """What is seen in a file; each answer is compared many times."""
+    return seen(read_rgb(file))
 
 
 def _differences(wanted: Scene, found: Scene) -> int:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from arena import fill
 from PIL import Image
 from tiny_judges import judge_parts
 
@@ -82,11 +83,12 @@ def test_the_judge_looks_at_the_pictures(parts, questions, tmp_path) -> None:
     assert (judge.scores([changed]) - before).abs().max() > 1e-4
 
 
-def test_a_run_keeps_probabilities_and_says_their_mass(parts, run) -> None:
+def test_a_run_keeps_probabilities_and_says_their_mass(parts, store, mini_root) -> None:
+    fill(store, mini_root, ["x", "y"], count=4)
     judge = LocalJudge(*parts, PROMPT, name="tiny", batch=3)
-    outcome = run_judge(run, judge)
-    assert outcome.decided == 20 and outcome.statuses == {"ok": 40}
-    for row in run.raw("hf:tiny"):
+    outcome = run_judge(store, judge)
+    assert outcome.decided == 4 and outcome.statuses == {"ok": 8}
+    for row in store.raw("hf:tiny"):
         said = json.loads(row.text)
         scores = torch.tensor(list(said["log_probabilities"].values()))
         assert row.label == WORDS[max(said["log_probabilities"], key=said["log_probabilities"].get)]
