@@ -186,6 +186,7 @@ WITHOUT_TORCH = """
     from tersor.cli import run
     for command in sys.argv[1].split(";"):
         assert run(["opening", *command.split()]) == 0, command
+    import tersor.opening.page.app
     assert not {"torch", "transformers", "diffusers"} & set(sys.modules)
 """
 
@@ -198,6 +199,9 @@ def test_the_core_runs_where_there_is_no_torch(tmp_path) -> None:
     ]  # fmt: skip
     with running() as server:
         commands.append(f"judge {name} --judge endpoint:mock --base-url {server.base} --side 112")
+        commands.append(f"report {name} --judge scripted:faults --out {name}/report.html")
+        commands.append(f"agree {name} --judge scripted:faults --reference endpoint:mock")
+        commands.append(f"compare {name} --baseline weak --candidate Human --judge scripted:faults")
         subprocess.run(
             [sys.executable, "-c", textwrap.dedent(WITHOUT_TORCH), ";".join(commands)], check=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}, stdout=subprocess.DEVNULL,

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import typer
 from arena_runs import decided, make_run
-from arena_verdicts import drawn
 from invoke import run as invoke
 
 from tersor._errors import TersorError
@@ -174,35 +173,3 @@ def test_the_page_is_served_until_it_is_interrupted(tmp_path: Path) -> None:
         assert "Which answer is better?" in page
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0, "that is how it ends"
-
-
-NO_TORCH = """
-import sys
-class Refused:
-    def find_spec(self, name, *rest):
-        if name.partition(".")[0] in ("torch", "transformers", "diffusers"):
-            raise AssertionError(f"{name} was imported")
-sys.meta_path.insert(0, Refused())
-import typer
-from tersor.opening.cli_results import RESULTS
-app = typer.Typer()
-for name, function in RESULTS.items():
-    app.command(name)(function)
-for words in (["report", sys.argv[1]], ["report", sys.argv[1], "--format", "html"], ["agree", sys.argv[1],
-              "--reference", sys.argv[2]], ["compare", sys.argv[1], "--baseline", "weak", "--candidate", "Human"]):
-    try:
-        app(words, standalone_mode=False)
-    except typer.Exit as leaving:
-        assert leaving.exit_code == 0
-from tersor.opening.page.app import PageSettings, arena_page
-from tersor.opening.store import Store
-arena_page(Store.open(sys.argv[1]), PageSettings())
-"""
-
-
-def test_results_and_page_run_without_torch(run: str) -> None:
-    with Store.open(run) as store:
-        judge = store.judges()[0]
-    done = subprocess.run([sys.executable, "-c", NO_TORCH, run, judge], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(drawn(0, 1)) == 2

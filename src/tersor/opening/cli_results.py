@@ -222,24 +222,24 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole loop offline in a minute: four generators of known order, a scripted judge, a report."""
-    from tersor.opening.example import ORDER, decide, fill
+    from tersor.opening import example
     from tersor.opening.report import render
     from tersor.opening.store import Store
     from tersor.opening.summary import summarize
 
     with spinner() as status, Store.open(out, create=True) as store:
-        if store.models() and set(store.models()) != set(ORDER):
+        if store.models() and set(store.models()) != set(example.ORDER):
             raise TersorError(f"--out {out} holds another run; give a new folder")
-        fill(store, seed=seed, on_progress=status.update)
-        judge = decide(store, seed=seed, on_progress=status.update)
+        example.fill(store, seed=seed, rounds=example.ROUNDS, on_progress=status.update)
+        judge = example.decide(store, seed=seed, on_progress=status.update)
         told = summarize(store, judge)
         _atomic.write_text(out / "report.html", render(store, told, "html"))
     found = [row["model"] for row in sorted(told["models"], key=lambda row: -(row["theta"]["value"] or 0.0))]
     if as_json:
-        typer.echo(json.dumps({"known": ORDER, "found": found, **told}, allow_nan=False))
+        typer.echo(json.dumps({"known": example.ORDER, "found": found, **told}, allow_nan=False))
         return
     print_standings(told)
-    typer.echo(f"known order: {' > '.join(ORDER)}\nfound order: {' > '.join(found)}")
+    typer.echo(f"known order: {' > '.join(example.ORDER)}\nfound order: {' > '.join(found)}")
     typer.echo(f"report: {out / 'report.html'}")
     _next("compare", out, "--baseline", "Human", "--candidate", "strong")
     _next("serve", out)

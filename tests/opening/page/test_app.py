@@ -120,6 +120,18 @@ def test_a_picture_goes_out_as_pixels_alone(store: Store) -> None:
     assert not any(CONTESTANTS[0].encode() in each for each in shown)
 
 
+def test_a_picture_that_broke_is_not_shown_and_the_page_goes_on(store: Store) -> None:
+    client = visit(store)
+    page = client.get("/battle").text
+    for model in CONTESTANTS:
+        file = store.outputs(model)[store.battles()[0].uid][0].image
+        assert file is not None
+        file.write_bytes(b"no picture")
+    shown = [client.get(each).status_code for each in re.findall(r'src="(/picture/[^"]*)"', page)]
+    assert shown.count(404) == 2 and set(shown) <= {200, 404}
+    assert cast(client, "1").status_code == 200
+
+
 def test_the_sides_of_a_battle_differ_between_people_and_stay_for_each(store: Store) -> None:
     orders = set()
     for name in ("Anna", "Bo", "Cy", "Di", "Ed", "Flo", "Gil", "Hal", "Ivy", "Jo"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tersor._images import PictureError
 from tersor.opening.leases import Lease
 from tersor.opening.pictures import fitted, read_rgb, save_jpeg
 from tersor.opening.records import Instance, Label, Step
@@ -84,7 +85,10 @@ class Gallery:
         pictures = self.view(lease).pictures
         if not 0 <= number < len(pictures):
             return None
-        picture = fitted(read_rgb(pictures[number]), SIDE)
+        try:
+            picture = fitted(read_rgb(pictures[number]), SIDE)
+        except PictureError:
+            return None  # the page says that there is one, and shows none
         picture.info.clear()
         return save_jpeg(picture)
 
