@@ -51,6 +51,7 @@ SHORT = {
     "tersor opening serve": ["--help"],
     "tersor opening judge": ["--help"],
     "tersor opening doctor": ["--help"],
+    "tersor opening score": ["--help"],
     "tersor opening generate run/ --model chat:gpt-4o": ["--help"],
     "tersor opening compare": ["--help"],
     "tersor bench opening": ["--help"],

@@ -10,7 +10,6 @@ import pytest
 from tersor._errors import TersorError
 from tersor.opening.official import (
     Row,
-    Score,
     export_rows,
     import_verdicts,
     mean_scores,
@@ -22,7 +21,7 @@ from tersor.opening.official import (
     write_rows,
     write_scores,
 )
-from tersor.opening.records import Battle
+from tersor.opening.records import Battle, Score
 
 NAMES = {"GPT-4o+DALL-E3": "7", "Emu2": "2", "Show-o": "5"}
 

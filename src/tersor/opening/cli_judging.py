@@ -95,6 +95,39 @@ def judge(
     return INCOMPLETE if any(fact["missing"] > max_missing for fact in facts.values()) else 0
 
 
+def score(
+    run: Run,
+    judge: Annotated[str, typer.Option(help="'endpoint:MODEL'.")],
+    base_url: Annotated[str, typer.Option(help="Of the endpoint, with or without /v1.")],
+    key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Requests that may be open.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="A .json of the scores, in the benchmark's format.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Have an endpoint give points to single answers, for comparison with published ones; rank models by battles.
+
+    Example: tersor opening score run --judge endpoint:gpt-4o --base-url https://api.openai.com/v1 --out scores.json
+    """
+    kind, _, name = judge.partition(":")
+    if kind != "endpoint" or not name or concurrency < 1:
+        raise TersorError(f"--judge {judge!r} must be endpoint:MODEL, and --concurrency {concurrency} at least 1")
+    require("PIL.Image", "arena")
+    from tersor.opening.judging.client import ChatClient
+    from tersor.opening.judging.scores import ScoreJudge, score_all
+    from tersor.opening.official import mean_scores, write_scores
+    from tersor.opening.store import Store
+
+    scorer = ScoreJudge(ChatClient(base_url, name, key_env=key_env), concurrency=concurrency)
+    with Store.open(run) as store, spinner() as status:
+        scores = score_all(store, scorer, lambda done, of: status.update(f"{judge}: {done} of {of} answers"))
+        ids = store.get("registry", {})
+    if out is not None:
+        write_scores(out, scores, ids)
+    facts = mean_scores(scores)
+    lines = [f"{model}: {mean.get('overall', 'no points')} (n={mean['n']})" for model, mean in facts.items()]
+    tell(as_json, facts, "\n".join(lines), f"sample {run}")
+
+
 def import_verdicts(
     run: Run,
     file: Annotated[Path, typer.Argument(help="Verdicts as the benchmark's own scripts write them, a .json.")],

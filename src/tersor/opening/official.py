@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tersor import _atomic
 from tersor._errors import TersorError
-from tersor.opening.records import LABELS, Battle, Label, Raw, Verdict, flip
+from tersor.opening.records import LABELS, Battle, Label, Raw, Score, Verdict, flip
 from tersor.opening.store import Store
 
 _SIDE = r"(?:model\s*)?{}(?:\s+is\s+better)?"
@@ -41,21 +41,6 @@ class Row:
     a: str
     b: str
     winner: str | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a judge gave to one answer by itself.
-
-    Args:
-        uid: Of the instance.
-        model: Who answered.
-        scores: Criterion -> points and why; points are None where there are none.
-    """
-
-    uid: str
-    model: str
-    scores: dict[str, tuple[float | None, str]]
 
 
 @dataclass

@@ -168,6 +168,21 @@ class Verdict:
         return replace(self, a=self.b, b=self.a, label=flip(self.label), probability=p)
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a judge gave to one answer by itself.
+
+    Args:
+        uid: Of the instance.
+        model: Who answered.
+        scores: Criterion -> points and why; points are None where there are none.
+    """
+
+    uid: str
+    model: str
+    scores: dict[str, tuple[float | None, str]]
+
+
 def flip(label: Label) -> Label:
     """The label after the two answers have changed places."""
     return _BY_VALUE[-VALUES[label]]

@@ -18,6 +18,7 @@ from tersor.opening.records import (
     Battle,
     Instance,
     Raw,
+    Score,
     Step,
     Verdict,
     consensus,
@@ -46,6 +47,8 @@ CREATE TABLE IF NOT EXISTS verdict(battle_id TEXT, judge_id TEXT, prompt_hash TE
   status TEXT NOT NULL, label TEXT, probability REAL, raw TEXT NOT NULL, latency REAL, tokens_in INTEGER,
   tokens_out INTEGER, attempts INTEGER NOT NULL, ts REAL NOT NULL,
   PRIMARY KEY(battle_id, judge_id, prompt_hash, "order", rep));
+CREATE TABLE IF NOT EXISTS score(judge_id TEXT, model TEXT, uid TEXT, points TEXT NOT NULL,
+  PRIMARY KEY(judge_id, model, uid));
 CREATE INDEX IF NOT EXISTS verdict_judge ON verdict(judge_id, prompt_hash, rep);
 CREATE TABLE IF NOT EXISTS lease(battle_id TEXT, annotator TEXT, "order" INTEGER NOT NULL, token TEXT UNIQUE NOT NULL,
   expires REAL NOT NULL, PRIMARY KEY(battle_id, annotator));
@@ -156,16 +159,14 @@ class Store(Database):
         for model in {row[0] for row in rows}:
             if (known := names.setdefault(model.casefold(), model)) != model:
                 raise TersorError(f"model {model!r} differs from {known!r} only in case; give it another name")
-        judged = set(self.read(
-            "SELECT model, uid, sha256 FROM output WHERE EXISTS (SELECT 1 FROM battle JOIN verdict "
-            "ON battle_id = battle.id WHERE battle.uid = output.uid AND model IN (a, b))"
-        ))  # fmt: skip
-        hashes = {(model, uid): sha256 for model, uid, sha256 in judged}
-        if changed := [row for row in rows if hashes.get((row[0], row[1]), row[3]) != row[3]]:
+        before = {model: self.hashes(model) for model in {row[0] for row in rows}}
+        other = [row for row in rows if before[row[0]].get(row[1], row[3]) != row[3]]
+        if changed := sorted({row[:2] for row in other} & self._judged()) if other else []:
             raise TersorError(
-                f"{len(changed)} answers with verdicts on them were changed, first {changed[0][0]} {changed[0][1]}; "
-                "take them with: tersor opening judge --rejudge-changed, which forgets those verdicts"
+                f"{len(changed)} answers with verdicts on them were changed, first {' '.join(changed[0])}; take them "
+                "with: tersor opening judge --rejudge-changed, which forgets those verdicts"
             )
+        self.write("DELETE FROM score WHERE model = ? AND uid = ?", [row[:2] for row in other])
         self.write("INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?)", rows)
 
     def models(self) -> list[str]:
@@ -294,6 +295,24 @@ class Store(Database):
             elif orders == "one":
                 found.append(from_one_order(battles[battle], rows[0]))
         return found
+
+    def add_score(self, judge: str, score: Score) -> None:
+        """Keep the points that a judge gave to one answer."""
+        row = (judge, score.model, score.uid, json.dumps(score.scores))
+        self.write("INSERT OR REPLACE INTO score VALUES (?, ?, ?, ?)", [row])
+
+    def scores(self, judge: str) -> list[Score]:
+        """The points of a judge, by model and uid."""
+        rows = self.read("SELECT uid, model, points FROM score WHERE judge_id = ? ORDER BY model, uid", judge)
+        return [
+            Score(uid, model, {name: (value, why) for name, (value, why) in json.loads(points).items()})
+            for uid, model, points in rows
+        ]
+
+    def _judged(self) -> set[tuple[str, str]]:
+        """Model and uid of every answer that was shown to a judge."""
+        rows = self.read("SELECT a, b, uid FROM battle WHERE id IN (SELECT battle_id FROM verdict)")
+        return {(model, uid) for a, b, uid in rows for model in (a, b)}
 
     def forget(self, battles: Iterable[str], judge: str | None = None) -> None:
         """Remove the rows of battles, of one judge or of all."""

@@ -116,7 +116,7 @@ def test_a_judge_of_both_orders_is_not_asked_in_one(run) -> None:
 def test_an_answer_with_verdicts_on_it_is_not_replaced_unasked(run) -> None:
     run_judge(run, Stub())
     battle = run.battles()[0]
-    with pytest.raises(TersorError, match=f"first {battle.a} {battle.uid}; take them with"):
+    with pytest.raises(TersorError, match=f"first {battle.a} {battle.uid}; take them"):
         run.add_output(battle.a, battle.uid, (), "other")
     run.add_output(battle.a, battle.uid, run.outputs(battle.a)[battle.uid], run.hashes(battle.a)[battle.uid])
     run.forget([battle.id])

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.opening.generators.base import MOST_STEPS, Family, ImageBackend
-from tersor.opening.judging.client import ChatClient, EndpointRefusedError
+from tersor.opening.judging.client import TRIES, ChatClient, EndpointRefusedError
 from tersor.opening.judging.limiter import Limiter
-from tersor.opening.judging.wire import Completion, error_text, messages
+from tersor.opening.judging.wire import error_text, messages
 from tersor.opening.outputs import Answer
 from tersor.opening.prompts import Message
 from tersor.opening.records import Instance
@@ -28,8 +27,8 @@ SYSTEM = (
     f"You write answers in which texts and pictures take turns. You write the texts; put {MARK} after each part that a "
     "picture belongs to, and another model draws it from that part. Describe in the part what its picture shows."
 )
-#: Tokens of an answer, and tries of a request.
-TOKENS, TRIES = 4096, 6
+#: Tokens of an answer.
+TOKENS = 4096
 
 #: From an instance and a number of steps to the texts of the steps.
 Writer: TypeAlias = Callable[[Instance, "int | None"], "list[str]"]
@@ -91,15 +90,10 @@ class ChatWriter:
             message.say(step.text + "\n")
             if step.image is not None:
                 message.parts.append(step.image)
-        rng, limiter, why = random.Random(instance.uid), Limiter(1), ""
+        talk = messages(message, self.side, "side")
         async with self.client.open() as client:
-            for turn in range(TRIES):
-                got = await self.client.attempt(client, limiter, messages(message, self.side, "side"), TOKENS)
-                if isinstance(got, Completion):
-                    return got.text
-                why, wait = got.why, getattr(got, "wait", None)
-                await asyncio.sleep(wait if wait is not None else rng.uniform(0, min(30.0, self.backoff * 2**turn)))
-        raise TersorError(f"{self.client.url} does not answer {instance.uid}: {why}; run the command again to go on")
+            rng = random.Random(instance.uid)
+            return (await self.client.say(client, Limiter(1), talk, TOKENS, rng, backoff=self.backoff)).text
 
 
 class EndpointImages:

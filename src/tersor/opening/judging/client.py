@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from tersor._lazy import require
 from tersor.opening.judging.limiter import Limiter
 from tersor.opening.judging.wire import BrokenReplyError, Completion, chat_url, error_text, read_completion, retry_after
 
+#: Attempts of a request.
+TRIES = 6
 #: Statuses after which the same request may go well.
 _BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 #: Words of a server that found a message too long.
@@ -73,6 +76,27 @@ class ChatClient:
             limits=httpx2.Limits(max_connections=1),
             verify=_tls(),
         )
+
+    async def say(
+        self, client: Any, limiter: Limiter, talk: list[dict[str, Any]], tokens: int, rng: random.Random, *,
+        backoff: float = 0.5,
+    ) -> Completion:  # fmt: skip
+        """A completion, after several attempts where they are needed.
+
+        Raises:
+            EndpointRefusedError: If the endpoint refuses every request.
+            TersorError: If it cannot answer this one.
+        """
+        why = ""
+        for turn in range(TRIES):
+            got = await self.attempt(client, limiter, talk, tokens)
+            if isinstance(got, Completion):
+                return got
+            why = got.why
+            if isinstance(got, TooLarge) or got.final:
+                break
+            await asyncio.sleep(got.wait if got.wait is not None else rng.uniform(0, min(30.0, backoff * 2**turn)))
+        raise TersorError(f"{self.url} does not answer: {why}; run the command again to go on")
 
     async def attempt(
         self, client: Any, limiter: Limiter, talk: list[dict[str, Any]], tokens: int
