@@ -309,10 +309,10 @@ class Store(Database):
             for uid, model, points in rows
         ]
 
-    def _judged(self) -> set[tuple[str, str]]:
+    def _judged(self) -> frozenset[tuple[str, str]]:
         """Model and uid of every answer that was shown to a judge."""
         rows = self.read("SELECT a, b, uid FROM battle WHERE id IN (SELECT battle_id FROM verdict)")
-        return {(model, uid) for a, b, uid in rows for model in (a, b)}
+        return frozenset((model, uid) for a, b, uid in rows for model in (a, b))
 
     def forget(self, battles: Iterable[str], judge: str | None = None) -> None:
         """Remove the rows of battles, of one judge or of all."""
