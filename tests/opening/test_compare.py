@@ -7,7 +7,7 @@ import pytest
 from arena_verdicts import exchanged, verdict
 
 from tersor._errors import TersorError
-from tersor.opening.compare import Comparison, compare
+from tersor.opening.compare import Comparison, compare_models
 from tersor.opening.records import Verdict
 
 
@@ -19,7 +19,7 @@ def run(n: int, win: float, tie: float, seed: int = 0) -> list[Verdict]:
 
 
 def compared(verdicts: list[Verdict]) -> Comparison:
-    return compare(verdicts, "old", "new")
+    return compare_models(verdicts, "old", "new")
 
 
 @pytest.mark.parametrize(("win", "tie"), [(0.45, 0.0), (0.2, 0.5), (0.05, 0.8)])
@@ -68,7 +68,7 @@ def test_who_is_called_a_changes_nothing_and_other_battles_do_not_count() -> Non
     verdicts = run(50, 0.4, 0.2)
     assert compared(exchanged(verdicts)) == compared(verdicts)
     assert compared([*verdicts, verdict("z", "new", "third", "B")]) == compared(verdicts)
-    back = compare(verdicts, "new", "old")
+    back = compare_models(verdicts, "new", "old")
     assert back.score == pytest.approx(1 - compared(verdicts).score)  # type: ignore[operator]
 
 
@@ -77,6 +77,6 @@ def test_no_battles_are_inconclusive_and_senseless_questions_are_refused() -> No
     assert nothing.verdict == "inconclusive" and nothing.score is None and nothing.power() is None
     assert nothing.needed is None and nothing.needed_as_seen is None
     with pytest.raises(TersorError, match=r"margin=0\.5"):
-        compare([], "a", "b", margin=0.5)
+        compare_models([], "a", "b", margin=0.5)
     with pytest.raises(TersorError, match="both 'a'"):
-        compare([], "a", "a")
+        compare_models([], "a", "a")

@@ -177,6 +177,14 @@ def test_the_first_position_has_no_coefficient_where_both_orders_were_shown() ->
     assert fitted(both).first is None
 
 
+def test_a_judge_that_always_takes_the_first_has_no_finite_coefficient() -> None:
+    always = [verdict(each.uid, each.a, each.b, "A", first=each.a) for each in drawn(13, 50)]
+    assert fitted(always).first is None
+    never = [verdict(each.uid, each.a, each.b, "Tie(B)", first=each.a) for each in always]
+    assert fitted(never).first is None
+    assert fitted([*always, verdict("x", NAMES[0], NAMES[1], "B", first=NAMES[0])]).first is not None
+
+
 def test_a_covariate_takes_what_is_its_own() -> None:
     """Models of equal strength; the longer answer wins with log odds of 1 a standard deviation."""
     import random

@@ -60,6 +60,7 @@ def test_position_figures_are_those_worked_out_by_hand() -> None:
     told = position(final, shown)
     assert told["first_share"]["value"] == 6 / 8 and told["first_share_n"] == 8
     assert told["consistent"]["value"] == 2 / 8 and told["consistent_n"] == 8
+    assert position([], shown[:6])["coefficient"]["reason"] == "the answer shown first always wins, or never"
     one = position(shown[:8], shown[:8])
     assert one["consistent"]["value"] is None and "both orders" in one["consistent"]["reason"]
 

@@ -43,6 +43,13 @@ def test_the_effective_count_is_that_of_even_shares() -> None:
     assert effective_count(sums, torch.tensor([0.9])).item() == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("count", [soft_count, effective_count])
+def test_tokens_without_any_attention_have_no_gradient_that_is_no_number(count) -> None:
+    sums = torch.tensor([[3.0, 2.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    count(sums, torch.tensor([0.9, 0.9])).sum().backward()
+    assert sums.grad is not None and sums.grad.isfinite().all() and sums.grad[0, :3].abs().min() > 0
+
+
 def forward(net, ids, *, taus=TAUS, recipe=RECIPE):
     """The session after a training forward, to be read inside of it."""
     rows = RowThresholds(taus, differentiable=True)

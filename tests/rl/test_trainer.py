@@ -13,6 +13,7 @@ import torch
 from zipr1 import GRID, MODEL, config, data, policy
 
 from tersor import zoo
+from tersor.rl import sparsity
 from tersor.rl.rewards import group_advantages
 from tersor.rl.trainer import ROW_GATE, ROW_LOGPROBS, ROW_TAU, ZipR1Trainer
 from tersor.rl.verifiers import exact_match
@@ -211,6 +212,15 @@ def test_a_model_that_differs_between_rollout_and_loss_stops_the_run(tmp_path: P
     with pytest.raises(RuntimeError, match=r"log-probabilities of rollout and training differ by 0\.5"):
         made.train()
     assert made.state.global_step == 2
+
+
+def test_an_update_that_would_leave_no_number_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = trainer(tmp_path), sparsity.soft_token_ratio
+    before = {name: each.detach().clone() for name, each in made.model.named_parameters()}
+    monkeypatch.setattr("tersor.rl.trainer.soft_token_ratio", lambda *args: real(*args) * torch.nan)
+    with pytest.raises(RuntimeError, match="gradient of update 1 is NaN or infinite; lower learning_rate"):
+        made.train()
+    assert all(torch.equal(each, before[name]) for name, each in made.model.named_parameters())
 
 
 def test_answers_that_cannot_be_judged_move_nothing(tmp_path: Path) -> None:

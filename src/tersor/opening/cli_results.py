@@ -136,8 +136,7 @@ def compare(
 
     Example: tersor opening compare run --baseline full --candidate pruned --margin 0.05
     """
-    from tersor.opening.compare import LONGER
-    from tersor.opening.compare import compare as compared
+    from tersor.opening.compare import LONGER, compare_models
 
     with _open(run) as store:
         verdicts = store.verdicts(only_judge(store, judge), prompt=prompt)
@@ -145,7 +144,7 @@ def compare(
     for option, name in (("--baseline", baseline), ("--candidate", candidate)):
         if known and name not in known:
             raise TersorError(f"{option} {name!r} has no battle; the models are {', '.join(sorted(known))}")
-    found = compared(verdicts, baseline, candidate, margin=margin)
+    found = compare_models(verdicts, baseline, candidate, margin=margin)
     if as_json:
         more = {"verdict": found.verdict, "needed": found.needed, "needed_as_seen": found.needed_as_seen}
         power = {f"{times}x": found.power(times) for times in LONGER}

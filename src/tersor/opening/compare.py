@@ -77,7 +77,7 @@ class Comparison:
         return _battles(self.score - self.least, self.deviation)
 
 
-def compare(verdicts: Sequence[Verdict], baseline: str, candidate: str, *, margin: float = 0.05) -> Comparison:
+def compare_models(verdicts: Sequence[Verdict], baseline: str, candidate: str, *, margin: float = 0.05) -> Comparison:
     """Compare two models by the battles between them.
 
     The standard error is clustered by instance. One win and one loss more than were seen enter the bounds (after

@@ -72,7 +72,7 @@ class Fit:
 
     Args:
         strengths: By component, the strongest first; those without an estimate last.
-        first: Log odds that being shown first adds; None where both orders were shown or all models say otherwise.
+        first: Log odds that being shown first adds; None where both orders were shown, or it always or never wins.
         covariates: Name -> log odds of one standard deviation more.
         ties: Davidson's nu; None for the other encodings, and where no battle or every one was a tie.
         encoding: How labels became scores.
@@ -171,20 +171,21 @@ class _Design:
         difference[rows, [place[each.a] for each in verdicts]] += 1
         difference[rows, [place[each.b] for each in verdicts]] -= 1
         shown = np.array([(each.first == each.a) - float(each.first == each.b) for each in verdicts])
-        columns = {"first": shown} if position and shown.any() else {}
+        scores = np.array([_score(each, encoding) for each in verdicts])
+        gain = (scores - 0.5) * shown
+        # A judge that always takes the first answer, or never, has no finite coefficient.
+        varies = gain.min() < 0 < gain.max() or not gain.any()
+        columns = {"first": shown} if position and shown.any() and varies else {}
         columns |= {name: _standardized(name, values, verdicts) for name, values in covariates.items()}
         linear = np.column_stack([difference, *columns.values()])
         if encoding == "davidson":
             tie = np.array([float(each.label not in ("A", "B")) for each in verdicts])
-            half = np.array([_SIDES.get(each.label, 0.0) / 2 for each in verdicts])
             natural = np.zeros((len(verdicts), 2, linear.shape[1] + 1))
             # Without both kinds there is no finite nu, and its row stays empty.
             natural[:, 0, :-1], natural[:, 1, -1] = linear, 0 < tie.mean() < 1
-            statistic = np.column_stack([half, tie])
+            statistic = np.column_stack([scores - 0.5, tie])
             columns |= {"ties": tie}
-            scores = half + 0.5
         else:
-            scores = np.array([_score(each, encoding) for each in verdicts])
             natural, statistic = linear[:, None], scores[:, None]
         _, cluster = np.unique([each.uid for each in verdicts], return_inverse=True)
         group = {model: index for index, found in enumerate(components(verdicts)) for model in found}

@@ -72,7 +72,9 @@ def position(verdicts: Sequence[Verdict], shown: Sequence[Verdict]) -> Told:
     return {
         "first_share": interval(share(first, [1.0] * len(first), [each.uid for each in decisive])),
         "first_share_n": len(decisive),
-        "coefficient": interval(fit.first if fit else None),
+        "coefficient": interval(
+            fit.first if fit else None, "the answer shown first always wins, or never" if decisive else "no win counts"
+        ),
         "consistent": interval(
             share([float(bool(each.consistent)) for each in both], [1.0] * len(both), [each.uid for each in both]),
             "no battle was shown in both orders",

@@ -57,7 +57,9 @@ def effective_count(sums: Tensor, tau: Tensor) -> Tensor:
         Float64 ``[batch]``.
     """
     share = sums.double() / sums.double().sum(-1, keepdim=True)
-    return (-torch.xlogy(share, share).sum(-1)).exp()
+    # A token without any attention, such as padding, counts nothing; its logarithm's slope would be infinite.
+    share = share.clamp_min(torch.finfo(share.dtype).tiny)
+    return (-(share * share.log()).sum(-1)).exp()
 
 
 def soft_token_ratio(session: Session, count: Count = soft_count) -> Tensor:

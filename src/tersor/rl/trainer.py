@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -37,6 +38,25 @@ PATIENCE = 3
 COUNTS = {"pathwise": soft_count, "entropy": effective_count}
 #: Tensors of a batch that trl does not know.
 ROW_TAU, ROW_GATE, ROW_LOGPROBS = "retention_threshold", "retention_gate", "rollout_logprobs"
+
+
+class StopAtNaN(TrainerCallback):
+    """Ends a training whose next update would leave no weight a number; what is saved stays as it is."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called with gradients that are about to be used.
+
+        Raises:
+            RuntimeError: If one is NaN or infinite.
+        """
+        if args.fp16:  # whose gradient scaler leaves such updates out, and goes on with a smaller scale
+            return
+        gradients = [each.grad for each in kwargs["model"].parameters() if each.grad is not None]
+        if gradients and not bool(torch.stack([each.isfinite().all() for each in gradients]).all()):
+            raise RuntimeError(
+                f"the gradient of update {state.global_step + 1} is NaN or infinite; lower learning_rate or "
+                "efficiency_weight, or train in float32, and start again: the last checkpoint is good"
+            )
 
 
 class ZipR1Trainer(GRPOTrainer):
@@ -81,6 +101,7 @@ class ZipR1Trainer(GRPOTrainer):
                 rollout_func=lambda prompts, trainer: trainer.rollouts(prompts),
                 **trl,
             )
+        self.add_callback(StopAtNaN())
         # After trl has read the reference, whose attention it takes from the policy's configuration.
         self.session = args.recipe().on(inner_model(self.model)).enable()
         self._rewards: Rewards | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tersor import zoo
 from tersor.grids.zipar.generation import zipar_generate
-from tersor.opening.compare import Comparison, compare
+from tersor.opening.compare import Comparison, compare_models
 from tersor.opening.judging.runner import run_judge
 from tersor.opening.judging.scripted import ScriptedJudge
 from tersor.opening.outputs import ANSWERS, Answer, fingerprint, model_folder, write_output
@@ -126,4 +126,4 @@ def comparisons(store: Store, judge: str, windows: Sequence[int], margins: Seque
     """Every window against the baseline, at every margin."""
     verdicts = store.verdicts(judge)
     names = [name for name in names_of(windows) if name != BASELINE]
-    return [compare(verdicts, BASELINE, name, margin=margin) for name in names for margin in margins]
+    return [compare_models(verdicts, BASELINE, name, margin=margin) for name in names for margin in margins]
