@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 from tersor import zoo
 from tersor.cli import app, run
 from tersor.experts.bench.skills import examples
+from tersor.opening.official import Row, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,10 +32,13 @@ FIRST = ("tersor ", "make ", "pip ", "python ", "accelerate ")
 #: A name in the docs -> what stands in for it here: a hub model, a model of another library, or a large folder.
 NAMES = {
     "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm-small", "CHECKPOINT": "tiny-vlm-small",
+    "OpenING/": "prompts", "Emu2_output": "answers/full_output", "GILL_output": "answers/pruned_output",
     "repvgg_a0": "tiny-repvgg", "Q": str(zoo.path("tiny-lm")), "vq16/": "tiny-raster",
 }  # fmt: skip
 #: An option of long work -> its value here. What a network of the zoo does not take is left out (None).
 VALUES = {"--steps": "2", "--batch-size": "2", "--size": "32x1x2", "--save-every": "0", "-n": "2", "--weights": None}
+#: Commands that need no option.
+COMPLETE = (["experts", "inspect"], ["opening", "import-outputs"])
 #: A command -> options that make it short.
 SHORT = {
     "tersor generate": ["--max-new-tokens", "4"],
@@ -42,6 +47,14 @@ SHORT = {
     "tersor bench photos": ["--repeats", "2"],
     "tersor quantize": ["--images", "16", "--iterations", "2"],
     "tersor experts router train": ["--steps", "2", "--batch", "2"],
+    # Without an end, or without an endpoint here.
+    "tersor opening serve": ["--help"],
+    "tersor opening judge": ["--help"],
+    "tersor opening doctor": ["--help"],
+    "tersor opening score": ["--help"],
+    "tersor opening generate run/ --model chat:gpt-4o": ["--help"],
+    "tersor opening compare": ["--help"],
+    "tersor bench opening": ["--help"],
     "tersor train zipr1": [
         *("--held-out", "1", "--questions", "1", "--steps", "1", "--thresholds", "0.9,0.975"),
         *("--max-completion-length", "2", "--min-tokens", "0"),
@@ -105,7 +118,23 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.open(zoo.photos()[0]).resize((64, 64)).save(folder / "pic.png")
     asked = [{"image": "pic.png", "question": "color red", "answer": answer} for answer in ("red", "blue", "green")]
     (folder / "vqa.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in asked))
+    make_arena(folder)
     return folder
+
+
+def make_arena(folder: Path) -> None:
+    """Two models' answers to prompts, a run that is decided, and verdicts as they are published."""
+    page = (ROOT / "docs" / "opening.md").read_text(encoding="utf-8")
+    block = next(fence[2] for fence in FENCE.finditer(page) if fence[1] == "python")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        exec(compile(block, "opening.md", "exec"), {})
+    finally:
+        os.chdir(here)
+    rows = [Row(f"010100{n}", "GPT-4o+DALL-E3", "Anole", "A") for n in range(3)]
+    for name in ("human.json", "intjudge.json"):
+        write_rows(folder / name, rows, {})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +153,7 @@ def test_every_command_of_a_page_runs(page: Path, workshop: Path, monkeypatch: p
 def run_tersor(words: list[str]) -> None:
     """A command with arguments runs; a mere name of one shows its help."""
     bare = not any(word.startswith("-") for word in words[1:])
-    arguments = [*words[1:], "--help"] if bare and words[1:3] != ["experts", "inspect"] else substituted(words)[1:]
+    arguments = [*words[1:], "--help"] if bare and words[1:3] not in COMPLETE else substituted(words)[1:]
     assert run(arguments) == 0, words
 
 

@@ -35,6 +35,8 @@ from tersor.grids.zipar.bench.cli import bench_images
 from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench_saliency
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
+from tersor.opening.bench.cli import bench_opening
+from tersor.opening.cli import opening
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 from tersor.rl.bench.cli import bench_zipr1
@@ -47,6 +49,7 @@ _PLOTS = {"matplotlib": ("bench", "plots")}
 _QUANTO = {"optimum.quanto": ("bench", "the comparison with quanto's cache")}
 _PICTURES = {"PIL": "images"}
 _ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
+_ARENA = dict.fromkeys(("PIL", "scipy"), "arena")
 #: System of `tersor demo` -> its demo.
 DEMOS: dict[str, Demo] = {
     "zipcache": Demo(home="tersor.kv.demos.zipcache:run", parts=_PLOTS | _QUANTO),
@@ -57,6 +60,7 @@ DEMOS: dict[str, Demo] = {
     "ptq": Demo(home="tersor.ptq.demo:run", needs=_ONNX, parts=_PLOTS),
     "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
     "zipr1": Demo(home="tersor.rl.demo:run", needs=_PICTURES, parts=_PLOTS),
+    "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {
@@ -71,6 +75,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "vlm": bench_vlm,
     "photos": bench_photos,
     "zipr1": bench_zipr1,
+    "opening": bench_opening,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
@@ -90,7 +95,13 @@ experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
-for name, group in {"bench": bench, "experts": experts, "images": images, "train": train}.items():
+for name, group in {
+    "bench": bench,
+    "experts": experts,
+    "images": images,
+    "opening": opening,
+    "train": train,
+}.items():
     app.add_typer(group, name=name)
 
 

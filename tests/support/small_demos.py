@@ -12,6 +12,7 @@ from tersor.experts import demo as experts
 from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
 from tersor.kv.demos import minicache, zipcache, zipvl
+from tersor.opening import demo as opening
 from tersor.ptq import demo as ptq
 from tersor.ptq.bench import speed as ptq_speed
 from tersor.ptq.networks import RepNetConfig
@@ -27,6 +28,7 @@ FEW = {
     ptq: {"PHOTOS": 1, "FIRST": 8, "ITERATIONS": 1, "ROUNDS": 1},
     experts: {"PROMPTS": 8, "REQUESTS": 8},
     zipr1: {"SAMPLES_PER_KIND": 1, "ROUNDS": 1},
+    opening: {"ROUNDS": 1},
 }
 
 

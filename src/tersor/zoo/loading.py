@@ -113,7 +113,7 @@ def load(location: str, device: str) -> tuple[Any, Any]:
 
 
 def load_processor(location: str) -> Any:
-    """The processor of a checkpoint; Qwen2.5-VL's also without torchvision, which only its videos need.
+    """The processor of a checkpoint; that of Qwen2-VL and 2.5 also without torchvision, which only videos need.
 
     Raises:
         ValueError: If it cannot be loaded; one line says why.
@@ -123,7 +123,9 @@ def load_processor(location: str) -> Any:
     from tersor.zoo.processor import PictureProcessor
 
     with refused(f"the processor of {location}"):
-        if AutoConfig.from_pretrained(location).model_type == "qwen2_5_vl" and not installed("torchvision"):
+        if AutoConfig.from_pretrained(location).model_type in ("qwen2_vl", "qwen2_5_vl") and not installed(
+            "torchvision"
+        ):
             return PictureProcessor.from_pretrained(location)
         processor = AutoProcessor.from_pretrained(location)
     if not hasattr(processor, "image_processor"):  # the library falls back to the tokenizer and says nothing

@@ -1,0 +1,1 @@
+"""Generators: what answers instances in texts and pictures."""
