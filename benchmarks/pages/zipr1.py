@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages.shared import ASSETS, RESULTS, TABLES, Point, by_key, interval, made_on, names_of, table
+from pages.shared import ASSETS, RESULTS, TABLES, Point, by_key, made_on, names_of, table
 
 from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record, read_jsonl
@@ -19,11 +19,13 @@ END = "start at the "
 DRAWN = ("start", "literal", "accuracy only", "pathwise", "entropy", "given answers + ratio")
 
 
-def points(record: Record) -> str:
-    """A difference and its interval in points."""
+def shown(record: Record, form: str = ".1f") -> str:
+    """A share in percent with its interval over trainings; one training has none."""
     assert record.measured is not None and record.low is not None and record.high is not None
-    value, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in (record.measured, record.low, record.high))
-    return f"{value} [{low}, {high}]"
+    value, low, high = (
+        format(100 * each, form).replace("-", "−") for each in (record.measured, record.low, record.high)
+    )
+    return value if record.low == record.high else f"{value} [{low}, {high}]"
 
 
 def ways_table(records: list[Record], setting: str) -> str:
@@ -37,9 +39,9 @@ def ways_table(records: list[Record], setting: str) -> str:
         rows.append(
             [
                 name,
-                *(interval(found[quantity]) for quantity in (RATIO, RIGHT)),
-                points(found[LOST]) if name != "start" else "",
-                *(interval(found[quantity]) for quantity in (DENSE, RANDOM)),
+                *(shown(found[quantity]) for quantity in (RATIO, RIGHT)),
+                shown(found[LOST], "+.1f") if name != "start" else "",
+                *(shown(found[quantity]) for quantity in (DENSE, RANDOM)),
                 f"{100 * (found[MATTER].measured or 0):.2f}",
             ]
         )
@@ -51,8 +53,8 @@ def ways_table(records: list[Record], setting: str) -> str:
     ]  # fmt: skip
     how = (
         f"\n`{first.command}`: {setting}; {known['start', setting, RIGHT].n:,} held-out questions, a third for each of "
-        f"three trainings, with 95 % intervals over the trainings. Before the training the lowest threshold gives "
-        f"{interval(ends[0])} % right answers, the highest sparse one {interval(ends[1])} %. {made_on(first)}\n"
+        f"three trainings, with 95 % intervals over the trainings; a row without intervals is one training. Before the training the lowest threshold gives "
+        f"{shown(ends[0])} % right answers, the highest sparse one {shown(ends[1])} %. {made_on(first)}\n"
     )
     return table(titles, rows) + how
 
