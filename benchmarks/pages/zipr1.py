@@ -53,8 +53,9 @@ def ways_table(records: list[Record], setting: str) -> str:
     ]  # fmt: skip
     how = (
         f"\n`{first.command}`: {setting}; {known['start', setting, RIGHT].n:,} held-out questions, a third for each of "
-        f"three trainings, with 95 % intervals over the trainings; a row without intervals is one training. Before the training the lowest threshold gives "
-        f"{shown(ends[0])} % right answers, the highest sparse one {shown(ends[1])} %. {made_on(first)}\n"
+        f"three trainings, with 95 % intervals over the trainings; a row without intervals is one "
+        f"training. Before the training the lowest threshold gives {shown(ends[0])} % right answers, "
+        f"the highest sparse one {shown(ends[1])} %. {made_on(first)}\n"
     )
     return table(titles, rows) + how
 
