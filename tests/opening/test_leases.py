@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tersor._errors import TersorError
-from tersor.opening.leases import LeaseLostError, find, last_vote, take, vote
+from tersor.opening.leases import LeaseLostError, find, take, vote
+from tersor.opening.page.views import voted
 from tersor.opening.records import Battle
 from tersor.opening.store import Store
 
@@ -58,8 +59,8 @@ def test_voting_twice_counts_once_and_going_back_changes_it(store) -> None:
     for label in ("A", "A", "B"):
         vote(store, lease.token, label)
     assert [row.label for row in store.raw("human:anna")] == ["B"]
-    assert last_vote(store, "anna").battle == lease.battle
-    assert last_vote(store, "bo") is None
+    assert find(store, voted(store, "anna")[-1][0]).battle == lease.battle
+    assert voted(store, "bo") == []
 
 
 def test_a_lease_is_lost_when_its_time_is_over_and_another_has_the_battle(store) -> None:

@@ -89,17 +89,6 @@ def find(store: Store, token: str) -> Lease | None:
     return _lease(rows[0] if rows else None)
 
 
-def last_vote(store: Store, annotator: str) -> Lease | None:
-    """The lease of the battle that ``annotator`` voted on last, to go back to it."""
-    rows = store.read(
-        f"SELECT {_COLUMNS} FROM lease JOIN battle ON battle.id = lease.battle_id JOIN verdict "
-        "ON verdict.battle_id = battle.id AND judge_id = 'human:' || annotator "
-        "WHERE annotator = ? ORDER BY ts DESC LIMIT 1",
-        annotator,
-    )
-    return _lease(rows[0] if rows else None)
-
-
 def vote(store: Store, token: str, label: Label, *, votes: int = 1, now: float | None = None) -> Lease:
     """Record the vote of a lease; the same person's former vote on the battle is replaced.
 

@@ -12,7 +12,6 @@ from transformers.cache_utils import DynamicCache
 from tersor import zoo
 from tersor._compat import with_cache
 from tersor.bench.measure import Estimate, PairedTimes, time_paired
-from tersor.bench.plots import Line, plot_lines
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_against_peer
@@ -28,6 +27,7 @@ from tersor.kv.bench.vision import (
     tasks,
 )
 from tersor.kv.zipvl import ZipVL
+from tersor.rl.figures import draw_frontiers, draw_layers
 
 BEFORE, AFTER = "tiny-vlm", "tiny-vlm-zipr1"
 TAU = 0.975
@@ -109,34 +109,16 @@ def time_both(models: dict[str, PreTrainedModel], processor: Any, task: Task) ->
 
 
 def _frontiers(results: dict[Name, Outcome]) -> Figure:
-    lines = []
-    for name, taus in TAUS.items():
-        points = []
-        for tau in taus:
-            right = accuracy(results[name, tau]) * 100
-            points.append((100 * results[name, tau].ratio, right.value, right.low, right.high))
-        lines.append(Line(name, tuple(points)))
-    svg = plot_lines(
-        lines,
-        x_label="tokens in attention, %",
-        y_label="questions answered right, %",
-        description="Accuracy against the share of tokens in attention, before and after the training",
-    )
+    models = {
+        name: [(results[name, tau].ratio, accuracy(results[name, tau])) for tau in taus] for name, taus in TAUS.items()
+    }
     told = "; ".join(f"{name} at " + ", ".join(f"{tau:g}" for tau in taus) for name, taus in TAUS.items())
-    return Figure(svg, f"Each point is a threshold, to the left is cheaper: {told}, where 1 is dense.")
+    return draw_frontiers(models, f"Each point is a threshold, to the left is cheaper: {told}, where 1 is dense.")
 
 
 def _layers(results: dict[Name, Outcome]) -> Figure:
-    shares = {name: [100 * share for share in results[name, TAU].layer_ratios()] for name in TAUS}
-    lines = [Line(name, tuple((n, each, each, each) for n, each in enumerate(own))) for name, own in shares.items()]
-    svg = plot_lines(
-        lines,
-        x_label="layer",
-        y_label="tokens in attention, %",
-        description="Share of tokens in attention by layer, before and after the training",
-        whole_x=True,
-    )
-    return Figure(svg, f"What each layer needs at tau={TAU:g}.")
+    models = {name: results[name, TAU].layer_ratios() for name in TAUS}
+    return draw_layers(models, f"What each layer needs at tau={TAU:g}.")
 
 
 def _records(results: dict[Name, Outcome], prefill: PairedTimes, decoding: PairedTimes) -> list[Record]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tersor import _atomic
-from tersor.bench.measure import Estimate, bootstrap_difference
-from tersor.bench.plots import Line, plot_lines
+from tersor.bench.measure import bootstrap_difference
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section, write_report
 from tersor.bench.runs import drawn, record_maker
 from tersor.rl.config import ZipR1Config
 from tersor.rl.evaluation import Frontier
+from tersor.rl.figures import draw_frontiers, draw_layers
 
 #: Accuracy that dense attention may lose before the card says that the model is for ZipVL alone.
 DENSE_LOSS = 0.02
@@ -105,38 +105,21 @@ def _grid(config: ZipR1Config) -> str:
 
 
 def _frontiers(before: Sequence[Frontier], after: Sequence[Frontier]) -> Figure:
-    lines = [
-        Line(name, tuple((100 * each.ratio.value, *_percent(each.accuracy)) for each in rows))
+    models = {
+        name: [(each.ratio.value, each.accuracy) for each in rows]
         for name, rows in (("before", before), ("after", after))
-    ]
-    svg = plot_lines(
-        lines,
-        x_label="tokens in attention, %",
-        y_label="questions answered right, %",
-        description="Accuracy against the share of tokens in attention, before and after the training",
-    )
-    return Figure(svg, "Each point is a threshold: to the left at the same height is cheaper.")
-
-
-def _percent(share: Estimate) -> tuple[float, float, float]:
-    return 100 * share.value, 100 * share.low, 100 * share.high
+    }
+    return draw_frontiers(models, "Each point is a threshold: to the left at the same height is cheaper.")
 
 
 def _layers(before: Sequence[Frontier], after: Sequence[Frontier], tau: float) -> Figure:
-    lines = [
-        Line(name, tuple((layer, 100 * ratio, 100 * ratio, 100 * ratio) for layer, ratio in enumerate(each.by_layer())))
+    models = {
+        name: each.by_layer()
         for name, rows in (("before", before), ("after", after))
         for each in rows
         if each.tau == tau
-    ]
-    svg = plot_lines(
-        lines,
-        x_label="layer",
-        y_label="tokens in attention, %",
-        description="Share of tokens in attention by layer, before and after the training",
-        whole_x=True,
-    )
-    return Figure(svg, f"By layer, at tau={tau:g}.")
+    }
+    return draw_layers(models, f"By layer, at tau={tau:g}.")
 
 
 def _records(before: Sequence[Frontier], after: Sequence[Frontier], config: ZipR1Config, name: str) -> list[Record]:

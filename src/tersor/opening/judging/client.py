@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import random
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,3 +176,14 @@ class ChatClient:
 def _tls() -> Any:
     """One context for all connections, because to make one takes longer than many a request."""
     return require("httpx2", "arena").create_ssl_context()
+
+
+def run_tasks(work: Coroutine[Any, Any, None]) -> None:
+    """Run what has tasks of its own; the first error of one is raised as it is, and not as a group."""
+    try:
+        asyncio.run(work)
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from tersor._errors import TersorError
 from tersor.opening.judging.base import Question, Record, Reply
-from tersor.opening.judging.client import ChatClient, TooLarge
+from tersor.opening.judging.client import ChatClient, TooLarge, run_tasks
 from tersor.opening.judging.limiter import Limiter
 from tersor.opening.judging.wire import Completion, messages
 from tersor.opening.prompts import LEAST_SIDE, MOST_PICTURES, REMINDER, JudgePrompt, build
@@ -66,13 +66,7 @@ class EndpointJudge:
         Raises:
             EndpointRefusedError: If the endpoint refuses all questions: the key, the address or the model is wrong.
         """
-        try:
-            asyncio.run(self._run(questions, record))
-        except BaseExceptionGroup as group:
-            first: BaseException = group
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        run_tasks(self._run(questions, record))
 
     def remarks(self) -> list[str]:
         """See `tersor.opening.judging.base.Judge`."""

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from tersor.opening.judging.client import ChatClient
+from tersor.opening.judging.client import ChatClient, run_tasks
 from tersor.opening.judging.limiter import Limiter
 from tersor.opening.judging.wire import messages
 from tersor.opening.prompts import Message, escaped
@@ -57,13 +57,7 @@ class ScoreJudge:
             asked: The answers.
             record: Keeps a score.
         """
-        try:
-            asyncio.run(self._run(asked, record))
-        except BaseExceptionGroup as group:
-            first: BaseException = group
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        run_tasks(self._run(asked, record))
 
     async def _run(self, asked: Iterator[Asked], record: Callable[[Score], None]) -> None:
         limiter = Limiter(self.concurrency)
