@@ -40,9 +40,10 @@ class Endpoint:
             "prefix": "/v1", "key": None, "latency": 0.0, "faults": {}, "seed": 0, "hang": 1.0, "wait": 0.2,
             "always": None, "thoughts": 0.0, "parts": 0.0, "model": "mock",
         } | settings  # fmt: skip
-        self.open = self.most_open = self.requests = self.early = 0
+        self.open = self.most_open = self.requests = self.early = self.waited = self.connections = 0
         self.tries: Counter[str] = Counter()
-        self.not_before: dict[str, float] = {}
+        #: By connection and question: several battles may ask the same, and each waits only for what it was told.
+        self.not_before: dict[tuple[int, str], float] = {}
         self.faults: Counter[str] = Counter()
 
     async def serve(self) -> None:
@@ -52,6 +53,8 @@ class Endpoint:
             await server.serve_forever()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number = self.connections
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -63,14 +66,14 @@ class Endpoint:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if path == "/stats":
                     status, extra, answer = 200, {}, json.dumps({
-                        name: getattr(self, name) for name in ("most_open", "requests", "early", "faults")
+                        name: getattr(self, name) for name in ("most_open", "requests", "early", "waited", "faults")
                     }).encode()  # fmt: skip
                 else:
                     self.open += 1
                     self.requests += 1
                     self.most_open = max(self.most_open, self.open)
                     try:
-                        status, extra, answer = await self.answer(method, path, headers, body)
+                        status, extra, answer = await self.answer(number, method, path, headers, body)
                     finally:
                         self.open -= 1
                 lines = [f"HTTP/1.1 {status} x", "content-type: application/json", f"content-length: {len(answer)}"]
@@ -83,7 +86,7 @@ class Endpoint:
             writer.close()
 
     async def answer(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
+        self, connection: int, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         def refuse(status: int, why: str, **extra: str) -> tuple[int, dict[str, str], bytes]:
             return status, {name.replace("_", "-"): value for name, value in extra.items()}, json.dumps(
@@ -113,19 +116,24 @@ class Endpoint:
         identity = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         turn = self.tries[identity]
         self.tries[identity] += 1
-        if time.monotonic() < self.not_before.get(identity, 0.0):
+        told = self.not_before.pop((connection, identity), None)
+        if told is not None and time.monotonic() < told:
             self.early += 1
+        elif told is not None:
+            self.waited += 1
         rng = random.Random(f"{own['seed']}:{identity}:{turn}")
         fault = own["always"] or next(iter(rng.choices(
             [*own["faults"], None], [*own["faults"].values(), 1 - sum(own["faults"].values())])))  # fmt: skip
         self.faults[str(fault)] += 1
         if fault == "429 wait":
-            self.not_before[identity] = time.monotonic() + own["wait"]
+            self.not_before[connection, identity] = time.monotonic() + own["wait"]
             return refuse(429, "slow down", retry_after=str(own["wait"]))
         if fault == "429 date":
-            self.not_before[identity] = time.monotonic() + own["wait"]
+            if turn:
+                return self.completion(content, asked, rng)
+            self.not_before[connection, identity] = time.monotonic() + own["wait"]
             date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2))
-            return refuse(429, "slow down", retry_after=date) if not turn else self.completion(content, asked, rng)
+            return refuse(429, "slow down", retry_after=date)
         if fault in ("429", "500"):
             return refuse(int(fault), "busy")
         if fault == "hang":
