@@ -86,3 +86,19 @@ def name_checkpointing(arguments: Any) -> None:
         newer = f"activation_checkpointing{kind}"
         if hasattr(arguments, newer) and getattr(arguments, newer) is None:
             setattr(arguments, newer, getattr(arguments, f"gradient_checkpointing{kind}"))
+
+
+def choose_attention(config: Any, name: str | None) -> None:
+    """Set the attention implementation of one configuration, and of none below it, whatever there is below it.
+
+    Args:
+        config: A configuration of transformers; changed.
+        name: Of transformers' `AttentionInterface`.
+    """
+    config._attn_implementation = {**_attention_of(config), "": name}
+
+
+def _attention_of(config: Any) -> dict[str, Any]:
+    """The implementations of a configuration and of those below it, in the form that its setter takes."""
+    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    return {"": config._attn_implementation, **{key: _attention_of(part) for key, part in parts.items()}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tersor
 from tersor.grids.raster import attention
-from tersor.grids.raster.attention import NAME, grouped, grouped_attention
+from tersor.grids.raster.attention import NAME, grouped_attention, with_grouped_attention
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,13 +75,40 @@ def test_zipar_uses_it_and_draws_the_same(model, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(ours, draw(model))
 
 
-def test_the_model_is_left_as_it_was(model) -> None:
-    with grouped(model):
-        assert model.config._attn_implementation == NAME
-    assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(KeyboardInterrupt), grouped(model):
-        raise KeyboardInterrupt
-    assert model.config._attn_implementation == "sdpa"
+def test_a_view_shares_weights_and_hooks_and_leaves_the_model_as_it_was(model) -> None:
+    seen = []
+    model.model.layers[0].self_attn.register_forward_hook(lambda module, *_: seen.append(module))
+    before = dict(model.named_modules())
+    own = with_grouped_attention(model)
+    attention, theirs = own.model.layers[0].self_attn, model.model.layers[0].self_attn
+    assert attention.config._attn_implementation == NAME
+    assert {module.config._attn_implementation for module in before.values() if hasattr(module, "config")} == {"sdpa"}
+    assert dict(model.named_modules()) == before
+    assert [*map(id, own.parameters())] == [*map(id, model.parameters())]
+    assert attention.q_proj is theirs.q_proj  # nothing differs there
+    own(torch.tensor([[1, 2]]))
+    assert seen == [attention]
+
+
+def test_there_is_a_view_only_where_it_helps(model) -> None:
     model.set_attn_implementation("eager")
-    with grouped(model):
-        assert model.config._attn_implementation == "eager"
+    assert with_grouped_attention(model) is model
+    alone = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "num_key_value_heads": 4}))
+    assert with_grouped_attention(alone) is alone
+
+
+def test_images_and_texts_may_be_made_at_once(model) -> None:
+    """While images are made by groups, texts go through the library's own attention."""
+    text = {"input_ids": torch.tensor([[1, 4, 9, 2]]), "do_sample": False, "max_new_tokens": 20}
+    alone = draw(model), model.generate(**text)
+    names: set[str] = set()
+
+    def watch(module, *_) -> None:
+        names.add(module.config._attn_implementation)
+
+    model.model.layers[1].self_attn.register_forward_hook(watch)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [(pool.submit(draw, model), pool.submit(model.generate, **text)) for _ in range(6)]
+        for images, texts in jobs:
+            assert torch.equal(images.result(), alone[0]) and torch.equal(texts.result(), alone[1])
+    assert names == {NAME, "sdpa"}

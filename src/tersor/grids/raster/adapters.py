@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from tersor._compat import with_cache
 from tersor._errors import TersorError, UnsupportedError, WrongTypeError
+from tersor.grids.raster.attention import view
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -254,6 +254,10 @@ class ImageGPTAdapter(RasterAdapter):
 
     fixes_grid = False
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._blocks = [_unordered(block) for block in model.transformer.h]
+
     def grid(self, input_ids: Tensor | None, image_sizes: Any = None) -> Size | None:
         side = round(self.model.config.n_positions**0.5)
         return (side, side) if side * side == self.model.config.n_positions else None
@@ -262,21 +266,20 @@ class ImageGPTAdapter(RasterAdapter):
         # The class flattens a 4-D mask to two dimensions, so its blocks are called one by one.
         transformer = self.model.transformer
         hidden = transformer.drop(embeddings + transformer.wpe(positions))
-        for block in transformer.h:
-            with _unordered(block.attn):
-                hidden = block(hidden, cache, mask)[0]
+        for block in self._blocks:
+            hidden = block(hidden, cache, mask)[0]
         return self.model.lm_head(transformer.ln_f(hidden)[:, keep])
 
 
-@contextmanager
-def _unordered(attention: Any) -> Iterator[None]:
-    """Without the block's own mask, which takes the last slots for the pass's tokens: one that is fed again is not."""
-    causal = attention.bias
-    attention.bias = causal.new_ones(()).expand_as(causal)
-    try:
-        yield
-    finally:
-        attention.bias = causal
+def _unordered(block: Any) -> Any:
+    """A view of a block without its own mask, which takes the last slots for the pass's tokens.
+
+    One that is fed again has another slot.
+    """
+    if {"forward"} & (vars(block).keys() | vars(block.attn).keys()):
+        raise UnsupportedError("the blocks of this ImageGPT are wrapped; load it on one device, without device_map")
+    bias = block.attn.bias
+    return view(block, lambda part: {"bias": bias.new_ones(()).expand_as(bias)} if part is block.attn else {})
 
 
 class LlamaGenAdapter(RasterAdapter):

@@ -7,8 +7,8 @@ a group stand side by side as rows of one problem instead; the numbers are the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tersor._compat import choose_attention
 
 NAME = "tersor_grouped"
 
@@ -55,18 +57,41 @@ AttentionInterface.register(NAME, grouped_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-@contextmanager
-def grouped(model: Any) -> Iterator[None]:
-    """Within it, ``model`` attends by `grouped_attention` where it would have used SDPA; then as before."""
-    config = model.config
-    text = config.get_text_config(decoder=True)
-    key = next((key for key in config.sub_configs if getattr(config, key, None) is text), None)
-    takes_part = getattr(model, "_supports_attention_backend", False) and (text is config or key is not None)
-    if not takes_part or getattr(text, "_attn_implementation", None) != "sdpa":
-        yield
-        return
-    model.set_attn_implementation(NAME if key is None else {key: NAME})
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("sdpa" if key is None else {key: "sdpa"})
+def with_grouped_attention(model: Any) -> Any:
+    """``model`` as one run sees it: it attends by `grouped_attention` where the model would use SDPA.
+
+    The model itself stays as it is, so that other calls may use it meanwhile.
+
+    Args:
+        model: A model of transformers.
+
+    Returns:
+        A view with the model's own weights; the model itself where no query heads share keys and values.
+    """
+    text = model.config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None)
+    shared = getattr(text, "num_key_value_heads", heads) != heads
+    takes_part = getattr(model, "_supports_attention_backend", False)
+    if not shared or not takes_part or getattr(text, "_attn_implementation", None) != "sdpa":
+        return model
+    own = copy.copy(text)
+    choose_attention(own, NAME)
+    return view(model, lambda module: {"config": own} if getattr(module, "config", None) is text else {})
+
+
+def view(module: nn.Module, changes: Callable[[nn.Module], dict[str, Any]]) -> nn.Module:
+    """A module with other attributes, which shares its weights, its hooks and all parts in which nothing differs.
+
+    Args:
+        module: Stays as it is. A part whose ``forward`` something has replaced keeps calling the original.
+        changes: The attributes that differ, of each part.
+    """
+    parts = {name: None if part is None else view(part, changes) for name, part in module._modules.items()}
+    changed = changes(module)
+    if not changed and all(part is module._modules[name] for name, part in parts.items()):
+        return module
+    found = copy.copy(module)
+    found.__dict__ |= {"_modules": parts, "_buffers": {**module._buffers}}
+    for name, value in changed.items():
+        setattr(found, name, value)
+    return found

@@ -15,7 +15,7 @@ from tersor._compat import take_cache
 from tersor._errors import TersorError, WrongTypeError
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.raster.adapters import Prefix, find_adapter
-from tersor.grids.raster.attention import grouped
+from tersor.grids.raster.attention import with_grouped_attention
 from tersor.grids.raster.decoding import RasterDecoder
 from tersor.grids.raster.requests import (
     Request,
@@ -175,8 +175,8 @@ class Method:
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
             before_pass=request.stop_if_late,
         )
-        with grouped(adapter.model):
-            decoded = decoder.run()
+        adapter.model = with_grouped_attention(adapter.model)
+        decoded = decoder.run()
         trailing = decoded.ids.new_tensor(adapter.trailing_ids).expand(decoded.ids.shape[0], -1)
         sequences = torch.cat([prefix.ids, decoded.ids, trailing], dim=1)
         if not config.return_dict_in_generate:

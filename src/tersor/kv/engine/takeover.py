@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
+from tersor._compat import choose_attention
 from tersor._errors import UnsupportedError, WrongTypeError
 from tersor.kv.engine.cache import NothingToCompressError
 from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME
@@ -93,21 +93,10 @@ class Takeover:
             )
         self.previous = previous
         for config in self.configs:
-            _set(config, self.name)
+            choose_attention(config, self.name)
 
     def restore(self) -> None:
         """Set what was there before."""
         for config, name in zip(self.configs, self.previous, strict=False):
-            _set(config, name)
+            choose_attention(config, name)
         self.previous = []
-
-
-def _set(config: PreTrainedConfig, name: str | None) -> None:
-    """Set the implementation of one configuration and of none below it."""
-    config._attn_implementation = {**_as_they_are(config), "": name}
-
-
-def _as_they_are(config: PreTrainedConfig) -> dict[str, Any]:
-    """The implementations of a configuration and of those below it, in the form that its setter takes."""
-    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
-    return {"": config._attn_implementation, **{key: _as_they_are(part) for key, part in parts.items()}}
