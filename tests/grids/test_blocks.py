@@ -1,30 +1,21 @@
-"""The parts of raster and NAR models against the formulas, and the condition that both begin with."""
+"""The parts of raster and NAR models against the formulas."""
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tersor._errors import TersorError
 from tersor.grids.blocks import (
     Attention,
     Block,
-    CaptionEmbedding,
-    ClassEmbedding,
     FeedForward,
     Norm,
     Widths,
-    as_classes,
     unscaled_norm,
 )
-from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
-from tersor.grids.nar import NARConfig, NARForImageGeneration
-from tersor.grids.zipar import zipar_generate
 
 
 class Sizes(Widths):
@@ -155,63 +146,3 @@ def test_dropout_falls_on_what_is_added_and_in_training_alone(place: str) -> Non
         expected = x + block.attention(block.attention_norm(x), None, None, None)
     torch.testing.assert_close(block.train()(x, None, None, None), expected)
     assert not torch.allclose(block.eval()(x, None, None, None), expected, atol=1e-3)
-
-
-def test_a_class_is_a_row_of_the_table_and_the_null_class_its_last() -> None:
-    embedding = ClassEmbedding(Sizes())
-    table = embedding.embedding_table.weight
-    assert len(table) == 6
-    for guided in (False, True):
-        for dropped in (None, torch.tensor([False, True, False])):
-            rows = [4, 1 if dropped is None else 5, 0] + [5, 5, 5] * guided
-            found, valid = embedding.prefix(torch.tensor([4, 1, 0]), guided=guided, dropped=dropped)
-            assert torch.equal(found, table[rows][:, None])
-            assert valid.dtype == torch.bool and valid.shape == (len(rows), 1) and bool(valid.all())
-
-
-def test_a_caption_goes_through_two_matrices_and_the_null_condition_in_its_place() -> None:
-    embedding = CaptionEmbedding(Sizes())
-    embedding.init_null()
-    assert embedding.uncond_embedding.std().item() == pytest.approx(6**-0.5, rel=0.5)
-    features, valid = random(2, 3, 6), torch.tensor([[False, True, True], [True, True, True]])
-    null = embedding.uncond_embedding
-
-    def projected(x: Tensor) -> Tensor:
-        return F.gelu(x @ embedding.cap_proj.fc1.weight.T, approximate="tanh") @ embedding.cap_proj.fc2.weight.T
-
-    for guided in (False, True):
-        for dropped in (None, torch.tensor([False, True])):
-            rows = [features[0], features[1] if dropped is None else null, *[null, null] * guided]
-            found, seen = embedding.prefix(features, valid, guided=guided, dropped=dropped)
-            torch.testing.assert_close(found, projected(torch.stack(rows)))
-            assert torch.equal(seen, torch.cat([valid] * (1 + guided))), "the null is masked like the text beside it"
-
-
-@pytest.mark.parametrize("given", [[3, 0], (3, 0), torch.tensor([3, 0]), torch.tensor([3, 0], dtype=torch.int32)])
-def test_classes_come_in_any_sequence(given) -> None:
-    found = as_classes(given, 5)
-    assert found.tolist() == [3, 0] and found.dtype == torch.long
-
-
-@pytest.mark.parametrize(
-    "given",
-    [[], torch.zeros(0, dtype=torch.long), [1.0], torch.tensor([1.0]), [True], 3, torch.tensor(3), [5], [-1], [[1]],
-     "cat", ["cat"], [None]],
-)  # fmt: skip
-def test_what_is_no_class_is_refused(given) -> None:
-    with pytest.raises(TersorError, match=r"class_labels=.* must be \[batch\]: whole numbers from 0 to 4"):
-        as_classes(given, 5)
-
-
-@pytest.mark.parametrize("labels", [[3, 1], torch.tensor([3, 1])])
-def test_models_take_classes_as_a_list(labels) -> None:
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "grid_size": (3, 3)}
-    raster, fronts = LlamaGen(LlamaGenConfig(**sizes)).eval(), NARForImageGeneration(NARConfig(**sizes)).eval()
-    expected = zipar_generate(raster, torch.tensor([3, 1]), do_sample=False)
-    assert torch.equal(zipar_generate(raster, labels, do_sample=False), expected)
-    assert raster.generate(labels, do_sample=False).shape == (2, 9)
-    assert fronts.generate(labels).shape == (2, 3, 3)
-    for wrong in ([], [1.5], [2000]):
-        for call in (partial(zipar_generate, raster), raster.generate, fronts.generate):
-            with pytest.raises(TersorError, match="class_labels="):
-                call(wrong)

@@ -101,7 +101,7 @@ def test_training_drops_conditions_and_gradients_reach_every_weight() -> None:
         ({}, {"class_labels": torch.tensor([[1]])}, r"must be \[batch\]"),
         ({}, {"text_features": torch.zeros(1, 6, 10)}, "conditioned on a class"),
         (TEXT_CONDITION, {"class_labels": torch.tensor([1])}, "conditioned on text"),
-        (TEXT_CONDITION, {"text_features": torch.zeros(1, 5, 10)}, "text_features must be"),
+        (TEXT_CONDITION, {"text_features": torch.zeros(1, 5, 9)}, "text_features must be"),
         ({}, {"class_labels": torch.tensor([1]), "beams": 3}, "does not take"),
     ],
 )

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tersor._errors import TersorError
 from tersor.grids.rotary import Rotation, turn
 
 #: Attention heads by width, for the published sizes: the weights alone do not tell.
@@ -132,98 +131,3 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]
         x = x + self.residual_dropout(mixed)
         fed = self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
         return x + fed
-
-
-def as_classes(given: Any, num_classes: int) -> Tensor:
-    """Classes as a tensor ``[batch]`` of whole numbers, from one or from numbers in any sequence.
-
-    Args:
-        given: The classes.
-        num_classes: How many there are; the null class is not among them.
-
-    Raises:
-        TersorError: If there are none, or one is no class.
-    """
-    try:
-        labels = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        labels = torch.empty(0)
-    whole = not labels.is_floating_point() and labels.dtype != torch.bool and labels.ndim == 1 and len(labels) > 0
-    # Not looked at under torch.compile: a data-dependent branch breaks the graph.
-    if not whole or not (torch.compiler.is_compiling() or bool(((labels >= 0) & (labels < num_classes)).all())):
-        raise TersorError(
-            f"class_labels={_brief(given)} must be [batch]: whole numbers from 0 to {num_classes - 1}, at least one; "
-            "the null class is for guidance"
-        )
-    return labels.long()
-
-
-def _brief(given: Any) -> str:
-    text = str(given.tolist() if isinstance(given, Tensor) else given)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-class ClassEmbedding(nn.Module):
-    """A vector for each class."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        # The last row is the null class.
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.hidden_size)
-
-    def prefix(self, labels: Tensor, *, guided: bool, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One token a sample, ``[rows, 1, width]``, and which of them are no padding: all.
-
-        Args:
-            labels: Classes, ``[batch]``.
-            guided: Append the null class for each sample, as further rows.
-            dropped: Bool ``[batch]``, samples that get the null class instead of their own.
-        """
-        null = torch.full_like(labels, self.embedding_table.num_embeddings - 1)
-        labels = labels if dropped is None else torch.where(dropped, null, labels)
-        labels = torch.cat([labels, null]) if guided else labels
-        embeddings: Tensor = self.embedding_table(labels)[:, None]
-        return embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-
-
-class CaptionProjection(nn.Module):
-    """From text features to the model's width."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.caption_size, config.hidden_size, bias=False)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of features ``[batch, tokens, caption_size]``."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return out
-
-
-class CaptionEmbedding(nn.Module):
-    """Text features and those of the null condition."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.cap_proj = CaptionProjection(config)
-        self.uncond_embedding = nn.Parameter(torch.zeros(config.condition_tokens, config.caption_size))
-
-    def init_null(self) -> None:
-        """Draw the null condition, of the power of normed features."""
-        nn.init.normal_(self.uncond_embedding, std=self.uncond_embedding.shape[-1] ** -0.5)
-
-    def prefix(self, features: Tensor, valid: Tensor, *, guided: bool, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[rows, condition_tokens, width]``, and which of them are no padding (bool).
-
-        Args:
-            features: ``[batch, condition_tokens, caption_size]``, padded on the left.
-            valid: Bool ``[batch, condition_tokens]``, False for padding.
-            guided: Append the null condition for each sample, as further rows.
-            dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
-        """
-        null = self.uncond_embedding.type_as(features).expand_as(features)
-        features = features if dropped is None else torch.where(dropped[:, None, None], null, features)
-        if guided:
-            # The authors' code masks the null condition like the text beside it.
-            features, valid = torch.cat([features, null]), torch.cat([valid, valid])
-        return self.cap_proj(features.to(self.uncond_embedding.dtype)), valid

@@ -10,15 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tersor._compat import with_cache
 from tersor._errors import TersorError
-from tersor.grids.blocks import PUBLISHED_HEADS, Block, CaptionEmbedding, ClassEmbedding, Norm, Widths, as_classes
+from tersor.grids.blocks import PUBLISHED_HEADS, Block, Norm, Widths
+from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import load_strictly, read_weights
+from tersor.grids.raster.requests import (
+    check_cfg_interval,
+    check_criteria,
+    check_guidance,
+    check_mode,
+    own_inputs,
+    prepare,
+    stop_if_late,
+)
 from tersor.grids.rotary import Rotation, kept_rotation
-from tersor.grids.sampling import Sampler, additive, prefix_mask
+from tersor.grids.sampling import Generators, Sampler, additive, check_generators, prefix_mask
 from tersor.grids.schedule import RasterSchedule
 
 
@@ -119,8 +130,8 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
 
         Args:
             class_labels: ``[batch]``.
-            text_features: ``[batch, condition_tokens, caption_size]``, padded on the left.
-            text_mask: ``[batch, condition_tokens]``, 0 for padding; None is no padding.
+            text_features: ``[batch, tokens, caption_size]``, padded on the left; longer texts are cut.
+            text_mask: ``[batch, tokens]``, 0 for padding; None is no padding. A text without tokens is the null one.
             guided: Append the null condition for each sample, as further rows.
             dropped: Bool ``[batch]``, samples that get the null condition instead of their own.
 
@@ -129,16 +140,13 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         if config.condition == "class":
-            if class_labels is None or text_features is not None:
+            if class_labels is None or text_features is not None or text_mask is not None:
                 raise TersorError("this model is conditioned on a class: give class_labels [batch]")
             labels = as_classes(class_labels, config.num_classes).to(self.device)
             return self.cls_embedding.prefix(labels, guided=guided, dropped=dropped)
-        shape = (config.condition_tokens, config.caption_size)
-        if text_features is None or class_labels is not None or text_features.shape[1:] != shape:
-            given = None if text_features is None else tuple(text_features.shape)
-            raise TersorError(f"this model is conditioned on text: text_features must be [batch, {shape}], got {given}")
-        valid = torch.ones(text_features.shape[:2], device=text_features.device) if text_mask is None else text_mask
-        return self.cls_embedding.prefix(text_features, valid.bool(), guided=guided, dropped=dropped)
+        if text_features is None or class_labels is not None:
+            raise TersorError("this model is conditioned on text: give text_features [batch, tokens, width]")
+        return self.cls_embedding.prefix(text_features, text_mask, guided=guided, dropped=dropped)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -237,34 +245,53 @@ class LlamaGen(PreTrainedModel, GenerationMixin):
         class_labels: Tensor | None = None,
         text_features: Tensor | None = None,
         text_mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        cfg_interval: int = -1,
+        generator: Generators = None,
         **options: Any,
-    ) -> Tensor:
-        """Images in raster order, one token a pass: ids ``[batch, rows * columns]``. See `zipar_generate` for fewer.
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """Images in raster order, one token a pass. See `zipar_generate` and `speculative_generate` for fewer passes.
 
         Args:
             inputs: Short for ``class_labels``.
             class_labels: See `condition`.
             text_features: See `condition`.
             text_mask: See `condition`.
-            generator: Where draws come from; None is the global state.
-            **options: Options of the generation config, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+            cfg_interval: No guidance of cells that have more than so many before them; -1 guides all.
+            generator: Where draws come from; None is the global state. A list has one for each image, so that an image
+                does not depend on the others of its batch.
+            **options: Options of the library's ``generate``, such as ``do_sample``, ``top_k``, ``guidance_scale`` or
+                ``num_return_sequences``.
+
+        Returns:
+            Ids ``[batch, rows * columns]``, with ``return_dict_in_generate=True`` as the ``sequences`` of an output.
+
+        Raises:
+            ValueError: Before the first forward, if the request cannot be met; the message says what can.
+            TimeoutError: When ``max_time`` is over.
         """
-        config, unknown = self._prepare_generation_config(None, **options)
-        if unknown:
-            raise TersorError(f"LlamaGen.generate does not take {sorted(unknown)}")
-        asked, config.guidance_scale = config.guidance_scale, None
-        guidance = self.config.default_guidance if asked is None else asked
-        self._prepare_special_tokens(config, True, device=self.device)
-        processors = self._get_logits_processor(generation_config=config, input_ids_seq_length=0, device=self.device)
-        labels = inputs if class_labels is None else class_labels
-        prefix, valid = self.condition(labels, text_features, text_mask, guided=guidance != 1)
+        config, criteria, processors, rest = prepare(self, options)
+        check_mode(config)
+        check_criteria(criteria)
+        if config.output_scores:
+            raise TersorError("output_scores is not available here; speculative_generate gives these images with them")
+        scale = check_guidance(self.config.default_guidance if config.guidance_scale is None else config.guidance_scale)
+        check_cfg_interval(cfg_interval, scale)
+        named = {"class_labels": class_labels, "text_features": text_features, "text_mask": text_mask}
+        if inputs is not None:
+            named["class_labels"] = inputs
+        given = own_inputs(self, named, rest, config.num_return_sequences or 1)
+        prefix, valid = self.condition(**given, guided=scale is not None)
+        images, sizes = len(prefix) // (1 if scale is None else 2), tuple(self.config.grid_size)
+        check_generators(generator, images, self.device)
         sampler = Sampler(processors, bool(config.do_sample), generator)
-        sizes = tuple(self.config.grid_size)
-        reader = RasterReader(self, prefix, valid, DynamicCache(), sampler, guidance=guidance)
-        ids = torch.zeros(reader.samples, math.prod(sizes), dtype=torch.long, device=self.device)
-        decode(reader, ready_steps(RasterSchedule(sizes), self.device), ids)
-        return ids
+        reader = RasterReader(
+            self, prefix, valid, DynamicCache(), sampler, guidance=scale or 1.0, guided_cells=cfg_interval
+        )
+        ids = torch.zeros(images, math.prod(sizes), dtype=torch.long, device=self.device)
+        decode(
+            reader, ready_steps(RasterSchedule(sizes), self.device), ids, lambda so_far: stop_if_late(criteria, so_far)
+        )
+        return GenerateDecoderOnlyOutput(sequences=ids) if config.return_dict_in_generate else ids
 
 
 class RasterReader(AppendingReader):
@@ -276,13 +303,13 @@ class RasterReader(AppendingReader):
         valid: See `AppendingReader`.
         cache: See `AppendingReader`.
         sampler: See `AppendingReader`.
-        guidance: See `AppendingReader`.
+        **guiding: ``guidance`` and ``guided_cells``, see `AppendingReader`.
     """
 
     def __init__(
-        self, model: LlamaGen, prefix: Tensor, valid: Tensor, cache: Any, sampler: Sampler, *, guidance: float
+        self, model: LlamaGen, prefix: Tensor, valid: Tensor, cache: Any, sampler: Sampler, **guiding: Any
     ) -> None:
-        super().__init__(prefix, valid, model.tok_embeddings, cache, sampler, guidance=guidance)
+        super().__init__(prefix, valid, model.tok_embeddings, cache, sampler, **guiding)
         self.model = model
 
     def forward(self, ready: Ready, embeddings: Tensor, places: Tensor, seen: Tensor | None) -> Tensor:

@@ -97,6 +97,27 @@ def stays(kept: Tensor, expected: Tensor, generator: torch.Generator | None) -> 
     return torch.rand(ratio.shape, generator=generator, device=ratio.device) < ratio
 
 
+def check_generators(generator: Generators, images: int, device: torch.device) -> None:
+    """Raise `TersorError` unless there is one generator, or one for each image, on the model's device.
+
+    Args:
+        generator: Of a call.
+        images: Of the call.
+        device: The model's.
+    """
+    several = [generator] if isinstance(generator, torch.Generator) else [] if generator is None else generator
+    if not isinstance(several, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in several):
+        raise TersorError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image")
+    if isinstance(generator, (list, tuple)) and len(several) != images:
+        raise TersorError(f"{len(several)} generators for {images} images; give one, or one an image")
+    for each in several:
+        if each.device.type != device.type:
+            raise TersorError(
+                f"the generator is on {each.device}, the model on {device}: "
+                f"make it with torch.Generator({str(device)!r})"
+            )
+
+
 @dataclass
 class Sampler:
     """Draws tokens with the user's processors.

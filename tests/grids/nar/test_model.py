@@ -9,7 +9,7 @@ import torch
 from nar_models import TEXT, condition, config, model, random_ids
 
 from tersor.grids.nar.heads import NARConfig, NARForImageGeneration
-from tersor.grids.nar.model import fit_text, sincos
+from tersor.grids.nar.model import sincos
 
 PUBLISHED = {
     "B": 130.6e6, "L": 372.5e6, "XL": 816.0e6, "XXL": 1464e6, "M": 295e6, "video-L": 368.7e6, "video-LP": 693.6e6
@@ -33,19 +33,6 @@ def test_fixed_positions_are_sines_then_cosines() -> None:
     found = sincos(torch.tensor([0, 3]), 4)
     torch.testing.assert_close(found[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
     torch.testing.assert_close(found[1], torch.tensor([math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]))
-
-
-def test_texts_are_padded_on_the_left_or_cut_at_the_end() -> None:
-    of = config(**TEXT)
-    features = torch.arange(9.0)[None, :, None].expand(2, 9, 10)
-    mask = torch.ones(2, 9)
-    mask[1, :5] = 0
-    with pytest.warns(UserWarning, match="9 tokens is cut to 7"):
-        fitted, valid = fit_text(features, mask, of)
-    assert fitted[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] and valid[0].all()
-    assert fitted[1, 3:, 0].tolist() == [5, 6, 7, 8] and valid[1].tolist() == [False] * 3 + [True] * 4
-    fitted, valid = fit_text(features[:, :4], None, of)
-    assert fitted.shape == (2, 7, 10) and valid[0].tolist() == [False] * 3 + [True] * 4
 
 
 def test_an_empty_text_is_the_null_condition_and_padding_changes_nothing() -> None:

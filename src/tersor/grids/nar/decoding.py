@@ -17,7 +17,7 @@ from tersor._errors import TersorError
 from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.geometry import check_sizes
-from tersor.grids.sampling import Sampler
+from tersor.grids.sampling import Generators, Sampler
 from tersor.grids.schedule import NARSchedule
 
 
@@ -69,20 +69,15 @@ class Sampling:
         """Whether there is a null condition beside each sample."""
         return self.guidance_scale != 1
 
-    def check(self, model: Any, generator: torch.Generator | None) -> None:
-        """Raise `ValueError` if the model has no null condition to guide by, or the generator is elsewhere."""
+    def check(self, model: Any) -> None:
+        """Raise `ValueError` if the model has no null condition to guide by."""
         if self.guided and not model.config.has_null:
             raise TersorError(
                 f"guidance_scale={self.guidance_scale}: this model was trained without a null condition "
                 "(condition_dropout=0 or condition='none'); use guidance_scale=1"
             )
-        if generator is not None and generator.device.type != model.device.type:
-            raise TersorError(
-                f"the generator is on {generator.device}, the model on {model.device}: "
-                f"make it with torch.Generator({str(model.device)!r})"
-            )
 
-    def sampler(self, generator: torch.Generator | None) -> Sampler:
+    def sampler(self, generator: Generators) -> Sampler:
         """Temperature first, as in the authors' code."""
         processors: list[Any] = []
         if self.temperature not in (0, 1):
@@ -101,6 +96,8 @@ def resolve_grid(config: Any, grid_size: tuple[int, ...] | None, *, warn: bool =
         ValueError: If there is another number of axes, an axis below 1, or another grid where positions are by place.
     """
     own = tuple(config.grid_size)
+    if not isinstance(grid_size, (tuple, list, type(None))):
+        raise TersorError(f"grid_size={grid_size!r} must have {len(own)} axes, like the model's {own}")
     sizes = own if grid_size is None else tuple(grid_size)
     check_sizes(sizes)
     if len(sizes) != len(own):
@@ -148,7 +145,7 @@ class NARReader(AppendingReader):
         sizes: tuple[int, ...],
         plans: Sequence[Any],
         sampling: Sampling,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         *,
         output_logits: bool = False,
     ) -> None:

@@ -15,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from tersor._errors import TersorError
-from tersor.grids.blocks import Norm, as_classes, unscaled_norm
+from tersor.grids.blocks import Norm, unscaled_norm
+from tersor.grids.conditions import as_classes
 from tersor.grids.decoding import ready_steps
 from tersor.grids.llamagen import LlamaGen
 from tersor.grids.nar.decoding import NAROutput, NARReader, Sampling, decode_fronts, resolve_grid
 from tersor.grids.nar.model import NARConfig, NARModel, NARPreTrainedModel, Output
+from tersor.grids.sampling import Generators, check_generators
 from tersor.grids.schedule import NARSchedule
 
 __all__ = ["NARConfig", "NARForImageGeneration", "NARImageOutput", "NARModel", "NAROutput", "mixing_plan", "visibility"]
@@ -300,7 +302,7 @@ class NARForImageGeneration(NARPreTrainedModel):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         num_return_sequences: int = 1,
         grid_size: tuple[int, ...] | None = None,
         output_logits: bool = False,
@@ -317,7 +319,8 @@ class NARForImageGeneration(NARPreTrainedModel):
             temperature: 0 takes the most likely token.
             top_k: Draw among so many tokens; 0 is all.
             top_p: Draw among the tokens that have so much of the probability; 1 is all.
-            generator: Where draws come from; None is the global state, as the library's ``generate`` does.
+            generator: Where draws come from; None is the global state, as the library's ``generate`` does. A list has
+                one for each sample, so that a sample does not depend on the others of its batch.
             num_return_sequences: Samples of each condition, one after the other.
             grid_size: Another grid than the model's; only rotary positions have one.
             output_logits: Keep the mixed logits, before guidance.
@@ -344,8 +347,8 @@ class NARForImageGeneration(NARPreTrainedModel):
             top_k=top_k,
             top_p=top_p,
         )
-        sampling.check(self, generator)
-        if isinstance(num_return_sequences, bool) or num_return_sequences < 1:
+        sampling.check(self)
+        if not isinstance(num_return_sequences, int) or num_return_sequences < 1:
             raise TersorError(f"num_return_sequences={num_return_sequences!r} must be at least 1")
         if class_labels is not None and config.condition == "class":
             class_labels = as_classes(class_labels, config.num_classes)
@@ -356,6 +359,7 @@ class NARForImageGeneration(NARPreTrainedModel):
             for each in (class_labels, text_features, text_mask)
         ]
         prefix, valid = self.model.condition(*given, batch=num_return_sequences, guided=sampling.guided)
+        check_generators(generator, len(prefix) // (2 if sampling.guided else 1), self.device)
         plans = [plan for _, plan in front_plans(sizes, config.mixing, self.device)]
         out = decode_fronts(
             NARReader(self, prefix, valid, sizes, plans, sampling, generator, output_logits=output_logits)

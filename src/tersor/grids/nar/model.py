@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
 from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from tersor._errors import TersorError
-from tersor.grids.blocks import Block, CaptionEmbedding, ClassEmbedding, Widths, as_classes
+from tersor.grids.blocks import Block, Widths
 from tersor.grids.cache import FrontCache
+from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes
 from tersor.grids.geometry import check_sizes
 from tersor.grids.rotary import Rotation, kept_rotation, rotation_of
 
@@ -235,10 +234,9 @@ class NARModel(NARPreTrainedModel):
             what = {"class": "give class_labels [batch]", "text": "give text_features", "none": "give neither"}
             raise TersorError(f"this model's condition is {config.condition!r}: {what[config.condition]}")
         if text_features is not None:
-            features, valid = fit_text(text_features, text_mask, config)
-            empty = ~valid.any(-1)
-            valid, dropped = valid | empty[:, None], empty if dropped is None else empty | dropped
-            return self.cls_embedding.prefix(features, valid, guided=guided, dropped=dropped)
+            return self.cls_embedding.prefix(text_features, text_mask, guided=guided, dropped=dropped)
+        if text_mask is not None:
+            raise TersorError("text_mask goes with text_features; this model reads no text")
         if class_labels is None:
             labels = torch.zeros(batch, dtype=torch.long, device=self.device)
         else:
@@ -295,31 +293,3 @@ def sincos(places: Tensor, width: int) -> Tensor:
     powers = torch.arange(width // 2, device=places.device, dtype=torch.float32) / (width / 2)
     angles = places.float()[:, None] * 10000.0**-powers
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def fit_text(features: Tensor, mask: Tensor | None, config: NARConfig) -> tuple[Tensor, Tensor]:
-    """Features and bool mask of exactly ``condition_tokens`` tokens: shorter ones are padded, longer texts cut.
-
-    Raises:
-        ValueError: If features have another shape, or padding is not on the left.
-    """
-    tokens = config.condition_tokens
-    if features.ndim != 3 or features.shape[-1] != config.caption_size:
-        raise TersorError(f"text_features must be [batch, tokens, {config.caption_size}], got {tuple(features.shape)}")
-    valid = torch.ones(features.shape[:2], device=features.device) if mask is None else mask
-    if valid.shape != features.shape[:2]:
-        raise TersorError(
-            f"text_mask must be {tuple(features.shape[:2])}, like text_features; got {tuple(valid.shape)}"
-        )
-    valid = valid.bool()
-    if not torch.compiler.is_compiling() and bool((valid[:, 1:] < valid[:, :-1]).any()):
-        raise TersorError("text_features are padded on the right or have holes; pad on the left")
-    short = max(0, tokens - features.shape[1])
-    features, valid = F.pad(features, (0, 0, short, 0)), F.pad(valid, (short, 0))
-    length, counts = valid.shape[1], valid.sum(-1)
-    if not torch.compiler.is_compiling() and bool((counts > tokens).any()):
-        warnings.warn(f"a text of {int(counts.max())} tokens is cut to {tokens}, condition_tokens", stacklevel=4)
-    # The beginning of a text that is too long; the end of the padding before one that is not.
-    start = torch.minimum(length - counts, torch.full_like(counts, length - tokens))
-    index = start[:, None] + torch.arange(tokens, device=features.device)
-    return features.gather(1, index[..., None].expand(-1, -1, features.shape[-1])), valid.gather(1, index)

@@ -50,6 +50,7 @@ class RasterDecoder:
         cache: Empty.
         eol_id: Id of the end-of-row token, where the grid has one.
         guidance: Scale g of ``u + g (c - u)``; then the prefix has twice as many rows as there are images.
+        guided_cells: Cells that have more than so many before them are not guided; -1 guides all.
         pad_id: Stands for undecided cells in what processors see.
         keep_scores: Whether processed scores are returned.
         before_pass: Called before each forward with what is decided so far; it may raise to stop.
@@ -65,6 +66,7 @@ class RasterDecoder:
         *,
         eol_id: int | None = None,
         guidance: float | None = None,
+        guided_cells: int = -1,
         pad_id: int = 0,
         keep_scores: bool = False,
         before_pass: Callable[[Tensor], None] | None = None,
@@ -72,7 +74,7 @@ class RasterDecoder:
         self.adapter, self.prefix, self.grid, self.sampler = adapter, prefix, grid, sampler
         self.cache, self.slots = cache, Slots(cache, prefix.valid, max_fed_tokens(grid))
         self.starts = prefix.starts[:, None]
-        self.guidance, self.before_pass = guidance, before_pass
+        self.guidance, self.guided_cells, self.before_pass = guidance, guided_cells, before_pass
         self.branches = 1 if guidance is None else 2
         batch = prefix.valid.shape[0] // self.branches
         self.image = torch.full((batch, grid.length), pad_id, dtype=torch.long, device=prefix.valid.device)
@@ -127,7 +129,13 @@ class RasterDecoder:
         step, logits = ready.step, logits.float()
         if self.guidance is not None:
             # As the library's own guidance has it; raw logits differ from this by a constant a row.
-            logits = guide(logits.log_softmax(-1), len(ids), self.guidance)
+            logits = logits.log_softmax(-1)
+            guided = guide(logits, len(ids), self.guidance)
+            if self.guided_cells != -1:
+                before = torch.tensor([row * self.grid.columns + column for row, column in step.cells])
+                late = (before > self.guided_cells).to(logits.device)
+                guided = torch.where(late[:, None], logits[: len(ids)], guided)
+            logits = guided
         if self.allowed is not None:
             kept = logits.index_select(-1, self.allowed)
             logits = torch.full_like(logits, -torch.inf).index_copy_(-1, self.allowed, kept)

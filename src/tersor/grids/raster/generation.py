@@ -19,7 +19,9 @@ from tersor.grids.raster.attention import with_grouped_attention
 from tersor.grids.raster.decoding import RasterDecoder
 from tersor.grids.raster.requests import (
     Request,
+    check_cfg_interval,
     check_guidance,
+    check_ids,
     check_lengths,
     check_mode,
     check_prompt,
@@ -84,17 +86,19 @@ class Method:
         # The library takes inputs on the CPU for a model elsewhere.
         input_ids, mask = input_ids.to(model.device), model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask.to(model.device)
+        check_ids(input_ids, model)
         check_prompt(input_ids, mask, model_kwargs)
         size = find_size(adapter, settings["grid_size"], input_ids, model_kwargs.get("image_sizes"))
         eol = adapter.eol_id if settings["eol_token_id"] is None else settings["eol_token_id"]
         check_token(eol, model)
         grid = RasterGrid(size[0] - adapter.decided_rows(input_ids, size), size[1], end_of_row=eol is not None)
         check_lengths(generation_config, input_ids.shape[1], grid)
-        processors, guidance, null_ids, null_mask = take_guidance(list(logits_processor or []), input_ids)
+        processors, guidance, null_ids, null_mask = take_guidance(list(logits_processor or []), input_ids, model)
         criteria = list(stopping_criteria or [])
         request = Request(self.name, adapter, grid, config, generation_config, processors, criteria, generator)
         prefix = adapter.prefix_of_ids(input_ids, mask, null_ids, null_mask)
-        return self._decode(request, prefix, guidance, cache=take_cache(model_kwargs), eol_id=eol)
+        until, cache = settings["cfg_interval"], take_cache(model_kwargs)
+        return self._decode(request, prefix, guidance, until, cache=cache, eol_id=eol)
 
     def generate(
         self, model: Any, inputs: Mapping[str, Any] | Tensor, *, generator: Generators, options: dict[str, Any]
@@ -108,7 +112,8 @@ class Method:
             if options.pop(name, None) is not None:
                 raise TersorError(f"{name} does not go with {self.name}: an image is decoded whole, without helpers")
         if not adapter.own_vocabulary:
-            given = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+            given = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+            check_ids(given.get("input_ids"), model)
             size = find_size(adapter, grid_size, given.get("input_ids"), given.get("image_sizes"))
             if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
                 options["max_new_tokens"] = size[0] * (size[1] + 1) + len(adapter.trailing_ids)
@@ -128,7 +133,8 @@ class Method:
         if "input_ids" in given:
             check_prompt(given["input_ids"], given["attention_mask"], {})
         request = Request(self.name, adapter, grid, config, generation_config, processors, criteria, generator)
-        return self._decode(request, adapter.prefix(given, guided=guidance is not None), guidance)
+        prefix = adapter.prefix(given, guided=guidance is not None)
+        return self._decode(request, prefix, guidance, settings.get("cfg_interval", -1))
 
     def apply(self, model: Any, settings: dict[str, Any]) -> Any:
         """Patch ``generate`` of this instance; the arguments are those of `tersor.apply_zipar`."""
@@ -158,9 +164,17 @@ class Method:
         return model
 
     def _decode(
-        self, request: Request, prefix: Prefix, guidance: float | None, *, cache: Any = None, eol_id: int | None = None
+        self,
+        request: Request,
+        prefix: Prefix,
+        guidance: float | None,
+        guided_cells: int,
+        *,
+        cache: Any = None,
+        eol_id: int | None = None,
     ) -> Any:
-        """Run a request that is checked, but for the cache."""
+        """Run a request that is checked, but for the cache and where guidance ends."""
+        check_cfg_interval(guided_cells, guidance)
         adapter, config = request.adapter, request.generation_config
         decoder = self.decoder(
             request.config,
@@ -171,6 +185,7 @@ class Method:
             request.cache_for(prefix, cache),
             eol_id=eol_id,
             guidance=guidance,
+            guided_cells=guided_cells,
             pad_id=config.pad_token_id or 0,
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
             before_pass=request.stop_if_late,

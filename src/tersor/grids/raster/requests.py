@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,11 +22,11 @@ from transformers.generation import (
 
 from tersor._compat import cache_keyword
 from tersor._errors import TersorError
-from tersor.grids.blocks import as_classes
+from tersor.grids.conditions import as_classes
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size, find_adapter
 from tersor.grids.raster.slots import SlotLayer, max_fed_tokens
-from tersor.grids.sampling import Generators, Sampler
+from tersor.grids.sampling import Generators, Sampler, check_generators
 
 #: What `generate` adds to a call where nobody set a length.
 _DEFAULT_NEW_TOKENS = 20
@@ -71,17 +72,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.config.check(self.grid)
-        ignored = (MaxTimeCriteria, MaxLengthCriteria, EosTokenCriteria)
-        if other := [type(each).__name__ for each in self.criteria if not isinstance(each, ignored)]:
-            raise TersorError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
+        check_criteria(self.criteria)
 
     def sampler(self, images: int) -> Sampler:
         """What draws ``images`` images; raises `ValueError` unless there is one generator, or one for each."""
-        if isinstance(self.generator, (list, tuple)):
-            if self.config.one_generator:
-                raise TersorError(f"generator is a list, and {self.config} tests all images together; give one")
-            if len(self.generator) != images:
-                raise TersorError(f"{len(self.generator)} generators for {images} images; give one, or one an image")
+        check_generators(self.generator, images, self.adapter.model.device)
+        if isinstance(self.generator, (list, tuple)) and self.config.one_generator:
+            raise TersorError(f"generator is a list, and {self.config} tests all images together; give one")
         return Sampler(self.processors, bool(self.generation_config.do_sample), self.generator)
 
     def cache_for(self, prefix: Prefix, given: Any) -> Any:
@@ -118,10 +115,22 @@ class Request:
         return cache
 
     def stop_if_late(self, ids: Tensor) -> None:
-        """Raise `TimeoutError` when the time is over."""
-        for each in self.criteria:
-            if isinstance(each, MaxTimeCriteria) and bool(each(ids, None).all()):
-                raise TimeoutError(f"max_time of {each.max_time} s is over before the image is complete")
+        """See the function of this name."""
+        stop_if_late(self.criteria, ids)
+
+
+def check_criteria(criteria: list[Any]) -> None:
+    """Raise `ValueError` for stopping criteria other than time and the library's own of length."""
+    ignored = (MaxTimeCriteria, MaxLengthCriteria, EosTokenCriteria)
+    if other := [type(each).__name__ for each in criteria if not isinstance(each, ignored)]:
+        raise TersorError(f"stopping criteria {other} do not apply: an image is decoded whole; max_time does")
+
+
+def stop_if_late(criteria: list[Any], ids: Tensor) -> None:
+    """Raise `TimeoutError` when the time is over."""
+    for each in criteria:
+        if isinstance(each, MaxTimeCriteria) and bool(each(ids, None).all()):
+            raise TimeoutError(f"max_time of {each.max_time} s is over before the image is complete")
 
 
 def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, image_sizes: Any) -> Size:
@@ -142,10 +151,26 @@ def find_size(adapter: RasterAdapter, given: Any, input_ids: Tensor | None, imag
     return found
 
 
+def check_ids(input_ids: Any, model: Any) -> None:
+    """Raise `ValueError` unless a prompt is token ids of ``model``, ``[batch, tokens]`` and at least one."""
+    whole = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
+    if not whole or input_ids.ndim != 2 or input_ids.numel() == 0:
+        given = f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else repr(input_ids)
+        raise TersorError(f"the prompt is {given}; images take ids, whole numbers [batch, tokens], at least 1")
+    count = model.get_input_embeddings().weight.shape[0]
+    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < count:
+        raise TersorError(
+            f"the prompt has ids from {int(input_ids.min())} to {int(input_ids.max())}; the model's go from 0 to "
+            f"{count - 1}"
+        )
+
+
 def check_prompt(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless the prompt is ids, padded on the left, with nothing else to condition on."""
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise TersorError(f"the prompt has shape {tuple(input_ids.shape)}; images take ids [batch, tokens], at least 1")
+    """Raise `ValueError` unless the prompt is padded on the left, with nothing else to condition on."""
+    if mask.shape != input_ids.shape:
+        raise TersorError(
+            f"attention_mask is {tuple(mask.shape)}, the prompt {tuple(input_ids.shape)}; give both alike"
+        )
     if bool((mask[:, 1:] < mask[:, :-1]).any()) or bool((mask[:, -1] == 0).any()):
         raise TersorError("the prompt is padded on the right or has holes; pad on the left (padding_side='left')")
     known = {"attention_mask", "position_ids", cache_keyword(), "use_cache", "logits_to_keep", "image_sizes"}
@@ -168,6 +193,9 @@ def check_mode(config: Any) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise TersorError(f"generation mode {mode.value!r} does not go with images; only sampling and greedy do")
+    temperature = getattr(config, "temperature", None)
+    if config.do_sample and temperature is not None and not 0 < temperature < math.inf:
+        raise TersorError(f"temperature={temperature} must be a number above 0; do_sample=False is greedy")
     for name in ("output_attentions", "output_hidden_states", "output_logits"):
         if getattr(config, name, None):
             raise TersorError(f"{name} is not available: cells do not come in the order of the sequence; leave it out")
@@ -187,7 +215,7 @@ def check_lengths(config: Any, prompt_tokens: int, grid: RasterGrid) -> None:
 
 
 def take_guidance(
-    processors: list[Any], input_ids: Tensor
+    processors: list[Any], input_ids: Tensor, model: Any
 ) -> tuple[list[Any], float | None, Tensor | None, Tensor | None]:
     """Take the library's guidance out of the processors: it calls the model token by token.
 
@@ -205,6 +233,7 @@ def take_guidance(
     batch = input_ids.shape[0]
     if batch % ids.shape[0]:
         raise TersorError(f"negative_prompt_ids has {ids.shape[0]} rows for {batch} images; give one, or one a prompt")
+    check_ids(ids, model)
     check_prompt(ids, mask, {})
     ids, mask = (each.repeat_interleave(batch // ids.shape[0], dim=0) for each in (ids, mask))
     return rest, check_guidance(found[0].guidance_scale), ids, mask
@@ -215,6 +244,14 @@ def check_guidance(scale: float | None) -> float | None:
     if scale is not None and not scale >= 0:
         raise TersorError(f"guidance_scale={scale!r} must not be negative; 1 is no guidance")
     return None if scale is None or scale == 1 else float(scale)
+
+
+def check_cfg_interval(cells: int, scale: float | None) -> None:
+    """Raise `ValueError` unless guidance may end after so many cells, or never for -1."""
+    if not isinstance(cells, int) or isinstance(cells, bool) or cells < -1:
+        raise TersorError(f"cfg_interval={cells!r} must be a number of tokens, or -1 for all")
+    if cells != -1 and scale is None:
+        raise TersorError(f"cfg_interval={cells} ends guidance, and there is none; give guidance_scale")
 
 
 def prepare(model: Any, options: dict[str, Any]) -> tuple[Any, list[Any], list[Any], dict[str, Any]]:
@@ -252,9 +289,11 @@ def own_inputs(model: Any, inputs: Any, rest: dict[str, Any], copies: int) -> di
     given |= rest
     if unknown := sorted(name for name, value in given.items() if value is not None and name not in allowed):
         raise TersorError(f"{type(model).__name__} does not take {unknown} for an image; it takes {list(allowed)}")
+    if given.get("input_ids") is not None:
+        check_ids(given["input_ids"], model)
     if given.get("input_ids") is not None and given.get("attention_mask") is None:
         given["attention_mask"] = torch.ones_like(given["input_ids"])
     if given.get("class_labels") is not None:
         given["class_labels"] = as_classes(given["class_labels"], model.config.num_classes)
-    tensors = {name: value for name, value in given.items() if value is not None}
+    tensors = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
     return {name: value.to(model.device).repeat_interleave(copies, dim=0) for name, value in tensors.items()}

@@ -56,6 +56,7 @@ def speculative(
     mode: str = SpeculativeConfig.mode,
     first_drafts: str = SpeculativeConfig.first_drafts,
     eol_token_id: int | None = None,
+    cfg_interval: int = -1,
     generator: Generators = None,
     **model_kwargs: Any,
 ) -> Tensor | SpeculativeOutput:
@@ -75,6 +76,7 @@ def speculative(
         mode: See `SpeculativeConfig`.
         first_drafts: See `SpeculativeConfig`.
         eol_token_id: The token that closes every row of a plain language model's images, if there is one.
+        cfg_interval: No guidance of cells that have more than so many before them in raster order; -1 guides all.
         generator: Where draws come from; None is the global state, as in ``generate``. A list has one for each image,
             so that an image does not depend on the others of its batch; in the mode "seed" only.
         **model_kwargs: Given by ``generate``.
@@ -93,6 +95,7 @@ def speculative(
         "mode": mode,
         "first_drafts": first_drafts,
         "eol_token_id": eol_token_id,
+        "cfg_interval": cfg_interval,
     }
     return _METHOD.custom_generate(
         model,
@@ -117,8 +120,8 @@ def speculative_generate(
         inputs: What the model's processor gives (a mapping), or token ids ``[batch, tokens]``; for LlamaGen a mapping
             with ``class_labels``, or with ``text_features`` and ``text_mask``, or class labels ``[batch]``.
         generator: See `speculative`.
-        **options: ``grid_size``, ``window_size``, ``mode``, ``first_drafts`` and ``eol_token_id``, see `speculative`;
-            and options of the model's ``generate``, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+        **options: ``grid_size``, ``window_size``, ``mode``, ``first_drafts``, ``eol_token_id`` and ``cfg_interval``,
+            see `speculative`; and options of the model's ``generate``, such as ``do_sample`` or ``guidance_scale``.
 
     Returns:
         As `speculative`.
@@ -147,7 +150,8 @@ def apply_speculative(model: Any, **settings: Any) -> Any:
 
     Args:
         model: A model of a class with an adapter.
-        **settings: ``grid_size``, ``window_size``, ``mode``, ``first_drafts`` and ``eol_token_id``, see `speculative`.
+        **settings: ``grid_size``, ``window_size``, ``mode``, ``first_drafts``, ``eol_token_id`` and ``cfg_interval``,
+            see `speculative`.
 
     Raises:
         ValueError: If a setting is outside its range.

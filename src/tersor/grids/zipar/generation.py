@@ -55,6 +55,7 @@ def zipar(
     adaptive: bool = ZipARConfig.adaptive,
     row_start: str = ZipARConfig.row_start,
     eol_token_id: int | None = None,
+    cfg_interval: int = -1,
     generator: Generators = None,
     **model_kwargs: Any,
 ) -> Tensor | ZipAROutput:
@@ -74,6 +75,7 @@ def zipar(
         adaptive: See `ZipARConfig`.
         row_start: See `ZipARConfig`.
         eol_token_id: The token that closes every row of a plain language model's images, if there is one.
+        cfg_interval: No guidance of cells that have more than so many before them in raster order; -1 guides all.
         generator: Where draws come from; None is the global state, as in ``generate``. A list has one for each image,
             so that an image does not depend on the others of its batch; not with ``adaptive``.
         **model_kwargs: Given by ``generate``.
@@ -92,6 +94,7 @@ def zipar(
         "adaptive": adaptive,
         "row_start": row_start,
         "eol_token_id": eol_token_id,
+        "cfg_interval": cfg_interval,
     }
     return _METHOD.custom_generate(
         model,
@@ -116,8 +119,8 @@ def zipar_generate(
         inputs: What the model's processor gives (a mapping), or token ids ``[batch, tokens]``; for LlamaGen a mapping
             with ``class_labels``, or with ``text_features`` and ``text_mask``, or class labels ``[batch]``.
         generator: See `zipar`.
-        **options: ``grid_size``, ``window_size``, ``adaptive``, ``row_start`` and ``eol_token_id``, see `zipar`; and
-            options of the model's ``generate``, such as ``do_sample``, ``top_k`` or ``guidance_scale``.
+        **options: ``grid_size``, ``window_size``, ``adaptive``, ``row_start``, ``eol_token_id`` and ``cfg_interval``,
+            see `zipar`; and options of the model's ``generate``, such as ``do_sample`` or ``guidance_scale``.
 
     Returns:
         As `zipar`.
@@ -147,7 +150,8 @@ def apply_zipar(model: Any, **settings: Any) -> Any:
 
     Args:
         model: A model of a class with an adapter.
-        **settings: ``grid_size``, ``window_size``, ``adaptive``, ``row_start`` and ``eol_token_id``, see `zipar`.
+        **settings: ``grid_size``, ``window_size``, ``adaptive``, ``row_start``, ``eol_token_id`` and ``cfg_interval``,
+            see `zipar`.
 
     Raises:
         ValueError: If a setting is outside its range.
