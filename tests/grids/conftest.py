@@ -11,6 +11,8 @@ import torch
 from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
     JanusConfig,
@@ -102,6 +104,20 @@ def llama(end_of_row: bool) -> Case:
     return Case(
         "llama_eol" if end_of_row else "llama", model.eval(), (rows, columns), end_of_row, prompt, raster, options
     )
+
+
+def gpt2() -> Case:
+    config = GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3, bos_token_id=1,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+
+    def raster(inputs, guidance, **options):
+        return model.generate(**inputs, max_new_tokens=20, guidance_scale=guidance, **{"do_sample": False, **options})
+
+    return Case("gpt2", model, (4, 5), False, prompt, raster, {"grid_size": (4, 5)})
 
 
 EMU3_MARKS = ["<|image start|>", "<|image token|>", "<|image end|>", "<|extra_200|>", "<|extra_201|>", "<image>"]
@@ -288,6 +304,7 @@ def llamagen(condition: str) -> Case:
 BUILDERS = {
     "llama": lambda: llama(False),
     "llama_eol": lambda: llama(True),
+    "gpt2": gpt2,
     "emu3": emu3,
     "janus": janus,
     "imagegpt": imagegpt,

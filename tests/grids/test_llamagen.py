@@ -7,9 +7,13 @@ import torch
 from original_weights import broken, original_weights
 from raster_models import TEXT_CONDITION, llamagen_config
 from transformers import AutoConfig
+from transformers.generation import StopStringCriteria
 
 from tersor._compat import with_cache
+from tersor.grids.blocks import Block
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig, convert_llamagen
+from tersor.grids.speculative import speculative_generate
+from tersor.grids.zipar import zipar_generate
 
 
 @pytest.mark.parametrize("key", ["model", "module", "state_dict", None])
@@ -29,6 +33,14 @@ def test_original_checkpoints_load_name_by_name(tmp_path, key, text, kv_width) -
     model.save_pretrained(tmp_path / "saved")
     again = LlamaGen.from_pretrained(tmp_path / "saved")
     assert torch.equal(model.generate(**given, do_sample=False), again.generate(**given, do_sample=False))
+
+
+def test_what_sampling_left_in_the_model_is_no_weight(tmp_path) -> None:
+    weights = original_weights()
+    left = {"layers.0.attention.kv_cache.k_cache": torch.ones(2, 4, 8, 16)}
+    torch.save({"model": {**weights, **left}}, tmp_path / "c.pt")
+    model = convert_llamagen(tmp_path / "c.pt", grid_size=(4, 5), num_attention_heads=4)
+    assert model.state_dict().keys() == weights.keys() - {"freqs_cis"}
 
 
 @pytest.mark.parametrize(
@@ -141,3 +153,83 @@ def test_the_published_sizes_are_as_published() -> None:
     assert 340e6 < sum(each.numel() for each in model.parameters()) < 345e6, "LlamaGen-L, 343 million"
     assert config.intermediate_size == 2816
     assert not isinstance(config, type(AutoConfig))
+
+
+def drawing(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("decode", [LlamaGen.generate, zipar_generate, speculative_generate])
+def test_an_image_of_a_batch_is_the_image_that_its_generator_makes_alone(decode) -> None:
+    model, labels = LlamaGen(llamagen_config(initializer_range=0.3)).eval(), torch.tensor([3, 0, 3])
+    together = decode(model, labels, do_sample=True, generator=drawing(7, 8, 9))
+    assert len(together.unique(dim=0)) == 3
+    for index, seed in enumerate((7, 8, 9)):
+        alone = decode(model, labels[index : index + 1], do_sample=True, generator=drawing(seed))
+        assert torch.equal(alone[0], together[index])
+        assert torch.equal(alone, decode(model, [int(labels[index])], do_sample=True, generator=drawing(seed)[0]))
+
+
+@pytest.mark.parametrize("decode", [LlamaGen.generate, zipar_generate, speculative_generate])
+def test_guidance_ends_after_so_many_cells(decode) -> None:
+    """Those before are the guided image's, those after follow the condition alone."""
+    model, labels = LlamaGen(llamagen_config(initializer_range=0.3)).eval(), torch.tensor([3, 0])
+    options = {"do_sample": False, "guidance_scale": 6.0}
+    if decode is zipar_generate:
+        options["window_size"] = model.config.grid_size[1]  # raster order
+    guided, plain = decode(model, labels, **options), decode(model, labels, do_sample=False, guidance_scale=1.0)
+    for interval in (0, 7, 50):
+        found = decode(model, labels, cfg_interval=interval, **options)
+        assert torch.equal(found[:, : interval + 1], guided[:, : interval + 1])
+        logits = model(input_ids=found[:, :-1], class_labels=labels).logits
+        assert torch.equal(logits.argmax(-1)[:, interval + 1 :], found[:, interval + 1 :])
+        assert torch.equal(found, guided) == (interval == 50)
+    assert not torch.equal(guided, plain)
+    assert torch.equal(decode(model, labels, cfg_interval=-1, **options), guided)
+
+
+def test_several_images_of_a_class_and_the_output_of_a_dictionary() -> None:
+    model, labels = LlamaGen(llamagen_config(initializer_range=0.3)).eval(), torch.tensor([3, 0])
+    found = model.generate(
+        labels, do_sample=True, num_return_sequences=2, generator=drawing(1, 2, 3, 4), return_dict_in_generate=True
+    ).sequences
+    assert torch.equal(found, model.generate([3, 3, 0, 0], do_sample=True, generator=drawing(1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "only sampling and greedy do"),
+        ({"max_new_tokens": 5}, "fixed length"),
+        ({"output_hidden_states": True}, "output_hidden_states is not available"),
+        ({"do_sample": True, "temperature": float("nan")}, "temperature=nan must be a number above 0|temperature"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature=inf must be a number above 0"),
+        ({"guidance_scale": -1.0}, "must not be negative"),
+        ({"guidance_scale": 1.0, "cfg_interval": 3}, "there is none"),
+        ({"cfg_interval": 1.5}, "cfg_interval=1.5 must be"),
+        ({"generator": drawing(1, 2, 3)}, "3 generators for 2 images"),
+        ({"generator": [1, 2]}, "must be a torch.Generator"),
+        ({"generator": 3}, "must be a torch.Generator"),
+        ({"text_mask": torch.ones(2, 3)}, "conditioned on a class"),
+        ({"stopping_criteria": [StopStringCriteria.__new__(StopStringCriteria)]}, "StopStringCriteria.* do not apply"),
+        ({"past_key_values": 1}, "does not take"),
+    ],
+)
+@pytest.mark.parametrize("decode", [LlamaGen.generate, zipar_generate, speculative_generate])
+def test_what_cannot_be_met_is_refused_before_the_first_forward(decode, options, message, monkeypatch) -> None:
+    model = LlamaGen(llamagen_config()).eval()
+    monkeypatch.setattr(Block, "forward", lambda *_: pytest.fail("a forward"))
+    with pytest.raises(ValueError, match=message):
+        decode(model, torch.tensor([3, 0]), **options)
+
+
+def test_scores_are_kept_where_they_can_be() -> None:
+    model = LlamaGen(llamagen_config()).eval()
+    with pytest.raises(ValueError, match="speculative_generate gives these images"):
+        model.generate([1], output_scores=True, return_dict_in_generate=True)
+    assert len(speculative_generate(model, [1], output_scores=True, return_dict_in_generate=True).scores) == 12
+
+
+def test_time_may_run_out() -> None:
+    with pytest.raises(TimeoutError, match="max_time"):
+        LlamaGen(llamagen_config()).eval().generate([1], max_time=0.0)

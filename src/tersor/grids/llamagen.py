@@ -18,7 +18,7 @@ from tersor._errors import TersorError
 from tersor.grids.blocks import PUBLISHED_HEADS, Block, Norm, Widths
 from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
-from tersor.grids.original import load_strictly, read_weights
+from tersor.grids.original import is_state, load_strictly, read_weights
 from tersor.grids.raster.requests import (
     check_cfg_interval,
     check_criteria,
@@ -347,7 +347,7 @@ def convert_llamagen(
         ValueError: If the file holds no such weights; the message lists names or shapes.
     """
     read = read_weights(path, ("model", "module", "state_dict"))
-    weights = {name: each for name, each in read.items() if name != "freqs_cis"}
+    weights = {name: each for name, each in read.items() if not is_state(name)}
     config = _config_of(weights, grid_size, num_attention_heads)
     with torch.device("meta"):
         model = LlamaGen(config)

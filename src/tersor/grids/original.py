@@ -35,6 +35,11 @@ def check_tensors(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     return loaded
 
 
+def is_state(name: str) -> bool:
+    """Whether a tensor of this name is no weight: rotary angles, or what sampling left behind in the model."""
+    return name in ("freqs_cis", "causal_mask") or ".kv_cache." in name
+
+
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str | Path, what: str) -> None:
     """Give ``weights`` to a model on the meta device, so that a wrong file costs no memory.
 

@@ -52,6 +52,16 @@ def test_files_of_both_trainers_and_safetensors(tmp_path, kind) -> None:
         assert torch.equal(convert(tmp_path / name, kind).model.tok_embeddings.weight, weights["tok_embeddings.weight"])
 
 
+@pytest.mark.parametrize("kind", ["image", "text", "video"])
+def test_what_sampling_left_in_the_model_is_no_weight(tmp_path, kind) -> None:
+    weights = original_weights(kind)
+    left = {f"layers.{layer}.attention.kv_cache.{part}_cache": torch.ones(2, 4, 8, 16) for layer in range(3)
+            for part in "kv"}  # fmt: skip
+    torch.save({**weights, **left, "causal_mask": torch.ones(2, 8, 8, dtype=torch.bool)}, tmp_path / "c.pt")
+    back = original_state_dict(convert(tmp_path / "c.pt", kind))
+    assert back.keys() == weights.keys()
+
+
 def test_each_head_reads_the_block_that_it_was_trained_on(tmp_path) -> None:
     # The authors' forward, of one cell after its prefix, written down from their layout.
     weights = original_weights("video")

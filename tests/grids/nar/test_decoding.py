@@ -220,6 +220,11 @@ def test_half_precision_mixes_in_float32() -> None:
         ({"class_labels": torch.tensor([-1])}, "from 0 to 4"),
         ({"class_labels": torch.tensor([[1]])}, r"must be \[batch\]"),
         ({"class_labels": None}, "give class_labels"),
+        ({"text_mask": torch.ones(1, 3)}, "text_mask goes with text_features"),
+        ({"num_return_sequences": 1.5}, "at least 1"),
+        ({"grid_size": 4}, "must have 2 axes"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators for 1 images"),
+        ({"generator": 7}, "must be a torch.Generator"),
     ],
 )
 def test_bad_requests(options, message) -> None:
@@ -228,6 +233,19 @@ def test_bad_requests(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         of.generate(**{"class_labels": torch.tensor([1]), **options})
     assert not fed, "before the first forward"
+
+
+@pytest.mark.parametrize("kind", ["class", "text", "none"])
+def test_a_sample_of_a_batch_is_the_one_that_its_generator_makes_alone(kind) -> None:
+    of = model((3, 4), condition=kind, condition_tokens=7 if kind == "text" else 1)
+    given, several = condition(of), {"none": {"num_return_sequences": 3}}.get(kind, {})
+    samples = 3 if kind == "none" else len(next(iter(given.values())))
+    seeds = range(samples)
+    together = of.generate(**given, **several, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+    assert samples > 1 and len(together.flatten(1).unique(dim=0)) == samples
+    for seed in seeds:
+        own = {name: each[seed : seed + 1] for name, each in given.items()}
+        assert torch.equal(of.generate(**own, generator=torch.Generator().manual_seed(seed))[0], together[seed])
 
 
 def test_guidance_needs_a_null_condition() -> None:

@@ -255,3 +255,26 @@ def test_max_time_stops_at_a_pass(cases) -> None:
     case = cases("llama")
     with pytest.raises(TimeoutError, match="max_time"):
         case.zipar(case.inputs(1, False), window_size=2, max_time=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([[1, 60]]), "ids from 1 to 60; the model's go from 0 to 59"),
+        (torch.tensor([[1, -1]]), "ids from -1 to 1"),
+        (torch.tensor([[1.0, 2.0]]), "torch.float32.*whole numbers"),
+        (torch.zeros(0, 3, dtype=torch.long), "at least 1"),
+        (torch.tensor([1, 2]), r"whole numbers \[batch, tokens\]"),
+        ([[1, 2]], "whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("decode", ["zipar", "speculative"])
+def test_a_prompt_that_is_none_of_the_models_is_refused(cases, decode, ids, message) -> None:
+    case = cases("llama")
+    with pytest.raises(ValueError, match=message):
+        getattr(case, decode)({"input_ids": ids})
+
+
+def test_a_mask_of_another_shape_is_refused(cases) -> None:
+    with pytest.raises(ValueError, match="give both alike"):
+        cases("janus").zipar({"input_ids": torch.tensor([[1, 5]]), "attention_mask": torch.ones(1, 3)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from tersor._compat import with_cache
 from tersor.grids.raster.slots import Run, SlotLayer, Slots, write
@@ -110,6 +110,44 @@ def test_the_cache_holds_each_token_once(cases, name, options) -> None:
     rows, columns = case.grid
     last = 1 + case.end_of_row  # the last cell and the end of its row are never fed
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + rows * (columns + case.end_of_row) - last
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_eol", "emu3"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_callers_cache_is_left_as_token_by_token_leaves_it(cases, name, guidance) -> None:
+    """What speculative decoding draws is what raster decoding draws, and so is what it leaves in the cache."""
+    case, ours, theirs = cases(name), DynamicCache(), DynamicCache()
+    inputs = case.inputs(2, case.pads)
+    first = case.speculative(inputs, guidance=guidance, window_size=4, **with_cache(ours)).sequences
+    assert torch.equal(first, case.raster(inputs, guidance, **with_cache(theirs))[:, : first.shape[1]])
+    cells = ours.get_seq_length()
+    seen = inputs["attention_mask"].bool()[:, None, :, None]
+    for own, other in zip(ours.layers, theirs.layers, strict=True):
+        assert type(own) is type(other)
+        for found, wanted in ((own.keys, other.keys), (own.values, other.values)):
+            prompt = seen.shape[2]
+            torch.testing.assert_close(found[:, :, prompt:], wanted[:, :, prompt:cells], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[:, :, :prompt] * seen, wanted[:, :, :prompt] * seen, atol=1e-4, rtol=1e-4)
+
+
+def test_a_static_cache_is_filled_too(cases) -> None:
+    case = cases("llama")
+    inputs = case.inputs(2, True)
+    dynamic, static = DynamicCache(), StaticCache(case.model.config, max_cache_len=40)
+    for cache in (dynamic, static):
+        case.zipar(inputs, window_size=2, **with_cache(cache))
+    cells = dynamic.get_seq_length()
+    assert cells == static.get_seq_length()
+    assert torch.equal(static.layers[0].keys[:, :, :cells], dynamic.layers[0].keys)
+
+
+def test_an_interrupted_image_leaves_the_callers_cache_empty(cases) -> None:
+    case, cache = cases("llama"), DynamicCache()
+    with pytest.raises(TimeoutError):
+        case.zipar(case.inputs(1, False), window_size=2, max_time=0.0, **with_cache(cache))
+    assert cache.get_seq_length() == 0
+    case.zipar(case.inputs(1, False), window_size=2, **with_cache(cache))
+    assert cache.get_seq_length() > 0
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_eol", "emu3", "imagegpt"])

@@ -16,7 +16,7 @@ from tersor.grids.blocks import PUBLISHED_HEADS
 from tersor.grids.geometry import check_sizes
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.model import NARConfig
-from tersor.grids.original import check_tensors
+from tersor.grids.original import check_tensors, is_state
 
 # Names of each head's norm and output, from the last axis on.
 _IMAGE_HEADS = (("norm", "output"), ("medusa_norm", "medusa_output"))
@@ -83,7 +83,7 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     for key in ("model", "module", "state_dict", "sd"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    weights = {name: each for name, each in check_tensors(loaded, path).items() if name != "freqs_cis"}
+    weights = {name: each for name, each in check_tensors(loaded, path).items() if not is_state(name)}
     if "abs_pe" in weights:
         weights["abs_pe"] = weights["abs_pe"].squeeze(0)
     return weights

@@ -320,6 +320,7 @@ _ADAPTERS: dict[str | type, type[RasterAdapter]] = {
     "Emu3ForConditionalGeneration": Emu3Adapter,
     "JanusForConditionalGeneration": JanusAdapter,
     "ImageGPTForCausalImageModeling": ImageGPTAdapter,
+    "GPT2LMHeadModel": RasterAdapter,
     "LlamaGen": LlamaGenAdapter,
 }
 _REFUSED = {
@@ -362,7 +363,7 @@ def find_adapter(model: Any) -> type[RasterAdapter]:
                 return RasterAdapter
     raise WrongTypeError(
         f"{type(model).__name__} is not supported. Images come from models that emit one token a cell in raster order: "
-        "Emu3, Janus, ImageGPT, LlamaGen, and any *ForCausalLM of transformers whose grid you give; "
+        "Emu3, Janus, ImageGPT, LlamaGen, and GPT-2 or any *ForCausalLM of transformers whose grid you give; "
         "for another class, subclass RasterAdapter and call register_adapter(its class, the adapter)"
     )
 

@@ -192,6 +192,8 @@ class Method:
         )
         adapter.model = with_grouped_attention(adapter.model)
         decoded = decoder.run()
+        if cache is not None:
+            decoder.slots.fill(cache, decoder.cache, len(decoded.ids))
         trailing = decoded.ids.new_tensor(adapter.trailing_ids).expand(decoded.ids.shape[0], -1)
         sequences = torch.cat([prefix.ids, decoded.ids, trailing], dim=1)
         if not config.return_dict_in_generate:

@@ -25,7 +25,7 @@ from tersor._errors import TersorError
 from tersor.grids.conditions import as_classes
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size, find_adapter
-from tersor.grids.raster.slots import SlotLayer, max_fed_tokens
+from tersor.grids.raster.slots import max_fed_tokens
 from tersor.grids.sampling import Generators, Sampler, check_generators
 
 #: What `generate` adds to a call where nobody set a length.
@@ -82,10 +82,10 @@ class Request:
         return Sampler(self.processors, bool(self.generation_config.do_sample), self.generator)
 
     def cache_for(self, prefix: Prefix, given: Any) -> Any:
-        """The cache to decode with: the caller's, or a new one for None.
+        """The cache to decode with; the caller's is filled from it at the end, see `Slots.fill`.
 
         Raises:
-            ValueError: If the model or the cache cannot hold prefix and image.
+            ValueError: If the model or the caller's cache cannot hold prefix and image.
         """
         config = self.adapter.model.config.get_text_config()
         implementation = getattr(config, "_attn_implementation", None)
@@ -98,21 +98,22 @@ class Request:
         limit = self.adapter.max_positions
         if limit is not None and last > limit:
             raise TersorError(f"prompt and image need {last} positions, the model has {limit}; shorten the prompt")
-        cache = DynamicCache(config=config) if given is None else given
-        plain = type(cache) in (DynamicCache, StaticCache) and not getattr(cache, "offloading", False)
-        if not plain or any(type(layer) not in (DynamicLayer, StaticLayer, SlotLayer) for layer in cache.layers):
-            kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
-            raise TersorError(
-                f"{type(cache).__name__} {kinds} does not go with {self.method}: sliding-window, quantized, offloaded "
-                "and compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
-            )
-        if cache.get_seq_length() > 0:
-            raise TersorError("the cache already holds tokens; start an image with an empty cache")
-        needed = prefix.valid.shape[1] + max_fed_tokens(self.grid)
-        held = min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=needed)
-        if held < needed:
-            raise TersorError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
-        return cache
+        own = DynamicCache(config=config)
+        for cache in (own,) if given is None else (own, given):
+            plain = type(cache) in (DynamicCache, StaticCache) and not getattr(cache, "offloading", False)
+            if not plain or any(type(layer) not in (DynamicLayer, StaticLayer) for layer in cache.layers):
+                kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})
+                raise TersorError(
+                    f"{type(cache).__name__} {kinds} does not go with {self.method}: sliding-window, quantized, "
+                    "offloaded and compressed caches count on tokens coming in order; use DynamicCache or StaticCache"
+                )
+            if cache.get_seq_length() > 0:
+                raise TersorError("the cache already holds tokens; start an image with an empty cache")
+            needed = prefix.valid.shape[1] + max_fed_tokens(self.grid)
+            static = (layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
+            if (held := min(static, default=needed)) < needed:
+                raise TersorError(f"StaticCache has {held} slots; prompt and image need {needed}: raise max_new_tokens")
+        return own
 
     def stop_if_late(self, ids: Tensor) -> None:
         """See the function of this name."""

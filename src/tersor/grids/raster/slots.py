@@ -83,6 +83,20 @@ class Slots:
         write(self.offsets, 2, self.written, offsets.expand(len(self.offsets), 1, -1))
         return additive(self.offsets.narrow(2, 0, self.held) > offsets.unsqueeze(1), dtype).unsqueeze(1)
 
+    def fill(self, empty: Cache, cache: Cache, images: int) -> None:
+        """Give a caller's cache what token by token would have left in it: tokens in the order of the image.
+
+        Args:
+            empty: The caller's.
+            cache: The one of these slots.
+            images: Its first rows, without those that guidance adds.
+        """
+        held = range(self.valid.shape[1])
+        order = torch.tensor([*held, *(self.slot_of[each] for each in sorted(self.slot_of))], device=self.valid.device)
+        for number, layer in enumerate(cache.layers):
+            keys, values = (each[:images].index_select(2, order.to(each.device)) for each in (layer.keys, layer.values))
+            empty.update(keys, values, number)
+
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer in memory that is taken once, written where `Slots` says."""
