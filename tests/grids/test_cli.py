@@ -124,6 +124,20 @@ def test_the_seed_decides_and_the_full_window_is_raster(folder, tmp_path) -> Non
     assert sheets["raster"] == sheets["full"] != sheets["other"]
 
 
+@pytest.mark.parametrize("method", ["raster", "zipar", "speculative"])
+def test_an_image_with_a_seed_of_its_own_is_the_same_in_every_sheet(folder, tmp_path, method) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    out = tmp_path / "a.png"
+
+    def image(seeds: str, number: int) -> bytes:
+        facts = make(folder, out, "--method", method, "--seeds", seeds, "--labels", "3")
+        assert facts["seed"] == [int(each) for each in seeds.split(",")] and facts["images"] == len(facts["seed"])
+        with pillow.open(out) as sheet:
+            return sheet.crop((number * 119, 0, number * 119 + 112, 84)).tobytes()
+
+    assert image("7", 0) == image("5,7", 1) != image("5,7", 0)
+
+
 def test_speculative_decoding_makes_the_sheet_of_raster(folder, tmp_path) -> None:
     pytest.importorskip("PIL.Image")
     common = ["-n", "3", "--seed", "1", "--temperature", "0.5"]
@@ -167,8 +181,13 @@ def test_the_zoo_model_is_the_default(tmp_path) -> None:
         (["--window", "wide"], "unknown"),
         (["--row-start", "eol"], "has no end-of-row tokens"),
         (["-n", "0"], "from 1 to 10,000"),
-        (["--labels", "5"], "classes from 0 to 4"),
-        (["--labels", "1,,2"], "classes from 0 to 4"),
+        (["--labels", "5"], "--labels 5: '5' is no class of this model; it has 0 to 4"),
+        (["--labels", "1,,2"], "'' is no class"),
+        (["--seeds", "1,x"], "whole numbers"),
+        (["--seeds", "1,2", "--seed", "3"], "goes without --seed"),
+        (["--seeds", "1,2", "-n", "3"], "2 --seeds"),
+        (["--seeds", "1,2", "--adaptive"], "test all together"),
+        (["--seeds", "1,2", "--method", "speculative", "--mode", "law"], "test all together"),
         (["--temperature", "-1"], "must not be negative"),
         (["--top-k", "-1"], "must not be negative"),
         (["--guidance-scale", "-1"], "must not be negative"),

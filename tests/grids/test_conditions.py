@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from tersor._errors import TersorError
-from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes, fit_text
+from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes, class_numbers, fit_text
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar import NARConfig, NARForImageGeneration
 from tersor.grids.zipar import zipar_generate
@@ -81,6 +82,31 @@ def test_models_take_classes_as_a_list(labels) -> None:
         for call in (partial(zipar_generate, raster), raster.generate, fronts.generate):
             with pytest.raises(TersorError, match="class_labels="):
                 call(wrong)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "wanted"),
+    [
+        (None, ["3", "0"], [3, 0]),
+        (["cat", "dog", "3d", "x"], ["dog", "0", "3d"], [1, 0, 2]),
+        (["2", "10", "cat", "x"], ["10", "cat"], [1, 2]),
+        (["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"], ["1"], [1]),
+    ],
+)
+def test_classes_have_names_and_numbers(names, given, wanted) -> None:
+    config = PreTrainedConfig(id2label=None if names is None else dict(enumerate(names)))
+    config.num_classes = 4
+    assert class_numbers(given, config) == wanted
+
+
+@pytest.mark.parametrize(
+    ("names", "given"), [(None, "cat"), (None, "4"), (["2", "10", "cat", "x"], "0"), (["cat", "dog", "x", "y"], "4")]
+)
+def test_no_number_means_two_classes(names, given) -> None:
+    config = PreTrainedConfig(id2label=None if names is None else dict(enumerate(names)))
+    config.num_classes = 4
+    with pytest.raises(TersorError, match=f"'{given}' is no class of this model; it has (0 to 3|{(names or ' ')[0]},)"):
+        class_numbers([given], config)
 
 
 def test_texts_are_padded_on_the_left_or_cut_at_the_end() -> None:

@@ -23,6 +23,21 @@ def test_a_claimed_folder_is_for_the_same_facts_only(tmp_path: Path) -> None:
         claim(folder, {**facts, "steps": 4})
 
 
+def test_a_longer_run_of_the_same_facts_goes_on(tmp_path: Path) -> None:
+    def facts(steps: int, seed: int = 0) -> dict:
+        return {"plan": {"steps": steps, "seed": seed}, "samples": 5}
+
+    claim(tmp_path, facts(3))
+    claim(tmp_path, facts(5), write=False, grows=("plan", "steps"))
+    claim(tmp_path, facts(4), grows=("plan", "steps"))
+    assert json.loads((tmp_path / MARK).read_text()) == facts(4)
+    for other in (facts(3), facts(5, seed=1), {"plan": 5}, {**facts(5), "samples": 6}):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            claim(tmp_path, other, grows=("plan", "steps"))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        claim(tmp_path, facts(5))
+
+
 def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="holds other files"):

@@ -106,13 +106,21 @@ def generate(
     first_drafts: Annotated[
         str, typer.Option(help="speculative: 'above', 'left', 'random', 'law above' or 'law left'.")
     ] = "above",
-    count: Annotated[int, typer.Option("-n", "--count", help="Images to make.")] = 16,
-    labels: Annotated[str | None, typer.Option(help="Classes, such as 0,1,2, in turns; all if left out.")] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", help="Images to make; as many as --seeds, or 16.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes by number or name, such as 0,1 or cat,dog, in turns; all if left out.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="tiny-nar-text: such as 'a thick seven slanted left'.")] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 is all.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is none; the model's own if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling, of all images.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="A seed for each image, such as 1,2,3: an image is the same whatever is made beside it."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The sheet of images, a .png; of clips a .gif.")] = Path("grid.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -126,6 +134,12 @@ def generate(
     """
     if method not in (None, "zipar", "speculative", "raster", "nar"):
         raise TersorError(f"--method {method!r} must be 'zipar' or 'raster' or 'speculative', or of a NAR model 'nar'")
+    drawn = _seeds(seeds, seed)
+    if drawn is not None and count not in (None, len(drawn)):
+        raise TersorError(f"-n {count} and {len(drawn)} --seeds: give a seed for each image, or leave -n out")
+    if drawn is not None and (adaptive or mode in ("law", "grouped")):
+        raise TersorError("--seeds does not go with --adaptive and with --mode law or grouped: they test all together")
+    count = count or (16 if drawn is None else len(drawn)) if count != 0 else 0
     if not 1 <= count <= _MAX_IMAGES:
         raise TersorError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
     of_zipar = adaptive or row_start != "conservative"
@@ -146,8 +160,8 @@ def generate(
 
         drawing: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "guidance_scale": guidance_scale}
         shape = check_nar(nar, prompt, labels, drawing, out)
-        conditions = [prompt] * count if prompt is not None else _classes(labels, count, max(1, shape.num_classes))
-        typer.echo(summary_line(generate_nar(nar, shape, conditions, drawing, seed, out), as_json))
+        conditions = [prompt] * count if prompt is not None else _classes(labels, count, shape)
+        typer.echo(summary_line(generate_nar(nar, shape, conditions, drawing, drawn or seed, out), as_json))
         return
     if prompt is not None:
         raise TersorError("--prompt is for models that read text, such as tiny-nar-text")
@@ -160,13 +174,13 @@ def generate(
         settings = _zipar_settings(window or "balanced", adaptive, row_start, config.grid_size)
     elif method == "speculative":
         settings = _speculative_settings(window or "auto", mode, first_drafts)
-    classes = _classes(labels, count, config.num_classes)
+    classes = _classes(labels, count, config)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     if guidance_scale is not None:
         sampling["guidance_scale"] = guidance_scale
-    _generate(folder, method, classes, settings, sampling, seed, out, as_json)
+    _generate(folder, method, classes, settings, sampling, drawn or seed, out, as_json)
 
 
 def _nar_folder(name: str, method: str | None) -> Path | None:
@@ -237,12 +251,27 @@ def _window(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
-def _classes(labels: str | None, count: int, num_classes: int) -> list[int]:
+def _seeds(text: str | None, seed: int) -> list[int] | None:
+    """A seed for each image, None for one of them all."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if seed or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
+        raise TersorError(f"--seeds {text!r} must be whole numbers with commas between them, and goes without --seed")
+    return [int(part) for part in parts]
+
+
+def _classes(labels: str | None, count: int, config: Any) -> list[int]:
     """One class an image."""
-    parts = [str(each) for each in range(num_classes)] if labels is None else labels.split(",")
-    if not all(part.strip().isdecimal() and int(part) < num_classes for part in parts):
-        raise TersorError(f"--labels {labels!r} must be classes from 0 to {num_classes - 1} with commas between them")
-    return [int(parts[index % len(parts)]) for index in range(count)]
+    from tersor.grids.conditions import class_numbers
+
+    found = [*range(max(1, config.num_classes))]
+    if labels is not None:
+        try:
+            found = class_numbers([part.strip() for part in labels.split(",")], config)
+        except TersorError as error:
+            raise TersorError(f"--labels {labels}: {error}") from None
+    return [found[index % len(found)] for index in range(count)]
 
 
 def _generate(
@@ -251,7 +280,7 @@ def _generate(
     classes: list[int],
     settings: dict[str, Any],
     sampling: dict[str, Any],
-    seed: int,
+    seed: int | list[int],
     out: Path,
     as_json: bool,
 ) -> None:
@@ -261,6 +290,7 @@ def _generate(
     from tersor._atomic import write_bytes
     from tersor.grids.drawing import as_png
     from tersor.grids.llamagen import LlamaGen
+    from tersor.grids.sampling import part_of, seeded
     from tersor.grids.speculative.generation import speculative_generate
     from tersor.grids.tokenizer import load_tokenizer
     from tersor.grids.zipar.generation import zipar_generate
@@ -269,17 +299,18 @@ def _generate(
     model = load_checked(LlamaGen, folder, dtype=torch.float32, local_files_only=True)
     tokenizer = load_tokenizer(folder / "tokenizer")
     rows, columns = model.config.grid_size
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     ids, passes, fed, acceptance = [], [], [], []
     started = time.perf_counter()
     for first in range(0, len(classes), _BATCH):
         part = torch.tensor(classes[first : first + _BATCH])
+        own = part_of(generator, first, first + _BATCH)
         if method == "raster":
-            ids.append(model.generate(part, generator=generator, **sampling))
+            ids.append(model.generate(part, generator=own, **sampling))
             passes.append(rows * columns)
             continue
         decode: Any = zipar_generate if method == "zipar" else speculative_generate
-        output = decode(model, part, generator=generator, return_dict_in_generate=True, **settings, **sampling)
+        output = decode(model, part, generator=own, return_dict_in_generate=True, **settings, **sampling)
         ids.append(output.sequences)
         passes.append(output.forward_passes)
         if method == "speculative":

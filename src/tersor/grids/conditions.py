@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,41 @@ def as_classes(given: Any, num_classes: int) -> Tensor:
             "the null class is for guidance"
         )
     return labels.long()
+
+
+def class_names(config: Any) -> list[str]:
+    """Names of a model's classes, by number; none where its configuration has none.
+
+    Args:
+        config: With ``num_classes``, and with names in ``id2label``, as the library's classifiers have them.
+    """
+    named = config.id2label or {}
+    names = [str(named.get(number, "")) for number in range(config.num_classes)]
+    known = all(names) and names != [f"LABEL_{number}" for number in range(len(names))]
+    return names if known else []
+
+
+def class_numbers(given: Sequence[str], config: Any) -> list[int]:
+    """Classes by their names or numbers.
+
+    Where a name is a number itself, such as that of a folder, only names count: nothing means two classes.
+
+    Args:
+        given: Names or numbers, as text.
+        config: See `class_names`.
+
+    Raises:
+        TersorError: If one is no class.
+    """
+    names = class_names(config)
+    known = {name: number for number, name in enumerate(names)}
+    if not any(name.isdecimal() for name in names):
+        known |= {str(number): number for number in range(config.num_classes)}
+    if unknown := [text for text in given if text not in known]:
+        shown = ", ".join(names[:8]) + (", and so on" if len(names) > 8 else "")
+        last = config.num_classes - 1
+        raise TersorError(f"{unknown[0]!r} is no class of this model; it has {shown or f'0 to {last}'}")
+    return [known[text] for text in given]
 
 
 def _brief(given: Any) -> str:

@@ -118,6 +118,18 @@ def check_generators(generator: Generators, images: int, device: torch.device) -
             )
 
 
+def seeded(seeds: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
+    """A generator of one seed, or one of each."""
+    if isinstance(seeds, int):
+        return torch.Generator().manual_seed(seeds)
+    return [torch.Generator().manual_seed(each) for each in seeds]
+
+
+def part_of(generator: Generators, first: int, last: int) -> Generators:
+    """The generators of some images: of a list those from ``first`` to before ``last``, else the one of all."""
+    return generator[first:last] if isinstance(generator, Sequence) else generator
+
+
 @dataclass
 class Sampler:
     """Draws tokens with the user's processors.

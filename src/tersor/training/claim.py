@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from tersor._errors import TersorError
 MARK = "run.json"
 
 
-def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: bool = True) -> None:
+def claim(
+    folder: Path, facts: dict[str, Any], *, write: bool = True, empty: bool = True, grows: Sequence[str] = ()
+) -> None:
     """Say what the run in ``folder`` is about, so that only the same run goes on there.
 
     Args:
@@ -22,6 +24,7 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
         facts: Settings and inputs of the run, as JSON takes them.
         write: Whether to write them; of several processes one does.
         empty: Whether a folder that belongs to no run must hold nothing else.
+        grows: Where in the facts is a number that may be larger than it was, key by key: a longer run goes on.
 
     Raises:
         ValueError: If the folder belongs to a run with other facts, or holds files and belongs to none.
@@ -32,7 +35,12 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
             known = json.loads(mark.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise TersorError(f"{mark} says nothing of its run; remove {folder}, or give another output") from None
-        if known != json.loads(text):
+        wanted = json.loads(text)
+        longer = _number(known, grows) < _number(wanted, grows)
+        if known != wanted and longer and _with(known, grows, _number(wanted, grows)) == wanted:
+            if write:
+                _atomic.write_text(mark, text)
+        elif known != wanted:
             raise TersorError(
                 f"{folder} belongs to another run; repeat its settings and inputs to go on, give another "
                 "output, or remove it"
@@ -41,6 +49,19 @@ def claim(folder: Path, facts: dict[str, Any], *, write: bool = True, empty: boo
         raise TersorError(f"{folder} holds other files; give a new folder for unfinished work")
     elif write:
         _atomic.write_text(mark, text)
+
+
+def _number(facts: Any, keys: Sequence[str]) -> float:
+    """The number at a place in facts; -1 where there is none."""
+    for key in keys:
+        facts = facts.get(key) if isinstance(facts, dict) else None
+    return facts if isinstance(facts, (int, float)) else -1
+
+
+def _with(facts: dict[str, Any], keys: Sequence[str], value: float) -> dict[str, Any]:
+    """The facts with another number at a place."""
+    first, *rest = keys
+    return {**facts, first: _with(facts[first], rest, value) if rest else value}
 
 
 def made_once(folder: Path, facts: dict[str, Any], make: Callable[[Path], None]) -> None:

@@ -55,7 +55,8 @@ def test_a_gif_shows_the_frames_in_order() -> None:
         (["--method", "zipar"], "does not go with"),
         (["--window", "3"], "settings of --method zipar"),
         (["--prompt", "a seven"], "takes no --prompt"),
-        (["--labels", "5"], "from 0 to 4"),
+        (["--labels", "5"], "it has 0 to 4"),
+        (["--seeds", "1,2"], "-n 1 and 2 --seeds"),
         (["--guidance-scale", "0.5"], "guidance_scale=0.5"),
     ],
 )

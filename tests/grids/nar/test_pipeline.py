@@ -114,6 +114,20 @@ def test_bad_calls(given, message) -> None:
         NARPipeline(model((2, 2)), tokenizer())(**given)
 
 
+def test_classes_may_be_given_by_name_and_each_sample_its_generator() -> None:
+    of = model((2, 2), id2label={0: "cat", 1: "dog", 2: "c", 3: "d", 4: "e"})
+    pipeline = NARPipeline(of, tokenizer())
+
+    def drawn(labels, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipeline(labels, generator=generators, output_type="pt").images
+
+    assert torch.equal(drawn(["dog", "cat"], (1, 2)), drawn([1, 0], (1, 2)))
+    assert torch.equal(drawn("dog", (1,))[0], drawn(torch.tensor([1, 0]), (1, 2))[0])
+    with pytest.raises(ValueError, match="'bird' is no class"):
+        pipeline("bird")
+
+
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     for codes in (tokenizer(size=21), FrameTokenizer(tokenizer(size=21))):
         with pytest.raises(ValueError, match="has 21 ids, the model 20"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from invoke import run
@@ -19,6 +20,7 @@ from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.tokens import Tokens
 from tersor.grids.nar.train_cli import train
+from tersor.grids.tokenizer import fingerprint
 
 
 @pytest.fixture
@@ -38,17 +40,62 @@ def test_from_pictures_to_a_model_that_draws(pictures, tmp_path) -> None:
     )
     assert facts["grid"] == [3, 4] and facts["samples"] == 12 and facts["conditions"] == ["class_labels"]
     options = ["--tokens", str(file), "--out", str(out), "--steps", "4", "--batch-size", "4", "--size", "32x1x2"]
-    drawing = ["--sample-every", "2", "--tokenizer", str(vq), "--held-out", "3", "--schedule", "cosine"]
+    drawing = ["--sample-every", "2", "--held-out", "3", "--schedule", "cosine"]
     found = json.loads(run(train, "nar", *options, *drawing, "--json").stdout)
     assert found["eval_loss"] > 0 and found["curve"][-1]["step"] == 4
-    assert sorted(each.name for each in (out / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert sorted(each.name for each in (out / "samples").iterdir()) == [f"step-{step:07}.png" for step in (0, 2, 4)]
     made = NARForImageGeneration.from_pretrained(out / "model")
     assert made.config.num_classes == 3 and made.config.grid_size == (3, 4)
-    tokenizer(1, out / "model" / "tokenizer")
+    assert fingerprint(out / "model" / "tokenizer") == fingerprint(vq), "what made the tokens is saved with the model"
     sheet = tmp_path / "sheet.png"
     text = run(images, "generate", "--model", str(out / "model"), "-n", "5", "--out", str(sheet)).output
     assert "5 samples" in text and "6 forward passes each instead of 12" in text
     assert sheet.read_bytes().startswith(b"\x89PNG")
+    options[options.index("4")] = "6"
+    assert json.loads(run(train, "nar", *options, *drawing, "--json").stdout)["curve"][-1]["step"] == 6
+
+
+def test_names_of_folders_are_names_of_classes_to_the_end(tmp_path) -> None:
+    image, vq = pytest.importorskip("PIL.Image"), tokenizer(1, tmp_path / "vq")
+    file, out = tmp_path / "t.safetensors", tmp_path / "run"
+    for number, name in enumerate(("cat", "dog 2", "dog 10")):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        image.new("L", (8, 6), 40 * number).save(folder / "a.png")
+    run(train, "tokens", "--images", str(tmp_path / "pictures"), "--tokenizer", str(vq), "--out", str(file))
+    assert Tokens.load(file).class_names == ("cat", "dog 2", "dog 10")
+    assert Tokens.load(file).split(1, seed=0)[0].class_names == ("cat", "dog 2", "dog 10")
+    run(train, "nar", "--tokens", str(file), "--out", str(out), "--steps", "1", "--size", "32x1x2")
+    config = NARForImageGeneration.from_pretrained(out / "model").config
+    assert config.id2label == {0: "cat", 1: "dog 2", 2: "dog 10"} and config.num_classes == 3
+
+    def make(labels: str) -> list[int]:
+        arguments = ["--model", str(out / "model"), "-n", "2", "--labels", labels, "--out", str(tmp_path / "a.png")]
+        return json.loads(run(images, "generate", *arguments, "--json").stdout)["conditions"]
+
+    assert make("dog 10,cat") == [2, 0] and make("1,2") == [1, 2]
+    with pytest.raises(ValueError, match="--labels bird: 'bird' is no class of this model; it has cat, dog 2, dog 10"):
+        make("bird")
+
+
+def test_another_tokenizer_than_the_one_of_the_tokens_is_refused(tmp_path) -> None:
+    vq, other = tokenizer(1, tmp_path / "vq"), tokenizer(2, tmp_path / "other")
+    file = tmp_path / "t.safetensors"
+    Tokens(torch.zeros(8, 3, 4, dtype=torch.long), 20, {}, tokenizer=("vq", fingerprint(vq))).save(file)
+    options = ["--tokens", str(file), "--out", str(tmp_path / "out"), "--steps", "1", "--size", "32x1x2"]
+    with pytest.raises(ValueError, match="has other weights than vq, which made the tokens"):
+        run(train, "nar", *options, "--tokenizer", str(other))
+    assert not (tmp_path / "out").exists()
+    text = run(train, "nar", *options).output  # where "vq" is no longer: said, and trained without
+    assert "It has no image tokenizer" in text and not (tmp_path / "out" / "model" / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(("depth", "frames"), [(2, 0), (0, 4), (3, 4)])
+def test_depth_is_for_clips_and_divides_them(tmp_path, depth, frames) -> None:
+    shape = (2, frames, 6, 8, 1) if frames else (2, 6, 8)
+    np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=f"--depth {depth}: .* holds"):
+        run(train, "tokens", "--images", str(tmp_path / "a.npz"), "--depth", str(depth))
 
 
 def test_accelerate_launches_the_module(tmp_path) -> None:

@@ -45,15 +45,23 @@ class Killed(BaseException):
     """What no handler of errors catches."""
 
 
-def killer(of: torch.nn.Module) -> bytes:
-    raise Killed
+class Killer:
+    """Draws before the training, and kills at the next picture."""
+
+    drawn = 0
+
+    def __call__(self, of: torch.nn.Module) -> bytes:
+        self.drawn += 1
+        if self.drawn == 2:
+            raise Killed
+        return b""
 
 
 def test_a_killed_run_goes_on_to_the_same_model(tmp_path) -> None:
     whole, curve = run(tmp_path / "whole")
     parts = plan(sample_every=3)
     with pytest.raises(Killed):
-        run(tmp_path / "parts", parts, draw=killer)
+        run(tmp_path / "parts", parts, draw=Killer())
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-2"
     # A checkpoint that the kill has cut off does not count.
     half = tmp_path / "parts" / "checkpoint-3"
@@ -76,8 +84,32 @@ def test_a_finished_run_takes_no_further_step(tmp_path) -> None:
 
 def test_a_folder_belongs_to_one_training(tmp_path) -> None:
     run(tmp_path)
+    for changed in (plan(steps=5), plan(seed=4), plan(steps=8, batch_size=3)):
+        with pytest.raises(ValueError, match="another run"):
+            run(tmp_path, changed)
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path) -> None:
+    flat = {"schedule": "constant"}
+    whole, _ = run(tmp_path / "whole", plan(steps=10, **flat))
+    run(tmp_path / "parts", plan(**flat))
+    longer, curve = run(tmp_path / "parts", plan(steps=10, **flat))
+    assert same(whole, longer) and curve[-1]["step"] == 10
     with pytest.raises(ValueError, match="another run"):
-        run(tmp_path, plan(steps=8))
+        run(tmp_path / "parts", plan(**flat))  # it is a run of ten steps now
+
+
+def test_what_cannot_be_drawn_fails_before_the_first_step(tmp_path) -> None:
+    of = model((3, 4))
+    before = {name: each.clone() for name, each in of.state_dict().items()}
+
+    def draw(shown: torch.nn.Module) -> bytes:
+        raise RuntimeError("no such pixels")
+
+    with pytest.raises(RuntimeError, match="no such pixels"):
+        train(of, tokens(), plan(sample_every=5), tmp_path, draw=draw, quiet=True)
+    assert all(torch.equal(each, before[name]) for name, each in of.state_dict().items())
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_drawing_and_checkpointing_change_nothing(tmp_path) -> None:
@@ -87,7 +119,7 @@ def test_drawing_and_checkpointing_change_nothing(tmp_path) -> None:
         plan(sample_every=1, gradient_checkpointing=True),
         draw=sample_sheet(lambda ids: ids[:, None] / 20, class_labels=torch.tensor([0, 1])),
     )
-    assert len(list((tmp_path / "b" / "samples").iterdir())) == 6
+    assert len(list((tmp_path / "b" / "samples").iterdir())) == 7, "before the first step, and after each"
     for name, each in plain.state_dict().items():
         torch.testing.assert_close(each, drawn.state_dict()[name], atol=1e-6, rtol=1e-5)
 

@@ -56,7 +56,7 @@ def generate_nar(
     config: NARConfig,
     conditions: Sequence[int] | Sequence[str],
     sampling: dict[str, Any],
-    seed: int,
+    seed: int | Sequence[int],
     out: Path,
 ) -> dict[str, Any]:
     """Draw one sample for each class or prompt, write the sheet or the clip, and return the facts of the run."""
@@ -65,6 +65,7 @@ def generate_nar(
     from tersor.grids.drawing import as_png
     from tersor.grids.nar.heads import NARForImageGeneration
     from tersor.grids.nar.pipeline import NARPipeline, TubeletTokenizer
+    from tersor.grids.sampling import part_of, seeded
     from tersor.grids.tokenizer import load_tokenizer
     from tersor.zoo.inspection import load_checked
 
@@ -74,13 +75,14 @@ def generate_nar(
         # Grey clips: the frames of a token are the channels of its tokenizer.
         tokenizer = TubeletTokenizer(tokenizer, tokenizer.config.channels)
     pipeline = NARPipeline(model, tokenizer, _encoder(folder) if config.condition == "text" else None)
-    generator, pixels, passes = torch.Generator().manual_seed(seed), [], []
+    generator, pixels, passes = seeded(seed), [], []
     started = time.perf_counter()
     for first in range(0, len(conditions), _BATCH):
         part: Any = list(conditions[first : first + _BATCH])
         given = {"text": {"prompt": part}, "class": {"class_labels": part}, "none": {}}[config.condition]
         count = len(part) if config.condition == "none" else 1
-        made = pipeline(**given, generator=generator, num_images_per_prompt=count, output_type="pt", **sampling)
+        own = part_of(generator, first, first + _BATCH)
+        made = pipeline(**given, generator=own, num_images_per_prompt=count, output_type="pt", **sampling)
         pixels.append(made.images if made.frames is None else made.frames)
         passes.append(made.forward_passes)
     seconds, found = time.perf_counter() - started, torch.cat(pixels)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tersor._errors import TersorError
 from tersor._lazy import require
+from tersor.grids.conditions import class_numbers
 from tersor.grids.nar.heads import NARForImageGeneration, NAROutput
 from tersor.grids.pixels import ImageTokenizer
+from tersor.grids.sampling import Generators
 
 _TYPES = ("pil", "np", "pt")
 
@@ -181,19 +183,19 @@ class NARPipeline:
 
     def __call__(
         self,
-        class_labels: Sequence[int] | Tensor | int | None = None,
+        class_labels: Sequence[int] | Sequence[str] | Tensor | int | str | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         **options: Any,
     ) -> NARPipelineOutput:
         """Make images or videos.
 
         Args:
-            class_labels: A class or several.
+            class_labels: A class or several, by number or by name, see `tersor.grids.conditions.class_numbers`.
             prompt: A text or several; "" is the null condition.
             guidance_scale: See `NARForImageGeneration.generate`.
             generator: See `NARForImageGeneration.generate`.
@@ -234,7 +236,10 @@ class NARPipeline:
             return {"text_features": features, "text_mask": mask}
         if labels is None:
             return {}
-        return {"class_labels": torch.as_tensor([labels] if isinstance(labels, int) else labels)}
+        several = [labels] if isinstance(labels, (int, str)) else labels
+        if isinstance(several, (list, tuple)) and all(isinstance(each, str) for each in several):
+            several = class_numbers(several, self.model.config)
+        return {"class_labels": several}
 
 
 def _as_output(pixels: Tensor, images: Any) -> Any:

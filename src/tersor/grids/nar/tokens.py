@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,8 @@ class Tokens(Dataset[dict[str, Tensor]]):
         vocab_size: Ids of the tokenizer.
         conditions: ``class_labels`` ``[n]``, or ``text_features`` ``[n, tokens, width]`` and ``text_mask``
             ``[n, tokens]``; or nothing.
+        class_names: By number; none where they are not known.
+        tokenizer: Name or folder of what made the ids, and what its weights are known by; "" where it is not known.
 
     Raises:
         ValueError: If ids are outside the vocabulary, or conditions are unknown or not as many as samples.
@@ -51,6 +54,8 @@ class Tokens(Dataset[dict[str, Tensor]]):
     ids: Tensor
     vocab_size: int
     conditions: dict[str, Tensor]
+    class_names: tuple[str, ...] = ()
+    tokenizer: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         if self.ids.ndim not in (3, 4) or self.ids.is_floating_point() or not len(self.ids):
@@ -72,6 +77,8 @@ class Tokens(Dataset[dict[str, Tensor]]):
         labels = self.conditions.get("class_labels")
         if labels is not None and (labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < 0):
             raise TersorError("class_labels must be whole numbers [n], not negative")
+        if self.class_names and (labels is None or int(labels.max()) >= len(self.class_names)):
+            raise TersorError(f"there are {len(self.class_names)} class names, and other class_labels")
 
     @property
     def grid_size(self) -> tuple[int, ...]:
@@ -107,14 +114,16 @@ class Tokens(Dataset[dict[str, Tensor]]):
         return self._part(order[held_out:]), self._part(order[:held_out])
 
     def _part(self, rows: Tensor) -> Tokens:
-        return Tokens(self.ids[rows], self.vocab_size, {name: each[rows] for name, each in self.conditions.items()})
+        conditions = {name: each[rows] for name, each in self.conditions.items()}
+        return replace(self, ids=self.ids[rows], conditions=conditions)
 
     def save(self, file: str | Path) -> None:
         """Write a safetensors file; the old one stays until the new one is whole."""
         smallest = torch.uint8 if self.vocab_size <= 2**8 else torch.int16 if self.vocab_size <= 2**15 else torch.int32
         tensors = {"ids": self.ids.to(smallest).contiguous()}
         tensors |= {name: each.contiguous() for name, each in self.conditions.items()}
-        _atomic.write_bytes(file, save(tensors, {"format": _FORMAT, "vocab_size": str(self.vocab_size)}))
+        known = {"class_names": json.dumps(self.class_names), "tokenizer": json.dumps(self.tokenizer)}
+        _atomic.write_bytes(file, save(tensors, {"format": _FORMAT, "vocab_size": str(self.vocab_size), **known}))
 
     @classmethod
     def load(cls, file: str | Path) -> Tokens:
@@ -128,11 +137,13 @@ class Tokens(Dataset[dict[str, Tensor]]):
                 if facts.get("format") != _FORMAT or "ids" not in stored.keys():  # noqa: SIM118 - no mapping
                     raise TersorError(advice)
                 vocabulary = int(facts.get("vocab_size", ""))
+                names = tuple(json.loads(facts.get("class_names", "[]")))
+                name, weights = json.loads(facts.get("tokenizer", '["", ""]'))
                 found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError):
             raise TersorError(advice) from None
         # Indexing and comparing want signed numbers of full width for what may be unsigned bytes.
-        return cls(found.pop("ids").int(), vocabulary, found)
+        return cls(found.pop("ids").int(), vocabulary, found, names, (name, weights))
 
 
 @dataclass(frozen=True)
@@ -143,11 +154,15 @@ class Source:
         count: How many samples there are.
         blocks: Gives floats from 0 to 1, ``[block, channels, height, width]`` or with frames before the channels.
         conditions: See `Tokens`.
+        frames: Of a clip; 0 for images.
+        class_names: See `Tokens`.
     """
 
     count: int
     blocks: Callable[[], Iterator[Tensor]]
     conditions: dict[str, Tensor]
+    frames: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 def extract(
@@ -170,7 +185,8 @@ def extract(
             raise TersorError(f"samples have grids of {tuple(found[0].shape[1:])} and of {tuple(ids.shape[1:])} tokens")
         found.append(ids.cpu())
         on_progress(sum(map(len, found)), source.count)
-    return Tokens(torch.cat(found), int(tokenizer.codebook_size), source.conditions)  # type: ignore[attr-defined]
+    size = int(tokenizer.codebook_size)  # type: ignore[attr-defined]
+    return Tokens(torch.cat(found), size, source.conditions, source.class_names)
 
 
 def read_source(path: str | Path) -> Source:
@@ -194,8 +210,10 @@ def read_source(path: str | Path) -> Source:
 def _folder(folder: Path) -> Source:
     files = image_files(folder)
     classes = sorted({each.parent.relative_to(folder) for each in files}, key=by_number)
-    conditions = {}
+    conditions: dict[str, Tensor] = {}
+    names: tuple[str, ...] = ()
     if Path(".") not in classes:
+        names = tuple(each.as_posix() for each in classes)
         numbers = {each: index for index, each in enumerate(classes)}
         conditions["class_labels"] = torch.tensor([numbers[each.parent.relative_to(folder)] for each in files])
     elif len(classes) > 1:
@@ -212,7 +230,7 @@ def _folder(folder: Path) -> Source:
         for first in range(0, len(files), _BLOCK):
             yield _as_floats(np.stack([np.asarray(_read(file)) for file in files[first : first + _BLOCK]]))
 
-    return Source(len(files), blocks, conditions)
+    return Source(len(files), blocks, conditions, class_names=names)
 
 
 def _read(file: Path) -> Any:
@@ -239,7 +257,8 @@ def _arrays(file: Path) -> Source:
     def blocks() -> Iterator[Tensor]:
         return (_as_floats(pixels[first : first + _BLOCK]) for first in range(0, len(pixels), _BLOCK))
 
-    return Source(len(pixels), blocks, {name: torch.from_numpy(each) for name, each in arrays.items()})
+    frames = pixels.shape[1] if pixels.ndim == 5 else 0
+    return Source(len(pixels), blocks, {name: torch.from_numpy(each) for name, each in arrays.items()}, frames)
 
 
 def _as_floats(pixels: Any) -> Tensor:

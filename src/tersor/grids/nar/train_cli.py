@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,9 +43,13 @@ def tokens(
     if depth < 0:
         raise TersorError(f"--depth {depth} must be a number of frames, or 0 for images")
     from tersor.grids.nar.tokens import extract, read_source
+    from tersor.grids.tokenizer import fingerprint, load_tokenizer
 
-    source = read_source(images)
-    encoder: Any = _tokenizer(tokenizer)
+    source, folder = read_source(images), tokenizer_folder(tokenizer)
+    if bool(depth) != bool(source.frames) or (depth and source.frames % depth):
+        what = f"clips of {source.frames} frames; give a --depth that divides it" if source.frames else "no clips"
+        raise TersorError(f"--depth {depth}: {images} holds {what}")
+    encoder: Any = load_tokenizer(folder)
     if depth:
         from tersor.grids.nar.pipeline import TubeletTokenizer
 
@@ -55,10 +60,11 @@ def tokens(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("encoding", total=source.count)
         found = extract(source, encoder, lambda done, count: progress.update(task, completed=done))
-    found.save(out)
+    name = tokenizer if is_zoo_name(tokenizer) else str(folder.resolve())
+    replace(found, tokenizer=(name, fingerprint(folder))).save(out)
     facts = {
         "samples": len(found), "grid": list(found.grid_size), "vocab_size": found.vocab_size,
-        "conditions": sorted(found.conditions), "out": str(out),
+        "conditions": sorted(found.conditions), "class_names": list(found.class_names), "out": str(out),
     }  # fmt: skip
     if as_json:
         typer.echo(json.dumps(facts))
@@ -93,7 +99,7 @@ def nar(
     save_every: Annotated[int, typer.Option(help="Updates between checkpoints; 0 keeps none.")] = 500,
     sample_every: Annotated[int, typer.Option(help="Updates between pictures of samples; 0 makes none.")] = 0,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Zoo name or folder of the image tokenizer, to draw samples with.")
+        str | None, typer.Option(help="Zoo name or folder of the image tokenizer; left out, what made the tokens.")
     ] = None,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Autocast to bfloat16.")] = False,
     gradient_checkpointing: Annotated[
@@ -112,36 +118,42 @@ def nar(
     from tersor.grids.nar.tokens import Tokens
     from tersor.grids.nar.training import NARTraining, sample_sheet
     from tersor.grids.nar.training import train as run
+    from tersor.grids.tokenizer import load_tokenizer
 
     plan = NARTraining(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup_steps,
         bfloat16=bfloat16, gradient_checkpointing=gradient_checkpointing, save_every=save_every,
         sample_every=sample_every, evaluate_every=evaluate_every, seed=seed,
     )  # fmt: skip
-    if sample_every and tokenizer is None:
-        raise TersorError("--sample-every draws pictures: give the --tokenizer that made the tokens")
     if held_out < 0:
         raise TersorError(f"--held-out {held_out} must not be negative")
     data = Tokens.load(tokens)
     training, other = data.split(held_out, seed=seed) if held_out else (data, None)
     model = _model(size, start_from, data, dropout, condition_dropout, seed)
-    draw = None
-    if sample_every and tokenizer is not None:
-        decoder: Any = _tokenizer(tokenizer)
+    folder, draw = _tokenizer_of(data, tokenizer), None
+    if sample_every and folder is None:
+        raise TersorError("--sample-every draws pictures: give the --tokenizer that made the tokens")
+    if folder is not None:
+        decoder: Any = load_tokenizer(folder)
         if len(data.grid_size) == 3:
             from tersor.grids.nar.pipeline import TubeletTokenizer
 
             # Grey clips: the frames of a token are the channels of its tokenizer.
             decoder = TubeletTokenizer(decoder, decoder.config.channels)
         if decoder.codebook_size != data.vocab_size:
-            raise TersorError(f"--tokenizer {tokenizer} has {decoder.codebook_size} ids, the tokens {data.vocab_size}")
+            raise TersorError(f"--tokenizer {folder} has {decoder.codebook_size} ids, the tokens {data.vocab_size}")
         draw = sample_sheet(decoder.decode, **_shown(data), seed=seed)
-    curve = run(model, training, plan, out, held_out=other, draw=draw, quiet=as_json or not sys.stderr.isatty())
+    curve = run(
+        model, training, plan, out, held_out=other, draw=draw, tokenizer=folder,
+        quiet=as_json or not sys.stderr.isatty(),
+    )  # fmt: skip
     last = {name: row[name] for row in curve for name in ("loss", "eval_loss") if name in row}
     if as_json:
         typer.echo(json.dumps({"out": str(out / "model"), **last, "curve": curve}))
         return
     typer.echo(f"{', '.join(f'{name} {value:.4f}' for name, value in last.items())}: {out / 'model'}")
+    if folder is None:
+        typer.echo(f"It has no image tokenizer; `tersor images generate` wants one in {out / 'model' / 'tokenizer'}")
 
 
 def _model(
@@ -164,7 +176,9 @@ def _model(
     if features is not None:
         settings |= {"condition": "text", "condition_tokens": features.shape[1], "caption_size": features.shape[2]}
     elif labels is not None:
-        settings |= {"num_classes": int(labels.max()) + 1}
+        settings |= {"num_classes": len(data.class_names) or int(labels.max()) + 1}
+        if data.class_names:
+            settings |= {"id2label": dict(enumerate(data.class_names))}
     else:
         settings |= {"condition": "none"}
     torch.manual_seed(seed)
@@ -199,12 +213,34 @@ def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     return model
 
 
-def _tokenizer(name: str) -> Any:
-    """An image tokenizer of the zoo, or of a folder."""
+def is_zoo_name(name: str) -> bool:
+    """Whether a model of the zoo is called so."""
     from tersor import zoo
-    from tersor.grids.tokenizer import load_tokenizer
 
-    return zoo.load_image_tokenizer(name) if name in zoo.names() else load_tokenizer(name)
+    return name in zoo.names()
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Where an image tokenizer is, of the zoo or in a folder."""
+    from tersor import zoo
+
+    return zoo.path(name) / "tokenizer" if is_zoo_name(name) else Path(name).expanduser()
+
+
+def _tokenizer_of(data: Tokens, given: str | None) -> Path | None:
+    """The tokenizer of a token file: the given one, or the one that made the tokens, if it is still there.
+
+    Raises:
+        TersorError: If the given one has other weights than the one that made the tokens.
+    """
+    from tersor.grids.tokenizer import fingerprint
+
+    name, weights = data.tokenizer
+    folder = tokenizer_folder(given or name) if given or name else None
+    same = folder is not None and fingerprint(folder) == weights
+    if given and weights and not same:
+        raise TersorError(f"--tokenizer {given} has other weights than {name}, which made the tokens; give that one")
+    return folder if given or same else None
 
 
 def _shown(data: Tokens, most: int = 16) -> dict[str, Any]:

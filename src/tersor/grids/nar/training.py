@@ -113,16 +113,24 @@ class _Trainer(Trainer):
 
 
 class _Pictures(TrainerCallback):
-    """Draws a sample sheet every `sample_every` steps and at the end."""
+    """Draws a sample sheet before the first step, every `sample_every` steps and at the end.
+
+    The first one is there so that what cannot be drawn fails before the training.
+    """
 
     def __init__(self, every: int, draw: Callable[[nn.Module], bytes], folder: Path) -> None:
         self.every, self.draw, self.folder = every, draw, folder
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        self._write(state, context["model"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
-        if not due or not state.is_world_process_zero:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._write(state, context["model"])
+
+    def _write(self, state: Any, model: Any) -> None:
+        if not state.is_world_process_zero:
             return
-        model = context["model"]
         model = getattr(model, "module", model)  # of a distributed model
         training = model.training
         picture = self.draw(model.eval())
@@ -138,9 +146,12 @@ def train(
     *,
     held_out: Tokens | None = None,
     draw: Callable[[nn.Module], bytes] | None = None,
+    tokenizer: Path | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and save it to ``out / "model"``; started again, it goes on where it was.
+
+    With more steps in its plan, a finished run goes on from its last checkpoint, at the rates of the longer plan.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls it, and each takes its share of the samples.
 
@@ -151,6 +162,7 @@ def train(
         out: Folder of checkpoints, of the curve and of pictures.
         held_out: Samples whose loss is taken every ``plan.evaluate_every`` steps and at the end.
         draw: Makes a PNG of samples of a model in eval mode; see `sample_sheet`.
+        tokenizer: Folder of the image tokenizer, which is saved with the model.
         quiet: No progress bar and no lines.
 
     Returns:
@@ -168,7 +180,7 @@ def train(
     out = Path(out)
     arguments = _arguments(plan, out, held_out is not None, quiet)
     facts = {"plan": asdict(plan), "samples": len(tokens), "model": model.config.to_diff_dict()}
-    claim(out, facts, write=arguments.process_index == 0, empty=False)
+    claim(out, facts, write=arguments.process_index == 0, empty=False, grows=("plan", "steps"))
     callbacks = [_Pictures(plan.sample_every, draw, out / "samples")] if draw is not None and plan.sample_every else []
     trainer = _Trainer(
         plan, model=model, args=arguments, train_dataset=tokens, eval_dataset=held_out, callbacks=callbacks
@@ -196,6 +208,9 @@ def train(
     ]
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out / "model")
+        if tokenizer is not None:
+            for file in (*tokenizer.glob("*.json"), *tokenizer.glob("*.safetensors")):
+                _atomic.write_bytes(out / "model" / "tokenizer" / file.name, file.read_bytes())
         _atomic.write_text(out / _CURVE, json.dumps(curve, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()
     return curve
