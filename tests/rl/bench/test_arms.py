@@ -9,7 +9,7 @@ import torch
 
 from tersor import zoo
 from tersor.rl.bench import arms
-from tersor.rl.bench.arms import ARMS, SUPERVISED, Plan, as_questions, supervise
+from tersor.rl.bench.arms import ARMS, SETTINGS, SUPERVISED, Plan, Setting, as_questions, supervise
 from tersor.rl.data import prompt_inputs, with_pictures
 from tersor.rl.policy import load_policy
 
@@ -36,6 +36,15 @@ def test_questions_are_as_many_of_each_kind_and_other_seeds_are_others() -> None
     kinds = [row[0]["content"].split()[0] for row in found["prompt"]]
     assert kinds == ["look"] * 2 + ["chain"] * 2 + ["trail"] * 2
     assert PLAN.data(1)["prompt"][:] != found["prompt"][:]
+
+
+def test_a_check_takes_any_word_on_the_way_and_gives_no_answer_to_learn_from() -> None:
+    found = PLAN.data(0, checked=True)
+    assert [len(set(row["answer"])) for row in found] == [1, 1, 2, 2, 3, 3]
+    assert all(plain["answer"][0] == row["answer"][-1] for plain, row in zip(PLAN.data(0), found, strict=True))
+    checked = [name for name, setting in SETTINGS.items() if setting.checked]
+    assert checked and all(not SETTINGS[name].allows("given answers + ratio") for name in checked)
+    assert all(SETTINGS[name].allows(arm) for name in checked for arm in ("pathwise", "ratio alone"))
 
 
 @pytest.mark.parametrize("answers", SUPERVISED.values())
@@ -67,6 +76,6 @@ def test_supervised_targets_are_the_answers_where_the_question_ends(answers: str
 @pytest.mark.parametrize("arm", ["pathwise", "ratio alone"])
 def test_a_way_is_trained_from_the_same_start(arm: str) -> None:
     plan = Plan(steps=1, questions=1, thresholds=(0.5, 0.975), grid=8, pictures=3)
-    model, log = arms.train_arm(arm, MODEL, zoo.load_processor("tiny-vlm"), plan, seed=0, skip_layers=())
+    model, log = arms.train_arm(arm, MODEL, zoo.load_processor("tiny-vlm"), plan, seed=0, setting=Setting())
     assert not model.training and len(log) == 1
     assert model.config.text_config._attn_implementation == "sdpa"

@@ -9,7 +9,7 @@ from tersor import zoo
 from tersor.kv.bench.tiles import KINDS, READ_IN, samples
 from tersor.kv.bench.vision import questions_prompt
 from tersor.kv.zipvl import ZipVL
-from tersor.rl.bench.outcome import Outcome, ask
+from tersor.rl.bench.outcome import Outcome, ask, right_words
 
 DRAWN = samples(4, seed=3, grid=8)
 
@@ -47,6 +47,16 @@ def test_dense_attention_reads_everything_and_random_tokens_are_as_many(model) -
     assert chance.visual_ratios() == pytest.approx(ours.visual_ratios(), abs=0.02)
     assert chance.accuracy < ours.accuracy
     assert ask(*model, DRAWN, 0.6, random=ours.visual_ratios(), seed=5) == chance
+
+
+def test_a_check_counts_any_word_on_the_way(model) -> None:
+    """With few tokens the model stops on the way, which is wrong by the answer and right by the check."""
+    answer, check = (ask(*model, samples(20, seed=3, grid=8), 0.3, checked=checked) for checked in (False, True))
+    assert all(one <= other for one, other in zip(answer.right, check.right, strict=True))
+    assert answer.of_kind("look") == check.of_kind("look") and answer.accuracy < check.accuracy
+    shown, asked = samples(1, seed=3, kinds=["trail"], grid=8)[0]
+    words = right_words(shown, asked, checked=True)
+    assert words[-1] == asked.answer and words[0] == shown.ask("look", asked.colour).answer
 
 
 def test_kinds_are_told_apart() -> None:

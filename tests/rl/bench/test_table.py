@@ -10,7 +10,7 @@ from tersor import zoo
 from tersor.bench.records import read_jsonl
 from tersor.cli import run
 from tersor.rl.bench import table
-from tersor.rl.bench.arms import Plan
+from tersor.rl.bench.arms import Plan, Setting
 from tersor.rl.bench.outcome import Outcome
 from tersor.rl.bench.table import Row, figures, over, run_table
 
@@ -39,7 +39,7 @@ def test_figures_are_means_over_seeds_each_against_the_start_on_its_questions() 
 def test_a_table_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[tuple[str, int]] = []
 
-    def train(arm: str, source: Path, processor: object, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]):
+    def train(arm: str, source: Path, processor: object, plan: Plan, *, seed: int, setting: Setting):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append((arm, seed))
@@ -82,6 +82,7 @@ def test_the_command_writes_a_record_of_every_figure(
         (["--arm", "luck"], "--arm 'luck' must be one of"),
         (["--setting", "none"], "--setting 'none'"),
         (["--seeds", "0"], "--seeds 0"),
+        (["--setting", "a check, no answers", "--arm", "given answers + ratio"], "needs answers; there are none"),
     ],
 )
 def test_what_there_is_not_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from transformers import PrinterCallback
 
 from tersor.kv.bench.tiles import KINDS, samples
 from tersor.kv.engine.state import COMPLETION, THRESHOLDS, RowThresholds
+from tersor.rl.bench.outcome import right_words
 from tersor.rl.config import ZipR1Config
 from tersor.rl.data import prompt_inputs, questions, with_pictures
 from tersor.rl.policy import load_policy
@@ -46,8 +47,30 @@ SUPERVISED: dict[str, str] = {
     "own dense answers + ratio": "own",
     "ratio alone": "none",
 }
-#: Setting -> layers that stay dense.
-SETTINGS: dict[str, tuple[int, ...]] = {"every layer sparse": (), "first layer dense": (0,)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row of the table is about.
+
+    Args:
+        skip_layers: Layers that stay dense.
+        checked: There are no answers to learn from, only a check, which takes the word of any tile on the way.
+    """
+
+    skip_layers: tuple[int, ...] = ()
+    checked: bool = False
+
+    def allows(self, arm: str) -> bool:
+        """Whether there is what a way to train needs."""
+        return not (self.checked and SUPERVISED.get(arm) == "given")
+
+
+SETTINGS = {
+    "every layer sparse": Setting(),
+    "first layer dense": Setting((0,)),
+    "a check, no answers": Setting(checked=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +115,28 @@ class Plan:
             warnings.filterwarnings("ignore", message="beta=0")
             return ZipR1Config(**{**own, **changes})
 
-    def data(self, seed: int) -> Dataset:
+    def data(self, seed: int, *, checked: bool = False) -> Dataset:
         """Questions to train on, as many of each kind."""
-        return as_questions(-(-self.pictures // len(KINDS)), seed=10_000 + seed, grid=self.grid)
+        return as_questions(-(-self.pictures // len(KINDS)), seed=10_000 + seed, grid=self.grid, checked=checked)
 
 
-def as_questions(n: int, *, seed: int, grid: int) -> Dataset:
-    """``n`` questions of each kind about tiles, see `tersor.kv.bench.tiles.samples`."""
+def as_questions(n: int, *, seed: int, grid: int, checked: bool = False) -> Dataset:
+    """``n`` questions of each kind about tiles, see `tersor.kv.bench.tiles.samples` and `Setting`."""
     return questions(
         {
             "prompt": [{"role": "user", "content": asked.text}],
             "images": [Image.fromarray(shown.pixels)],
-            "answer": [asked.answer],
+            "answer": right_words(shown, asked, checked=checked),
         }
         for shown, asked in samples(n, seed=seed, grid=grid)
     )
 
 
 def train_arm(
-    arm: str, source: Path, processor: Any, plan: Plan, *, seed: int, skip_layers: tuple[int, ...]
+    arm: str, source: Path, processor: Any, plan: Plan, *, seed: int, setting: Setting
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The model of ``source`` after one training, and what the trainer logged."""
-    model, data = load_policy(str(source)), plan.data(seed)
+    model, data, skip_layers = load_policy(str(source)), plan.data(seed, checked=setting.checked), setting.skip_layers
     with tempfile.TemporaryDirectory() as folder:
         if arm in SUPERVISED:
             log = supervise(model, processor, data, plan, SUPERVISED[arm], seed=seed, skip_layers=skip_layers)

@@ -40,7 +40,8 @@ def bench_zipr1(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--setting", help="'every layer sparse' or 'first layer dense'; may be repeated. Both without it."
+            "--setting",
+            help="'every layer sparse', 'first layer dense' or 'a check, no answers'; may be repeated.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each way.")] = 3,
@@ -58,6 +59,9 @@ def bench_zipr1(
     for option, given, allowed in (("--arm", arms, known), ("--setting", settings, list(SETTINGS))):
         if wrong := [name for name in given or () if name not in allowed]:
             raise TersorError(f"{option} {wrong[0]!r} must be one of {allowed}")
+    for setting in settings or ():
+        if wrong := [arm for arm in arms or () if not SETTINGS[setting].allows(arm)]:
+            raise TersorError(f"--arm {wrong[0]!r} needs answers; there are none with --setting {setting!r}")
     for option, value, least in (("--seeds", seeds, 1), ("--samples", samples, 1), ("--steps", steps, 0)):
         if value < least:
             raise TersorError(f"{option} {value} must be at least {least}")

@@ -65,6 +65,11 @@ class Outcome:
         return [total / len(self.right) for total in self.visual]
 
 
+def right_words(shown: Picture, asked: Question, *, checked: bool) -> list[str]:
+    """The words that are right: the answer, or with ``checked`` the word of any tile on the way to it."""
+    return [tile.value for tile in shown.path(asked.kind, asked.colour)] if checked else [asked.answer]
+
+
 @torch.no_grad()
 def ask(
     model: PreTrainedModel,
@@ -73,6 +78,7 @@ def ask(
     tau: float,
     *,
     skip_layers: tuple[int, ...] = (),
+    checked: bool = False,
     random: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Outcome:
@@ -84,6 +90,7 @@ def ask(
         drawn: Pictures and questions.
         tau: ZipVL's threshold; 1 is dense.
         skip_layers: Layers that stay dense.
+        checked: See `right_words`.
         random: Take random visual tokens instead, at these shares of each layer.
         seed: Seed of those.
     """
@@ -101,7 +108,9 @@ def ask(
                 said = model(**inputs, logits_to_keep=1).logits
                 _count(found, session.stats, [asked for _, asked in part], inputs, processor, skip_layers)
         words = processor.tokenizer.convert_ids_to_tokens(said[:, -1].argmax(-1).tolist())
-        found.right += [float(word == asked.answer) for word, (_, asked) in zip(words, part, strict=True)]
+        found.right += [
+            float(word in right_words(*pair, checked=checked)) for word, pair in zip(words, part, strict=True)
+        ]
     return found
 
 

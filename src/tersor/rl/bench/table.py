@@ -14,7 +14,7 @@ import numpy as np
 from tersor.bench.measure import Estimate, over_seeds
 from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.tiles import KINDS, samples
-from tersor.rl.bench.arms import SETTINGS, Plan, train_arm
+from tersor.rl.bench.arms import SETTINGS, Plan, Setting, train_arm
 from tersor.rl.bench.outcome import Outcome, ask
 from tersor.rl.policy import load_policy
 
@@ -80,24 +80,25 @@ def run_table(
     job = Job(plan, str(source), n, _weights(source))
     finished = Finished(progress, job, _read)
 
-    def row(model: Any, skip: tuple[int, ...], log: list[dict[str, Any]], seed: int, ends: tuple[float, ...]) -> Row:
+    def row(model: Any, own: Setting, log: list[dict[str, Any]], seed: int, ends: tuple[float, ...]) -> Row:
         drawn = samples(n, seed=HELD_OUT + seed, grid=plan.grid)
-        sparse = ask(model, processor, drawn, plan.eval_threshold, skip_layers=skip)
-        dense = ask(model, processor, drawn, 1.0)
-        chance = ask(
-            model, processor, drawn, plan.eval_threshold, skip_layers=skip, random=sparse.visual_ratios(), seed=seed
-        )
-        return Row(sparse, dense, chance, [ask(model, processor, drawn, tau, skip_layers=skip) for tau in ends], log)
+        how: dict[str, Any] = {"skip_layers": own.skip_layers, "checked": own.checked}
+        sparse = ask(model, processor, drawn, plan.eval_threshold, **how)
+        dense = ask(model, processor, drawn, 1.0, checked=own.checked)
+        chance = ask(model, processor, drawn, plan.eval_threshold, **how, random=sparse.visual_ratios(), seed=seed)
+        return Row(sparse, dense, chance, [ask(model, processor, drawn, tau, **how) for tau in ends], log)
 
     for setting, seed, arm in itertools.product(settings, seeds, [START, *arms]):
+        if not SETTINGS[setting].allows(arm):
+            continue
         on_progress(f"{setting}: {arm}, seed {seed}")
 
         def make(setting: str = setting, seed: int = seed, arm: str = arm) -> Row:
-            skip = SETTINGS[setting]
+            own = SETTINGS[setting]
             if arm == START:
-                return row(load_policy(str(source)).eval(), skip, [], seed, _ends(plan))
-            model, log = train_arm(arm, source, processor, plan, seed=seed, skip_layers=skip)
-            return row(model, skip, log, seed, ())
+                return row(load_policy(str(source)).eval(), own, [], seed, _ends(plan))
+            model, log = train_arm(arm, source, processor, plan, seed=seed, setting=own)
+            return row(model, own, log, seed, ())
 
         finished.once(f"{setting} / {arm} / {seed}", make)
     return finished.results
