@@ -21,9 +21,9 @@ def test_the_frontier_is_what_each_question_gives_alone() -> None:
     told = []
     found = frontier(
         net, processor, rows, exact_match, recipe, TAUS, batch_size=4, max_new_tokens=2,
-        on_batch=lambda tau, done: told.append((tau, done)),
+        on_batch=lambda tau, more: told.append((tau, more)),
     )  # fmt: skip
-    assert told == [(tau, done) for done in (4, 6) for tau in TAUS]
+    assert told == [(tau, more) for more in (4, 2) for tau in TAUS]
     for each in found:
         for index, row in enumerate(rows):
             inputs = prompt_inputs(processor, [with_pictures(row)])

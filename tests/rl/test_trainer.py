@@ -242,6 +242,10 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
         ZipR1Trainer(net, args=config(tmp_path), reward_funcs=[len], **good)
     with pytest.raises(ValueError, match="train_dataset has no column answer"):
         ZipR1Trainer(net, args=config(tmp_path), **{**good, "train_dataset": data(4).remove_columns("answer")})
+    peft = pytest.importorskip("peft")
+    for prompts in (peft.PromptTuningConfig(num_virtual_tokens=2), peft.PrefixTuningConfig(num_virtual_tokens=2)):
+        with pytest.raises(ValueError, match="before the prompt, which ZipVL cannot count; use LoRA"):
+            ZipR1Trainer(net, args=config(tmp_path), peft_config=prompts, **good)
 
 
 def test_what_is_saved_says_nothing_of_the_session(tmp_path: Path) -> None:

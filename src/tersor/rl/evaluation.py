@@ -76,7 +76,7 @@ def frontier(
     *,
     batch_size: int = 16,
     max_new_tokens: int = 32,
-    on_batch: Callable[[float, int], None] = lambda tau, done: None,
+    on_batch: Callable[[float, int], None] = lambda tau, more: None,
 ) -> list[Frontier]:
     """Answer every question greedily at every threshold, and count.
 
@@ -89,7 +89,7 @@ def frontier(
         taus: Thresholds; 1 is dense.
         batch_size: Questions at once.
         max_new_tokens: Tokens of an answer at most.
-        on_batch: Told of the threshold and how many questions are done.
+        on_batch: Told of the threshold and how many more questions are done.
     """
     tokenizer = processor.tokenizer
     config = GenerationConfig(
@@ -112,7 +112,7 @@ def frontier(
                     each.ratios += said.token_ratio.tolist()
                     layers = [len(rows) * share for share in session.stats.per_layer]
                     each.layers = list(map(sum, zip(each.layers, layers, strict=True))) if each.layers else layers
-                    on_batch(each.tau, start + len(rows))
+                    on_batch(each.tau, len(rows))
     finally:
         model.train(training)
     return found

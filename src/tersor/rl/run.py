@@ -95,7 +95,7 @@ def run_zipr1(
                 rows = frontier(
                     trainer.model, processor, held_out, verifier, config.recipe(), taus,
                     batch_size=evaluation_batch, max_new_tokens=config.max_completion_length or 256,
-                    on_batch=lambda tau, done: progress.update(bar, advance=min(evaluation_batch, len(held_out))),
+                    on_batch=lambda tau, more: progress.update(bar, advance=more),
                 )  # fmt: skip
                 trainer.session.enable()
                 progress.remove_task(bar)

@@ -89,6 +89,9 @@ class ZipR1Trainer(GRPOTrainer):
                 raise TersorError(f"{name} belongs to ZipR1 itself; give a verifier")
         for name in ("train_dataset", "eval_dataset"):
             _check_columns(trl.get(name), name)
+        if getattr(trl.get("peft_config"), "is_prompt_learning", False):
+            kind = type(trl["peft_config"]).__name__
+            raise TersorError(f"{kind} puts tokens of its own before the prompt, which ZipVL cannot count; use LoRA")
         self.verifier = verifier
         args.reward_weights = [1.0, args.efficiency_weight if args.objective == "literal" else 0.0]
         rewards: list[Any] = [self.performance, self.efficiency]
