@@ -1,0 +1,1 @@
+"""DragAnything: entities of a picture are moved along paths (arXiv 2403.07420)."""
