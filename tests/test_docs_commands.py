@@ -55,6 +55,10 @@ SHORT = {
     "tersor opening generate run/ --model chat:gpt-4o": ["--help"],
     "tersor opening compare": ["--help"],
     "tersor bench opening": ["--help"],
+    # Of models that nobody has here; tests/drag runs them on small ones.
+    "tersor drag convert": ["--help"],
+    "tersor drag render": ["--help"],
+    "tersor drag evaluate": ["--help"],
     "tersor train zipr1": [
         *("--held-out", "1", "--questions", "1", "--steps", "1", "--thresholds", "0.9,0.975"),
         *("--max-completion-length", "2", "--min-tokens", "0"),

@@ -26,6 +26,7 @@ from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError
 from tersor._options import FOLDER, SettingsCommand, check_options
 from tersor.bench.runs import AsJson, Demo, without
+from tersor.drag.cli import drag
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
@@ -97,6 +98,7 @@ for name, function in BENCHMARKS.items():
     bench.command(name)(function)
 for name, group in {
     "bench": bench,
+    "drag": drag,
     "experts": experts,
     "images": images,
     "opening": opening,

@@ -38,11 +38,16 @@ class Words:
         return SimpleNamespace(input_ids=torch.zeros(1, 5, dtype=torch.long))
 
 
+def small_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=[8, 8], down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def diffusion():
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=[8, 8], down_block_types=["DownEncoderBlock2D"] * 2,
-                        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4)  # fmt: skip
     unet = UNet2DConditionModel(
         block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -51,7 +56,7 @@ def diffusion():
         CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8,
                        max_position_embeddings=5)
     )  # fmt: skip
-    pipe = SimpleNamespace(vae=vae.eval(), unet=unet.eval(), text_encoder=text.eval(), tokenizer=Words(),
+    pipe = SimpleNamespace(vae=small_vae(), unet=unet.eval(), text_encoder=text.eval(), tokenizer=Words(),
                            scheduler=DDIMScheduler(num_train_timesteps=1000))  # fmt: skip
     return pipe
 
@@ -94,9 +99,7 @@ def test_patches_and_latents_lie_where_they_belong() -> None:
                                     image_size=32)).eval()  # fmt: skip
     found = DinoFeatures(dino, "tiny")(torch.rand(3, 30, 41))
     assert found.shape == (12, 4, 5) and DinoFeatures(dino, "tiny").record["channels"] == 12
-    vae = AutoencoderKL(block_out_channels=[8, 8], down_block_types=["DownEncoderBlock2D"] * 2,
-                        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4).eval()  # fmt: skip
-    assert VaeFeatures(vae, "tiny")(torch.rand(3, 32, 32)).shape == (4, 16, 16)
+    assert VaeFeatures(small_vae(), "tiny")(torch.rand(3, 32, 32)).shape == (4, 16, 16)
 
 
 def test_a_branch_takes_the_features_that_it_was_trained_with() -> None:

@@ -1,0 +1,186 @@
+"""`tersor drag`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tersor._console import spinner
+from tersor._errors import TersorError
+from tersor._lazy import require
+from tersor._options import FOLDER
+from tersor.bench.runs import AsJson, show
+
+if TYPE_CHECKING:
+    from tersor.drag.metrics import Motion
+    from tersor.drag.scene import Scene
+
+drag = typer.Typer(help="Move entities of a picture along paths (DragAnything).", no_args_is_help=True)
+
+SceneFile = Annotated[Path, typer.Argument(metavar="SCENE", help="A scene.json, or the authors' demo.json.")]
+#: Kinds of entity features, as `--features` names them.
+_KINDS = ("vae", "diffusion:FOLDER", "dino:FOLDER")
+
+
+@drag.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .safetensors of the branch.")],
+    out: Annotated[Path, typer.Option(metavar=FOLDER, help="Where the branch is saved.")],
+    fold: Annotated[
+        bool,
+        typer.Option("--fold-residual-accumulation", help="Put the factors of its residuals into the weights."),
+    ] = False,
+) -> None:
+    """Read the authors' control branch, or one of svd-temporal-controlnet, and save it for `render`.
+
+    Example: tersor drag convert diffusion_pytorch_model.safetensors --out branch/
+    """
+    require("diffusers", "drag")
+    from tersor.drag.convert import convert_draganything
+
+    with spinner() as status:
+        status.update("reading")
+        branch = convert_draganything(checkpoint, fold_residual_accumulation=fold)
+        branch.save_pretrained(out)
+    typer.echo(f"{sum(each.numel() for each in branch.parameters()):,} parameters: {out}")
+
+
+@drag.command()
+def render(
+    scene: SceneFile,
+    image: Annotated[Path, typer.Option(help="The first frame, of the scene's size.")],
+    model: Annotated[str, typer.Option(help="Folder or hub name of a Stable Video Diffusion pipeline.")],
+    controlnet: Annotated[Path, typer.Option(help="Folder of the control branch, see `tersor drag convert`.")],
+    features: Annotated[
+        str,
+        typer.Option(help=f"What entities are known by, as in the branch's training: {', '.join(_KINDS)}."),
+    ] = "vae",
+    height: Annotated[int, typer.Option(help="Of the video in pixels.")] = 320,
+    width: Annotated[int, typer.Option(help="Of the video in pixels.")] = 576,
+    frames: Annotated[int, typer.Option(help="Of the video; 0 takes the scene's.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    scale: Annotated[float, typer.Option(help="Factor of what the branch adds; 0 is plain SVD.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Guidance of the last frame; 1 is none.")] = 3.0,
+    motion_bucket: Annotated[int, typer.Option(help="SVD's amount of motion.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="The video, a .gif.")] = Path("video.gif"),
+) -> None:
+    """Make a video in which the entities of a scene follow their paths.
+
+    Example: tersor drag render scene.json --image first.png --model svd/ --controlnet branch/ --out video.gif
+    """
+    require("diffusers", "drag")
+    from tersor._images import read_picture
+    from tersor.drag.scene import Scene
+
+    if out.suffix != ".gif":
+        raise TersorError(f"--out {out} must end in .gif")
+    if steps < 1 or frames < 0:
+        raise TersorError(f"--steps {steps} must be at least 1, and --frames {frames} must not be negative")
+    moved, picture = Scene.load(scene, num_frames=frames or None), read_picture(image, option="--image", extra="drag")
+    if picture.size != (moved.width, moved.height):
+        raise TersorError(f"--image {image} is {picture.size}, the scene {(moved.width, moved.height)}")
+    kind, _, place = features.partition(":")
+    if kind not in ("vae", "diffusion", "dino") or bool(place) == (kind == "vae"):
+        raise TersorError(f"--features {features!r} must be one of {_KINDS}")
+    import torch
+
+    with spinner() as status:
+        status.update("loading")
+        pipe = _pipeline(model, controlnet, device)
+        pipe.entity_feature_extractor = _extractor(kind, place or model, pipe, device)
+        status.update(f"{moved.num_frames} frames in {steps} steps")
+        made = pipe(
+            picture, moved, height, width, num_inference_steps=steps, controlnet_conditioning_scale=scale,
+            max_guidance_scale=guidance, motion_bucket_id=motion_bucket, generator=torch.Generator().manual_seed(seed),
+            decode_chunk_size=8,
+        ).frames[0]  # fmt: skip
+    _write_gif(made, out)
+    typer.echo(f"{len(made)} frames of {width} x {height}: {out}")
+
+
+@drag.command()
+def evaluate(
+    scene: SceneFile,
+    video: Annotated[Path, typer.Option(help="An animated .gif, or a folder of frames.")],
+    as_json: AsJson = False,
+) -> None:
+    """How far the entities of a video are from their paths, in pixels of the video, beside a still picture.
+
+    Example: tersor drag evaluate scene.json --video video.gif
+    """
+    from tersor._images import read_frames
+    from tersor.drag.scene import Scene
+
+    frames = read_frames(video, option="--video")
+    rows = measured(Scene.load(scene, num_frames=len(frames)), frames)
+    if as_json:
+        typer.echo(json.dumps({name: vars(motion) for name, motion in rows.items()}))
+        return
+    columns = ["", "ObjMC", "median", "visible", "EPE", "points seen"]
+    show(columns, [
+        [name, *(f"{value:.2f}" for value in (m.objmc_mean, m.objmc_median, m.objmc_visible, m.epe)), str(m.seen)]
+        for name, m in rows.items()
+    ])  # fmt: skip
+
+
+def measured(scene: Scene, frames: list[Any]) -> dict[str, Motion]:
+    """The motion of a video's entities and of a still picture's, against the scene's paths."""
+    import numpy as np
+
+    from tersor.drag.metrics import motion_error, static
+    from tersor.drag.tracking import TemplateTracker
+
+    width, height = frames[0].size
+    resized = scene.resized(width, height)
+    wanted = np.stack([each.centers(len(frames)) for each in resized.entities], axis=1)
+    circles = [each.circle() for each in resized.entities]
+    starts = np.array([(circle.x, circle.y) for circle in circles])
+    wanted = wanted - wanted[:1] + starts  # as displacements, wherever the path is anchored
+    pixels = np.stack([np.asarray(frame, dtype=np.float64) / 255 for frame in frames])
+    found, _ = TemplateTracker().track(pixels, starts)
+    return {
+        "video": motion_error(found, wanted, (width, height)),
+        "still picture": motion_error(static(starts, len(frames)), wanted, (width, height)),
+    }
+
+
+def _pipeline(model: str, controlnet: Path, device: str) -> Any:
+    from tersor.drag.controlnet import SpatioTemporalControlNetModel
+    from tersor.drag.pipeline import DragAnythingPipeline
+    from tersor.zoo.inspection import load_checked, refused
+
+    branch = load_checked(SpatioTemporalControlNetModel, controlnet, local_files_only=True)
+    with refused(f"--model {model}"):
+        pipe = DragAnythingPipeline.from_pretrained(model, controlnet=branch)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _extractor(kind: str, place: str, pipe: Any, device: str) -> Any:
+    from tersor.drag.features import DiffusionFeatures, DinoFeatures, VaeFeatures
+    from tersor.zoo.inspection import refused
+
+    if kind == "vae":
+        return VaeFeatures(pipe.vae, place)
+    with refused(f"--features {kind}:{place}"):
+        if kind == "dino":
+            from transformers import AutoModel
+
+            return DinoFeatures(AutoModel.from_pretrained(place).eval().to(device), place)
+        from diffusers import StableDiffusionPipeline
+
+        return DiffusionFeatures(StableDiffusionPipeline.from_pretrained(place).to(device), place)
+
+
+def _write_gif(frames: list[Any], out: Path) -> None:
+    from tersor._atomic import write_bytes
+
+    written = io.BytesIO()
+    frames[0].save(written, "GIF", save_all=True, append_images=frames[1:], duration=140, loop=0)
+    write_bytes(out, written.getvalue())
