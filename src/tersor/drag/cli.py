@@ -34,6 +34,7 @@ def convert(
         bool,
         typer.Option("--fold-residual-accumulation", help="Put the factors of its residuals into the weights."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read the authors' control branch, or one of svd-temporal-controlnet, and save it for `render`.
 
@@ -46,7 +47,9 @@ def convert(
         status.update("reading")
         branch = convert_draganything(checkpoint, fold_residual_accumulation=fold)
         branch.save_pretrained(out)
-    typer.echo(f"{sum(each.numel() for each in branch.parameters()):,} parameters: {out}")
+    parameters = sum(each.numel() for each in branch.parameters())
+    facts = {"parameters": parameters, "residual_multipliers": branch.config.residual_multipliers, "out": str(out)}
+    typer.echo(json.dumps(facts) if as_json else f"{parameters:,} parameters: {out}")
 
 
 @drag.command()
@@ -69,6 +72,7 @@ def render(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="The video, a .gif.")] = Path("video.gif"),
+    as_json: AsJson = False,
 ) -> None:
     """Make a video in which the entities of a scene follow their paths.
 
@@ -101,7 +105,8 @@ def render(
             decode_chunk_size=8,
         ).frames[0]  # fmt: skip
     _write_gif(made, out)
-    typer.echo(f"{len(made)} frames of {width} x {height}: {out}")
+    facts = {"frames": len(made), "width": width, "height": height, "steps": steps, "seed": seed, "out": str(out)}
+    typer.echo(json.dumps(facts) if as_json else f"{len(made)} frames of {width} x {height}: {out}")
 
 
 @drag.command()
