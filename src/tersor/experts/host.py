@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tersor._errors import TersorError, UnsupportedError
+from tersor.experts.architecture import check_same_architecture
 from tersor.experts.bank import Budget, ExpertBank
 from tersor.experts.config import BaseMismatchError, ConfigMismatchError
-from tersor.experts.delta import ExpertDelta, Manifest, fingerprint, local_folder, read_manifest
+from tersor.experts.delta import ExpertDelta, Manifest, read_manifest
+from tersor.experts.identity import check_base
 from tersor.experts.linear import PackedRoutes, ResidentExpert, Routes, RowwiseModule, Switch
-from tersor.experts.sources import Anatomy, module_of
+from tersor.experts.sources import Source, local_folder, module_of
 
 #: Ways of generating whose drafts come from another model or place, and would be checked against the wrong expert.
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "custom_generate")
@@ -70,7 +72,6 @@ class ExpertHost:
         self.model = model
         self._switch = Switch()
         self._wrapped: dict[str, RowwiseModule] = {}
-        self._fingerprints: dict[tuple[str, ...], str] = {}
         self._active: tuple[str, ...] = ()
         self._bank = ExpertBank(
             self._place,
@@ -281,23 +282,14 @@ class ExpertHost:
         state = set(self.model.state_dict())
         if unknown := sorted({*manifest.full, *manifest.tied} - state):
             raise ConfigMismatchError(f"expert {name!r} replaces {unknown[0]}, which this base does not have")
-        found = self._fingerprint(manifest.config.full_modules)
-        if found == manifest.base_fingerprint:
-            return
-        message = (
-            f"expert {name!r} was made against {manifest.base_model_name_or_path} "
-            f"({manifest.base_fingerprint[:12]}...), this base is another one ({found[:12]}...)"
-        )
-        if not allow_mismatch:
-            raise BaseMismatchError(f"{message}; load that base, or in its precision")
-        warnings.warn(f"{message}; its answers will differ from the expert's", stacklevel=3)
-
-    def _fingerprint(self, full_modules: tuple[str, ...]) -> str:
-        if full_modules not in self._fingerprints:
-            anatomy = Anatomy.of(self.model.config, type(self.model), full_modules=full_modules)
-            state = self.model.state_dict()
-            self._fingerprints[full_modules] = fingerprint(state.__getitem__, anatomy.linears)
-        return self._fingerprints[full_modules]
+        base = Source(self.model)
+        try:
+            check_base(base, manifest.base_tensors, manifest.base_model_name_or_path, full=False)
+        except BaseMismatchError as error:
+            if not allow_mismatch:
+                raise BaseMismatchError(f"expert {name!r}: this base is another one: {error}") from None
+            warnings.warn(f"expert {name!r}: {error}; its answers will differ from the expert's", stacklevel=3)
+        check_same_architecture(base.config, type(base.config).from_dict(dict(manifest.expert_config)))
 
 
 @torch.no_grad()
