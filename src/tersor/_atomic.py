@@ -33,8 +33,7 @@ def replacing(target: Path) -> Iterator[Path]:
     os.close(descriptor)
     try:
         yield Path(temporary)
-        # mkstemp makes private files, and so does safetensors; a report is for everyone who may read the folder.
-        os.chmod(temporary, 0o666 & ~_umask())
+        open_up(Path(temporary))
         os.replace(temporary, target)
     except BaseException as error:
         os.unlink(temporary)
@@ -72,7 +71,8 @@ def try_out(path: Path, option: str, *, folder: bool) -> None:
         raise TersorError(f"{option} {path} cannot be written: {reason}; give another path") from None
 
 
-def _umask() -> int:
+def open_up(file: Path) -> None:
+    """Give a file the mode of other new files: mkstemp and safetensors make private ones."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    file.chmod(0o666 & ~mask)

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Any
 
 from tersor._errors import TersorError, UnsupportedError
+from tersor.experts.config import ExpertBusyError
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes, ResidentExpert
 
@@ -156,11 +157,14 @@ def continuous_batching(
             asynchronous batching stay off.
 
     Raises:
+        ExpertBusyError: If a batch runs on the host already.
         UnsupportedError: If the installed transformers lacks what this wraps; `ExpertHost.generate` needs none.
         ValueError: If a request asks for several sequences, which would be requests without an expert.
     """
     from transformers import ContinuousBatchingConfig
 
+    if host.batching:
+        raise ExpertBusyError("a continuous batch runs on this host already; add requests to it, or wait until it ends")
     config = host.model.generation_config if generation_config is None else generation_config
     if (config.num_return_sequences or 1) != 1:
         raise TersorError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.architecture import check_same_architecture
 from tersor.experts.bank import Budget, ExpertBank
-from tersor.experts.config import BaseMismatchError, ConfigMismatchError
+from tersor.experts.config import BaseMismatchError, ConfigMismatchError, ExpertBusyError
 from tersor.experts.delta import ExpertDelta, Manifest, read_manifest
 from tersor.experts.identity import check_base
 from tersor.experts.linear import PackedRoutes, ResidentExpert, Routes, RowwiseModule, Switch
 from tersor.experts.sources import Source, local_folder, module_of
 
+#: No names were given: whoever is set answers.
+AS_SET: Any = object()
 #: Ways of generating whose drafts come from another model or place, and would be checked against the wrong expert.
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "custom_generate")
 
@@ -49,7 +52,8 @@ class ExpertHost:
         host.generate(**inputs, expert_names=["math", None])    # one a row, None is the base
         with host.use("math"): base(**inputs)
 
-    The base's tensors are neither copied nor written. Not thread-safe: one forward pass at a time.
+    The base's tensors are neither copied nor written. Safe to use from several threads and tasks: each answers as the
+    experts of its own `use` or `generate`, and as the expert that is set where it is in neither.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ExpertHost:
         self._switch = Switch()
         self._wrapped: dict[str, RowwiseModule] = {}
         self._active: tuple[str, ...] = ()
+        self._lock = threading.RLock()
         self._bank = ExpertBank(
             self._place,
             resident=Budget(count=max_resident, nbytes=max_resident_bytes),
@@ -95,9 +100,10 @@ class ExpertHost:
         source = delta if isinstance(delta, ExpertDelta) else local_folder(delta)
         manifest = source.manifest if isinstance(source, ExpertDelta) else read_manifest(source)
         self._check_base(name, manifest, allow_mismatch=allow_mismatch)
-        self._bank.register(name, source, manifest)
+        with self._lock:
+            self._wrap(manifest)  # first: whoever uses the name at once finds every module ready
+            self._bank.register(name, source, manifest)
         try:
-            self._wrap(manifest)
             if pin:
                 self._bank.pin(name)
                 self._bank.acquire(name)
@@ -130,7 +136,12 @@ class ExpertHost:
     # ---- switching --------------------------------------------------------------------------------------------------
 
     def set_expert(self, name: str | None) -> None:
-        """Answer every row as this expert until further notice; None is the base."""
+        """Answer every row as this expert until further notice; None is the base.
+
+        Raises:
+            UnknownExpertError: If the name is not registered.
+            ValueError: Inside `use`, whose block answers as its own experts to its end.
+        """
         self._activate(() if name is None else (name,))
 
     def disable_experts(self) -> None:
@@ -138,37 +149,49 @@ class ExpertHost:
         self._activate(())
 
     def _activate(self, names: tuple[str, ...]) -> None:
-        before, self._active = self._active, ()
-        self._switch.routes = None
-        self._release(before)  # first, so that a host with room for one expert can switch
-        try:
-            self._hold(names)
-        except BaseException:
-            self._hold(before)
-            raise
+        if self._switch.names is not None:
+            raise TersorError("an expert cannot be set inside `use`: leave the block first, or nest another `use`")
+        with self._lock:
+            before, self._active = self._active, ()
+            self._switch.standing = None
+            self._release(before)  # first, so that a host with room for one expert can switch
+            try:
+                self._hold(names)
+            except BaseException:
+                self._hold(before)
+                raise
 
     def _hold(self, names: tuple[str, ...]) -> None:
-        self._switch.routes = self._acquire(names) if names else None
+        self._switch.standing = self._acquire(names) if names else None
         self._active = names
 
     @contextmanager
     def use(self, names: str | Sequence[str | None] | None) -> Iterator[Any]:
-        """Answer as one expert, or each row as its own, inside the block; then as before. Yields the model."""
+        """Answer as one expert, or each row as its own, inside the block; then as before. Yields the model.
+
+        The block is for the thread or task that enters it; others may be in one of their own meanwhile.
+
+        Raises:
+            UnknownExpertError: If a name is not registered.
+            ExpertBusyError: If there is no room for the experts, or a continuous batch runs.
+        """
+        if self._switch.batch is not None:
+            raise ExpertBusyError("a continuous batch runs on this host; add requests to it, or wait until it ends")
         wanted: tuple[str | None, ...] = (names,) if names is None or isinstance(names, str) else tuple(names)
         if not wanted:
             raise TersorError("expert_names is empty; give one name a row, None for the base")
         routes = self._acquire(wanted)
-        before, self._switch.routes = self._switch.routes, routes
         try:
-            yield self.model
+            with self._switch.own(wanted, routes):
+                yield self.model
         finally:
-            self._switch.routes = before
             self._release(wanted)
 
-    def generate(self, *args: Any, expert_names: str | Sequence[str | None] | None = None, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, expert_names: str | Sequence[str | None] | None = AS_SET, **kwargs: Any) -> Any:
         """``model.generate`` with an expert for each row of the prompt; arguments and results are the library's.
 
-        Beams and returned sequences of a row stay with its expert.
+        Beams and returned sequences of a row stay with its expert. Without ``expert_names`` it answers as `use` and
+        `set_expert` say; None is the base.
 
         Raises:
             ValueError: If there are not as many names as rows.
@@ -177,6 +200,9 @@ class ExpertHost:
         if used := [name for name in ASSISTED if kwargs.get(name) is not None]:
             raise UnsupportedError(f"generate with experts does not take {used[0]}; leave it out")
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs", kwargs.get("inputs_embeds")))
+        if expert_names is AS_SET:
+            names = self._switch.names or self._active or (None,)
+            expert_names = names if len(names) > 1 else names[0]
         if expert_names is not None and not isinstance(expert_names, str) and ids is not None:
             expert_names = list(expert_names)
             if len(expert_names) != len(ids):
@@ -210,9 +236,14 @@ class ExpertHost:
         """Take one `hold` back."""
         self._bank.release(name)
 
-    def route(self, routes: Routes | PackedRoutes | None) -> None:
-        """Answer the following forward passes as ``routes`` say; their experts must be held."""
-        self._switch.routes = routes
+    @property
+    def batching(self) -> bool:
+        """Whether a continuous batch runs."""
+        return self._switch.batch is not None
+
+    def route(self, routes: PackedRoutes | None) -> None:
+        """Answer the following forward passes as ``routes`` say; their experts must be held. None ends the batch."""
+        self._switch.batch = routes
 
     # ---- what it is made of -----------------------------------------------------------------------------------------
 

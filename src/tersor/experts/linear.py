@@ -11,7 +11,9 @@ and taking that back restores the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -170,10 +172,42 @@ class PackedRoutes:
         return self.tokens
 
 
-class Switch:
-    """The routes of the forward pass that is running; None answers as the base does."""
+Names = tuple[str | None, ...]
 
-    routes: Routes | PackedRoutes | None = None
+
+class Switch:
+    """Which routes a forward pass takes: those of its own thread or task, else a running batch's, else the set ones."""
+
+    def __init__(self) -> None:
+        self.standing: Routes | None = None
+        self.batch: PackedRoutes | None = None
+        self._own: ContextVar[tuple[Names, Routes] | None] = ContextVar("routes", default=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Switch:
+        """A copy of the model is no host's: it answers as the base."""
+        return Switch()
+
+    @property
+    def routes(self) -> Routes | PackedRoutes | None:
+        """Of a pass that begins here and now; None answers as the base does."""
+        if (own := self._own.get()) is not None:
+            return own[1]
+        return self.standing if self.batch is None else self.batch
+
+    @property
+    def names(self) -> Names | None:
+        """The experts of this thread or task, None where it has none of its own."""
+        own = self._own.get()
+        return None if own is None else own[0]
+
+    @contextmanager
+    def own(self, names: Names, routes: Routes) -> Iterator[None]:
+        """Take ``routes`` inside the block, in this thread or task alone."""
+        token = self._own.set((names, routes))
+        try:
+            yield
+        finally:
+            self._own.reset(token)
 
 
 class RowwiseModule:

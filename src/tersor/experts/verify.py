@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tersor import _atomic
 from tersor._errors import TersorError
 from tersor.bench.measure import bootstrap_interval
 from tersor.experts.adapters import merged_adapter
@@ -106,6 +107,8 @@ def merge_folder(delta: ExpertDelta, base: Any, out: Path) -> None:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     merge_expert(load_model(base), delta).save_pretrained(unfinished)
+    for file in unfinished.iterdir():
+        _atomic.open_up(file)
     delta.copy_companions(unfinished)
     if out.is_dir():
         out.rmdir()  # empty, as was checked
