@@ -28,6 +28,7 @@ from tersor.experts.calibration import Batches, input_energy
 from tersor.experts.config import FLOATS, ConfigMismatchError, DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest
 from tersor.experts.distill import distill_closed_form, distill_codes
+from tersor.experts.generation import own_settings
 from tersor.experts.identity import Hashes, model_hash, tensor_hashes
 from tersor.experts.quantizer import Grid, initial_step, robust_step
 from tersor.experts.saliency import channel_scores, most_salient
@@ -168,6 +169,7 @@ class Job:
             architectures=[new.architecture.__name__],
             config=config,
             expert_config=json.loads(new.config.to_json_string(use_diff=False)),
+            generation_config=own_settings(self.model, new.config, new.folder),
             modules=linears,
             full=full,
             same=sorted(same),

@@ -76,7 +76,8 @@ class ExpertBatch:
         """Queue a prompt for an expert, None is the base; returns the request's id.
 
         Args:
-            kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``.
+            kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``; the
+                tokens that end the answer are the expert's own by default.
 
         Raises:
             UnknownExpertError: If the name is not registered.
@@ -84,6 +85,8 @@ class ExpertBatch:
         """
         name = kwargs.pop("request_id", None) or f"request-{next(self._numbers)}"
         resident = None if expert is None else self.host.hold(expert)
+        if expert is not None and (ends := self.host.settings(expert).get("eos_token_id")) is not None:
+            kwargs.setdefault("eos_token_id", ends)
         with self._lock:
             taken = name in self._requests
             if not taken:

@@ -88,6 +88,8 @@ class Manifest:
     architectures: list[str]
     config: DeltaConfig
     expert_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    """How the expert generates, where no generation_config.json lies beside this file."""
     modules: dict[str, Linear]
     full: list[str]
     same: list[str]
@@ -231,7 +233,9 @@ class ExpertDelta:
         if len(shards) > 1:
             index = {key: name for name, shard in shards.items() for key in shard}
             _atomic.write_text(target / f"{WEIGHTS}.index.json", json.dumps({"weight_map": index}, indent=1) + "\n")
+        generation = generation_settings(self.manifest, self.folder)
         self.copy_companions(target)
+        _atomic.write_text(target / "generation_config.json", json.dumps(generation, indent=2, sort_keys=True) + "\n")
         _atomic.write_text(target / "README.md", card(self, quality))
         _atomic.write_text(target / MANIFEST, self.manifest.to_json())
 
@@ -269,6 +273,20 @@ class ExpertDelta:
         for name, linear in manifest.modules.items():
             _check_numbers(name, linear, delta.packed(name))
         return delta
+
+
+def generation_settings(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
+    """How an expert generates: as the file in its folder says, which may be edited, or as it was packed."""
+    file = None if folder is None else folder / "generation_config.json"
+    if file is None or not file.is_file():
+        return manifest.generation_config
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise DeltaFormatError(f"{file} is not valid JSON; fetch the delta again")
+    return values
 
 
 def read_manifest(location: str | os.PathLike[str]) -> Manifest:

@@ -17,10 +17,12 @@ from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.architecture import check_same_architecture
 from tersor.experts.bank import Budget, ExpertBank
 from tersor.experts.config import BaseMismatchError, ConfigMismatchError, ExpertBusyError
-from tersor.experts.delta import ExpertDelta, Manifest, read_manifest
+from tersor.experts.delta import ExpertDelta, Manifest, generation_settings, read_manifest
+from tersor.experts.generation import chat_inputs, generate_rows, own_settings
 from tersor.experts.identity import check_base
 from tersor.experts.linear import PackedRoutes, ResidentExpert, Routes, RowwiseModule, Switch
 from tersor.experts.sources import Source, local_folder, module_of
+from tersor.zoo.inspection import refused
 
 #: No names were given: whoever is set answers.
 AS_SET: Any = object()
@@ -187,11 +189,24 @@ class ExpertHost:
         finally:
             self._release(wanted)
 
-    def generate(self, *args: Any, expert_names: str | Sequence[str | None] | None = AS_SET, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        expert_names: str | Sequence[str | None] | None = AS_SET,
+        messages: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """``model.generate`` with an expert for each row of the prompt; arguments and results are the library's.
 
-        Beams and returned sequences of a row stay with its expert. Without ``expert_names`` it answers as `use` and
-        `set_expert` say; None is the base.
+        Beams and returned sequences of a row stay with its expert. Settings that the call does not give are those of
+        each row's expert, such as the tokens that end its answer, and its padding fills up what follows them.
+
+        Args:
+            *args: Of ``model.generate``.
+            expert_names: One for all rows, or one a row; None is the base. As `use` and `set_expert` say by default.
+            messages: Instead of ids a conversation, or one a row, which is put into its expert's own chat template;
+                `tokenizer` decodes the answers.
+            **kwargs: Of ``model.generate``.
 
         Raises:
             ValueError: If there are not as many names as rows.
@@ -201,14 +216,61 @@ class ExpertHost:
             raise UnsupportedError(f"generate with experts does not take {used[0]}; leave it out")
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs", kwargs.get("inputs_embeds")))
         if expert_names is AS_SET:
-            names = self._switch.names or self._active or (None,)
-            expert_names = names if len(names) > 1 else names[0]
+            standing = self._switch.names or self._active or (None,)
+            expert_names = standing if len(standing) > 1 else standing[0]
         if expert_names is not None and not isinstance(expert_names, str) and ids is not None:
             expert_names = list(expert_names)
             if len(expert_names) != len(ids):
                 raise TersorError(f"{len(expert_names)} expert names for {len(ids)} rows; give one a row")
-        with self.use(expert_names) as model:
-            return model.generate(*args, **kwargs)
+        if messages is not None:
+            kwargs |= self._chat(messages, expert_names, args, kwargs)
+        if expert_names is None:
+            with self.use(None) as model:
+                return model.generate(*args, **kwargs)
+        names = [expert_names] if isinstance(expert_names, str) else list(expert_names)
+
+        def within(rows: list[int] | None) -> Any:
+            return self.use(names if rows is None else [names[row] for row in rows])
+
+        own = [self.settings(name) for name in names]
+        return generate_rows(self.model, own, args, {**kwargs, "within": within})
+
+    def tokenizer(self, name: str | None) -> Any:
+        """The tokenizer that an expert brings, or the base's.
+
+        Raises:
+            TersorError: If there is none in the folder of either.
+        """
+        from transformers import AutoTokenizer
+
+        source = None if name is None else self._bank.entry(name).source
+        folder = source.folder if isinstance(source, ExpertDelta) else source
+        place = local_folder(self.model.name_or_path) if name is None else folder
+        if place is None or not (place / "tokenizer_config.json").is_file():
+            raise TersorError(
+                f"{'the base' if name is None else f'expert {name!r}'} brings no tokenizer; give input_ids"
+            )
+        with refused(f"the tokenizer of {place}"):
+            return AutoTokenizer.from_pretrained(place, local_files_only=True)
+
+    def settings(self, name: str | None) -> dict[str, Any]:
+        """How an expert, or the base, generates where a call does not say."""
+        if name is None:
+            return own_settings(self.model, self.model.config, None)
+        entry = self._bank.entry(name)
+        folder = entry.source.folder if isinstance(entry.source, ExpertDelta) else entry.source
+        return generation_settings(entry.manifest, folder)
+
+    def _chat(self, messages: Sequence[Any], names: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        if args or kwargs.keys() & {"input_ids", "inputs", "inputs_embeds", "attention_mask"}:
+            raise TersorError("generate takes ids or messages, not both")
+        rows = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        owners = [names] * len(rows) if names is None or isinstance(names, str) else names
+        if not rows or len(owners) != len(rows):
+            raise TersorError(f"{len(owners)} expert names for {len(rows)} conversations; give one a conversation")
+        made = {name: self.tokenizer(name) for name in dict.fromkeys(owners)}
+        inputs = chat_inputs(rows, [made[name] for name in owners])
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
     def _acquire(self, names: Sequence[str | None]) -> Routes:
         held: list[str] = []

@@ -97,7 +97,8 @@ def random_expert(base: Any, config: DeltaConfig, *, seed: int) -> ExpertDelta:
         base_model_name_or_path="random weights", base_revision=None,
         base_fingerprint=model_hash(hashes), base_tensors=hashes, expert_fingerprint=f"random {seed}", calibration=None,
         expert_model_name_or_path=f"random {seed}",
-        architectures=[type(base).__name__], config=config, expert_config=base.config.to_dict(), modules=linears,
+        architectures=[type(base).__name__], config=config, expert_config=base.config.to_dict(), generation_config={},
+        modules=linears,
         full=[], same=sorted(anatomy.others), tied={},
     )  # fmt: skip
     return ExpertDelta(manifest, tensors)
