@@ -46,7 +46,7 @@ def pack(
     ] = None,
     full_modules: Annotated[
         list[str] | None,
-        typer.Option("--full-module", help="Name, or last part of it, of a module to store complete, as 'experts'."),
+        typer.Option("--full-modules", help="Name of modules to store complete, as 'experts'; several times."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor import _atomic
-from tersor._errors import TersorError
+from tersor._errors import TersorError, UnsupportedError
 from tersor._weights import save_tensors
 from tersor.bench.measure import versions
 from tersor.bench.runs import OnProgress
@@ -107,14 +107,20 @@ class Job:
         if config.distill and calibration is None:
             raise TersorError(f"distill={config.distill!r} needs calibration data")
         expert = merged_adapter(base, expert)
-        with Source(base) as old, Source(expert) as new:
+        full = config.full_modules
+        with Source(base, full_modules=full) as old, Source(expert, full_modules=full) as new:
             check_same_architecture(old.config, new.config)
             if old.architecture is not new.architecture:
                 raise ConfigMismatchError(
                     f"base is {old.architecture.__name__}, expert {new.architecture.__name__}; load both as one class"
                 )
-            before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
-            after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
+            before, after = old.anatomy, new.anatomy
+            for name, shape in after.routed.items():
+                raise UnsupportedError(
+                    f"{name} holds the weights of routed experts in one parameter {list(shape)}, whose deltas are not "
+                    f"packed: name {module_of(name)[0].rpartition('.')[2]!r} in full_modules (--full-modules) to store "
+                    "them complete"
+                )
             for source, anatomy in ((old, before), (new, after)):
                 source.check_shapes({**anatomy.linears, **anatomy.others})
                 source.check_buffers()
@@ -196,6 +202,8 @@ class Job:
                     stacklevel=4,
                 )
             return None, {}
+        if self.new.config.is_encoder_decoder:
+            raise UnsupportedError("models with an encoder and a decoder are packed without calibration; leave it out")
         on_progress("calibration")
         model = self.model if isinstance(self.model, nn.Module) else load_model(self.model)
         energy, tokens = input_energy(model, modules, self.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.architecture import check_same_architecture
@@ -20,10 +22,20 @@ from tersor.experts.config import BaseMismatchError, ConfigMismatchError, Expert
 from tersor.experts.delta import ExpertDelta, Manifest, generation_settings, read_manifest
 from tersor.experts.generation import chat_inputs, generate_rows, own_settings
 from tersor.experts.identity import check_base
-from tersor.experts.linear import PackedRoutes, ResidentExpert, Routes, RowwiseModule, Switch
-from tersor.experts.sources import Source, local_folder, module_of
+from tersor.experts.linear import (
+    PackedRoutes,
+    ResidentExpert,
+    Routes,
+    RowwiseModule,
+    Switch,
+    has_inner_weights,
+    replaced_tensors,
+)
+from tersor.experts.sources import Anatomy, Source, local_folder, module_of
 from tersor.zoo.inspection import refused
 
+#: Names of tables that are looked up by distance, and not by row.
+RELATIVE = re.compile(r"relative|rel_embed|rel_pos")
 #: No names were given: whoever is set answers.
 AS_SET: Any = object()
 #: Ways of generating whose drafts come from another model or place, and would be checked against the wrong expert.
@@ -80,6 +92,7 @@ class ExpertHost:
         self._wrapped: dict[str, RowwiseModule] = {}
         self._active: tuple[str, ...] = ()
         self._lock = threading.RLock()
+        self._anatomies: dict[tuple[str, ...], Anatomy] = {}
         self._bank = ExpertBank(
             self._place,
             resident=Budget(count=max_resident, nbytes=max_resident_bytes),
@@ -361,21 +374,25 @@ class ExpertHost:
         return ResidentExpert(delta.to(self.model.device), self.model)
 
     def _wrap(self, manifest: Manifest) -> None:
-        for name in (*manifest.modules, *(module_of(n)[0] for n in (*manifest.full, *manifest.tied))):
-            if name not in self._wrapped:
-                self._wrapped[name] = RowwiseModule(self.model.get_submodule(name), name, self._switch)
+        first = self.model.get_input_embeddings()  # always, because it tells how many rows a pass has
+        names = {name for name, module in self.model.named_modules() if module is first}
+        names |= {*manifest.modules, *(module_of(n)[0] for n in replaced_tensors(self.model, manifest))}
+        for name in sorted(names - self._wrapped.keys()):
+            module = self.model.get_submodule(name)
+            self._wrapped[name] = RowwiseModule(module, name, self._switch, counts=module is first)
 
     def _check_base(self, name: str, manifest: Manifest, *, allow_mismatch: bool) -> None:
-        modules = dict(self.model.named_modules())
+        base = Source(self.model, full_modules=manifest.config.full_modules, anatomies=self._anatomies)
+        here = base.anatomy.linears
         for module, linear in manifest.modules.items():
-            weight = getattr(modules.get(module), "weight", None)
-            if weight is None or tuple(weight.shape) != linear.shape:
-                there = "is missing" if weight is None else f"is {list(weight.shape)}"
+            shape = here.get(f"{module}.weight")
+            if shape is None or tuple(shape) != linear.shape:
+                there = "is missing" if shape is None else f"is {list(shape)}"
                 raise ConfigMismatchError(f"expert {name!r} changes {module} {list(linear.shape)}, which {there} here")
         state = set(self.model.state_dict())
         if unknown := sorted({*manifest.full, *manifest.tied} - state):
             raise ConfigMismatchError(f"expert {name!r} replaces {unknown[0]}, which this base does not have")
-        base = Source(self.model)
+        self._check_rowwise(name, manifest)
         try:
             check_base(base, manifest.base_tensors, manifest.base_model_name_or_path, full=False)
         except BaseMismatchError as error:
@@ -383,6 +400,19 @@ class ExpertHost:
                 raise BaseMismatchError(f"expert {name!r}: this base is another one: {error}") from None
             warnings.warn(f"expert {name!r}: {error}; its answers will differ from the expert's", stacklevel=3)
         check_same_architecture(base.config, type(base.config).from_dict(dict(manifest.expert_config)))
+
+    def _check_rowwise(self, name: str, manifest: Manifest) -> None:
+        """See that each row of a batch can have its own version of what an expert replaces."""
+        for tensor in replaced_tensors(self.model, manifest):
+            path, own = module_of(tensor)
+            module = self.model.get_submodule(path)
+            inner = has_inner_weights(module)
+            if inner or RELATIVE.search(path):
+                why = "has modules of its own" if inner else "makes one bias for all rows of a batch"
+                raise UnsupportedError(
+                    f"expert {name!r} replaces {own} of {path} ({type(module).__name__}), which {why}, so that rows "
+                    "cannot differ in it: merge the expert (`tersor experts merge`) and serve it on its own"
+                )
 
 
 @torch.no_grad()
@@ -394,15 +424,19 @@ def merge_expert(base: Any, delta: ExpertDelta) -> Any:
     config = type(base.config).from_dict(dict(delta.manifest.expert_config))
     model = type(base)._from_config(config, dtype=base.dtype)
     old = base.state_dict()
+    transposed = Source(base, full_modules=delta.manifest.config.full_modules).anatomy.transposed
     state = {}
     for name, tensor in model.state_dict().items():
         module, own = module_of(name)
         if own == "weight" and module in delta.manifest.modules:
-            merged = old[name].float().cpu() + delta.dense(module).cpu()
+            added = delta.dense(module).cpu()
+            merged = old[name].float().cpu() + (added.T if name in transposed else added)
         else:
             kept = delta.tensor(name)
             merged = old[name] if kept is None else kept
         state[name] = merged.to(tensor.dtype)
     model.load_state_dict(state)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = GenerationConfig(**generation_settings(delta.manifest, delta.folder))
     assert isinstance(model, nn.Module)
     return model.to(base.device).eval()

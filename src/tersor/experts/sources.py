@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from tersor._errors import TersorError, UnsupportedError
+from tersor._errors import TersorError
 from tersor._weights import weight_files
 from tersor.experts.config import BaseMismatchError
 from tersor.zoo.inspection import check_config, load_checked, refused
@@ -24,13 +25,26 @@ from tersor.zoo.inspection import check_config, load_checked, refused
 class Source(AbstractContextManager["Source"]):
     """Weights of one model, in memory or in safetensors files, of which one tensor is read at a time."""
 
-    def __init__(self, origin: Any) -> None:
-        """Takes a `PreTrainedModel` or a folder; raises `ValueError` for anything else."""
+    def __init__(
+        self,
+        origin: Any,
+        *,
+        full_modules: tuple[str, ...] = (),
+        anatomies: dict[tuple[str, ...], Anatomy] | None = None,
+    ) -> None:
+        """Takes a `PreTrainedModel`, a folder or a hub name; raises `ValueError` for anything else.
+
+        Args:
+            origin: Of the weights.
+            full_modules: Modules whose linears count as any other tensor, as in `DeltaConfig`.
+            anatomies: Of this model, by ``full_modules``; what is found out is put there.
+        """
+        self._anatomies = {} if anatomies is None else anatomies
+        self.full_modules = full_modules
         self._open = ExitStack()
         self._tensors: dict[str, Tensor] = {}
         self._files: dict[str, Any] = {}
         self._buffers: dict[str, Tensor] = {}
-        self._anatomy: Anatomy | None = None
         if isinstance(origin, nn.Module):
             self.config: Any = origin.config
             self.name = str(getattr(origin, "name_or_path", "") or type(origin).__name__)
@@ -43,6 +57,10 @@ class Source(AbstractContextManager["Source"]):
             self.name = str(origin)
             self.config, self.architecture = read_config(self.folder)
             self._open_files(self.folder)
+            made = self.anatomy
+            if not {*made.linears, *made.others} <= self._files.keys():
+                # Saved under other names, or in other pieces, as routed experts are: the library puts them together.
+                self._tensors = dict(load_model(self.folder).state_dict())
 
     def __exit__(self, *exc: object) -> None:
         self._open.close()
@@ -70,6 +88,8 @@ class Source(AbstractContextManager["Source"]):
                 found = list(self._files[name].get_slice(name).get_shape())
             else:
                 continue  # `read` says so, where it is needed
+            if name in self.anatomy.transposed:
+                found.reverse()
             if found != list(shape):
                 raise TersorError(
                     f"{name} of {self.name} has the shape {found}, and its config.json makes it {list(shape)}; "
@@ -78,10 +98,11 @@ class Source(AbstractContextManager["Source"]):
 
     @property
     def anatomy(self) -> Anatomy:
-        """What the model is made of, with all of its linears below the decoder layers."""
-        if self._anatomy is None:
-            self._anatomy = Anatomy.of(self.config, self.architecture)
-        return self._anatomy
+        """What the model is made of."""
+        key = self.full_modules
+        if key not in self._anatomies:
+            self._anatomies[key] = Anatomy.of(self.config, self.architecture, full_modules=key)
+        return self._anatomies[key]
 
     def names(self) -> list[str]:
         """Every tensor of the model's state, tied ones by each of their names."""
@@ -104,11 +125,15 @@ class Source(AbstractContextManager["Source"]):
                 )
 
     def find(self, name: str) -> Tensor:
-        """One tensor as it is stored, where it is stored; one of a file under each name that is tied to it.
+        """One tensor where it is stored, a linear's as ``[out, in]``; one of a file under each name that is tied to it.
 
         Raises:
             ValueError: If it is missing.
         """
+        found = self._stored(name)
+        return found.T if name in self.anatomy.transposed else found
+
+    def _stored(self, name: str) -> Tensor:
         if name in self._tensors:
             return self._tensors[name]
         for key in (name, self.anatomy.tied.get(name, name)):
@@ -187,22 +212,21 @@ class Anatomy:
     """What a model is made of, by names of its state."""
 
     linears: dict[str, torch.Size]
-    """Weights of the linears below the decoder layers."""
+    """Weights ``[out, in]`` of the linears below the decoder layers."""
     others: dict[str, torch.Size]
     """Everything else."""
     tied: dict[str, str]
     """Names that are another tensor -> that tensor's."""
+    transposed: frozenset[str]
+    """Linears whose weights are stored as ``[in, out]``, as GPT-2 has them."""
+    routed: dict[str, torch.Size]
+    """Weights of routed experts below the decoder layers, which are stored complete if at all."""
     derived: dict[str, Tensor]
     """Buffers that no checkpoint holds, because the configuration gives them, such as rotary frequencies."""
 
     @classmethod
     def of(cls, config: Any, architecture: type[nn.Module], *, full_modules: tuple[str, ...] = ()) -> Anatomy:
-        """Built without memory, on the meta device.
-
-        Raises:
-            NotImplementedError: If weights of routed experts are held in one parameter, unless ``full_modules`` names
-                them.
-        """
+        """Built without memory, on the meta device; ``full_modules`` as in `DeltaConfig`."""
         with refused(f"a model of class {architecture.__name__}"), torch.device("meta"):
             build: Any = architecture
             model = build._from_config(config) if hasattr(build, "_from_config") else build(config)
@@ -211,21 +235,21 @@ class Anatomy:
             tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         layers = decoder_layers(model)
         state = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
-        linears = {}
+        linears: dict[str, torch.Size] = {}
+        routed: dict[str, torch.Size] = {}
+        transposed: set[str] = set()
         for name, module in model.named_modules():
             if not name.startswith(layers + ".") or names_one_of(name, full_modules):
                 continue
             if isinstance(module, nn.Linear):
                 linears[f"{name}.weight"] = module.weight.shape
-                continue
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() > 2:
-                    raise UnsupportedError(
-                        f"{name}.{own} holds the weights of routed experts in one parameter {list(parameter.shape)}; "
-                        "their deltas are not packed. Name the module in full_modules to store it complete"
-                    )
+            elif isinstance(module, Conv1D):
+                linears[f"{name}.weight"] = module.weight.T.shape
+                transposed.add(f"{name}.weight")
+            elif "expert" in f"{name} {type(module).__name__}".lower():
+                routed |= {f"{name}.{own}": p.shape for own, p in module.named_parameters(recurse=False) if p.dim() > 2}
         others = {name: shape for name, shape in state.items() if name not in linears}
-        return cls(linears, others, tied, _derived_buffers(model))
+        return cls(linears, others, tied, frozenset(transposed), routed, _derived_buffers(model))
 
 
 def _derived_buffers(model: Any) -> dict[str, Tensor]:
@@ -243,13 +267,13 @@ def _derived_buffers(model: Any) -> dict[str, Tensor]:
             continue
         made = copy.copy(module)
         made._buffers = {
-            name: torch.full(buffer.shape, torch.nan)
+            name: torch.full(buffer.shape, torch.nan if buffer.is_floating_point() else 0, dtype=buffer.dtype)
             for name, buffer in module._buffers.items()
-            if buffer is not None and buffer.is_floating_point()
+            if buffer is not None
         }
         model._init_weights(made)
         found |= {f"{path}.{name}".lstrip("."): buffer for name, buffer in made._buffers.items()}
-    return {name: buffer for name, buffer in found.items() if not bool(buffer.isnan().any())}
+    return {name: each for name, each in found.items() if each.is_floating_point() and not bool(each.isnan().any())}
 
 
 def names_one_of(name: str, wanted: tuple[str, ...]) -> bool:

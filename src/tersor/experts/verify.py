@@ -41,7 +41,9 @@ def compare_weights(delta: ExpertDelta, base: Any, expert: Any, *, full: bool = 
     """
     manifest = delta.manifest
     errors = {}
-    with Source(base) as old, Source(merged_adapter(base, expert)) as new:
+    full_modules = manifest.config.full_modules
+    other = Source(merged_adapter(base, expert), full_modules=full_modules)
+    with Source(base, full_modules=full_modules) as old, other as new:
         check_base(old, manifest.base_tensors, manifest.base_model_name_or_path, full=full)
         for module in manifest.modules:
             name = f"{module}.weight"
@@ -102,7 +104,7 @@ def merge_folder(delta: ExpertDelta, base: Any, out: Path) -> None:
     Raises:
         BaseMismatchError: If the delta was made against another base.
     """
-    with Source(base) as source:
+    with Source(base, full_modules=delta.manifest.config.full_modules) as source:
         check_base(source, delta.manifest.base_tensors, delta.manifest.base_model_name_or_path, full=False)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -54,8 +54,8 @@ class Router:
 
         Args:
             messages: A text, or a conversation of ``{"role": ..., "content": ...}``.
-            conversation: An id that tells conversations apart. Without one a request goes on with the conversation whose
-                last request was this one's history, every turn of it, and is a new conversation where none was.
+            conversation: An id that tells conversations apart. Without one a request goes on with the conversation
+                whose last request was this one's history, every turn of it; where none was, it begins one.
 
         Raises:
             ValueError: If the conversation has no user turn with text.
@@ -146,7 +146,7 @@ def _key(kind: str, value: Any) -> str:
 
 
 def _histories(messages: Messages) -> tuple[str | None, str]:
-    """Keys of the conversation as its request before this one knew it, None where this is the first, and as it is now."""
+    """Keys of a conversation as the request before this one had it, None where this is the first, and as it is now."""
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
     turns = turns[: asked[-1] + 1]
