@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
@@ -159,3 +162,42 @@ def test_the_example_quantizes_mobileone(tmp_path, monkeypatch, capsys) -> None:
     assert "of 2 images are classified as in floating point" in told and "layers in floating point: 0" in told
     assert onnx_export.census(out)["QLinearConv"] == 43
     assert out.stat().st_size <= 0.27 * out.with_suffix(".float.onnx").stat().st_size
+
+
+def checkpoints(tmp_path: Path, state: dict[str, torch.Tensor]) -> dict[str, object]:
+    other = {name: each + 1 if each.is_floating_point() else each for name, each in state.items()}
+    return {
+        "training": {
+            "state_dict": state,
+            "epoch": 3,
+            "args": argparse.Namespace(lr=0.1, model="x"),
+            "metric": np.float64(1),
+        },
+        "averaged": {"state_dict": other, "state_dict_ema": state, "optimizer": {"param_groups": []}},
+        "parallel": {f"module.{name}": each for name, each in state.items()},
+        "compiled": {"model": {f"_orig_mod.module.{name}": each for name, each in state.items()}},
+        "plain": state,
+    }
+
+
+def test_checkpoints_of_training_scripts_are_read_safely(tmp_path) -> None:
+    state = network("mobileone_s0").state_dict()
+    for name, content in checkpoints(tmp_path, state).items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        read, _ = load_timm("mobileone_s0", tmp_path / f"{name}.pth")
+        assert all(torch.equal(each, state[key]) for key, each in read.state_dict().items()), name
+    torch.save({"state_dict": state, "hook": Path}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="cannot be read as tensors"):
+        load_timm("mobileone_s0", tmp_path / "code.pth")
+
+
+def test_a_head_of_other_classes_is_built_as_the_weights_have_it(tmp_path) -> None:
+    torch.manual_seed(0)
+    for name in ("mobileone_s0", "repvgg_a0"):
+        state = timm.create_model(name, num_classes=10).state_dict()
+        save_file(state, tmp_path / "ten.safetensors")
+        for classes in (None, 10):
+            model, _ = load_timm(name, tmp_path / "ten.safetensors", classes)
+            assert model(images(1)).shape == (1, 10)
+        with pytest.raises(ValueError, match=r"--num-classes 7: .* head of 10 classes"):
+            load_timm(name, tmp_path / "ten.safetensors", 7)

@@ -27,7 +27,7 @@ from tersor.ptq.quantizers import (
 from tersor.ptq.rounding import ROUNDING_RATE, LearnedRounding, undecided
 
 #: Images that a block computes at once where there are no gradients.
-_CHUNK = 64
+CHUNK = 64
 #: The best of so many looks at a block's loss is kept.
 _LOOKS = 10
 _LOOKED_AT = 256
@@ -67,7 +67,7 @@ class Block:
 @torch.no_grad()
 def run_chunks(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, some images at a time."""
-    return torch.cat([module(part) for part in torch.split(x, _CHUNK)])
+    return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def calibrate_block(
     @torch.no_grad()
     def look() -> float:
         shown = min(len(x), _LOOKED_AT)
-        parts = [slice(first, min(first + _CHUNK, shown)) for first in range(0, shown, _CHUNK)]
+        parts = [slice(first, min(first + CHUNK, shown)) for first in range(0, shown, CHUNK)]
         losses = [
             float(block_loss(block.module, block.tail, x[part], wanted[part], at_end[part], config))
             * (part.stop - part.start)

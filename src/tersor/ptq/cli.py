@@ -30,6 +30,9 @@ def quantize(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of a timm model in training form: .safetensors, .pth or .pt.")
     ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of a timm model's head; as many as its weights have by default.")
+    ] = None,
     bits: Annotated[
         str, typer.Option(help="Of weights and activations: w8a8, w6a6, w4a8, w4a4 and the like.")
     ] = "w8a8",
@@ -59,8 +62,11 @@ def quantize(
     from tersor.ptq.images import find_classes, read_folder
 
     image_files(calibration)
-    network, preprocessing = _network(model, weights)
-    given = read_folder(calibration, preprocessing, count=images, seed=seed)
+    network, preprocessing = _network(model, weights, num_classes)
+    remarks: list[str] = []
+    given = read_folder(calibration, preprocessing, count=images, seed=seed, tell=remarks.append)
+    for remark in remarks:
+        typer.echo(remark, err=True)
     labelled = None if evaluation is None else find_classes(evaluation, _classes(network, given))
     from tersor.bench.report import write_report
     from tersor.ptq import calibration as calibrating
@@ -101,7 +107,7 @@ def quantize(
         "out": str(out), "report": str(page), "bytes": files[OURS].nbytes, "simulation": files[OURS].simulation,
         "share_of_float": files[OURS].nbytes / files[FLOAT].nbytes, "float_layers": files[OURS].float_layers,
         "records": [json.loads(record.to_json()) for record in records],
-        "blocks": [asdict(block) for block in found.blocks],
+        "blocks": [asdict(block) for block in found.blocks], "remarks": remarks,
     }  # fmt: skip
     if as_json:
         typer.echo(json.dumps(facts))
@@ -117,20 +123,21 @@ def quantize(
         typer.echo("fewer than 8 bits are simulated: the file gives their numbers, at no gain over 8 bits")
 
 
-def _network(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+def _network(model: str, weights: Path | None, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     """Network and preprocessing; a model of the zoo brings its weights along."""
     from tersor import zoo
     from tersor.ptq.images import Preprocessing, load_timm
 
     if model in zoo.names():
-        if weights is not None:
-            raise TersorError(f"--weights is for models of timm; {model} brings its own")
+        for option, value in (("weights", weights), ("num-classes", classes)):
+            if value is not None:
+                raise TersorError(f"--{option} is for models of timm; {model} brings its own")
         net = zoo.load_network(model)
         shape = net.config
         return net, Preprocessing(size=shape.image_size, mean=(shape.mean,) * 3, deviation=(shape.deviation,) * 3)
     if weights is None:
         raise TersorError(f"--model {model} needs --weights FILE, a checkpoint in training form")
-    return load_timm(model, weights)
+    return load_timm(model, weights, classes)
 
 
 def _classes(network: nn.Module, images: Any) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tersor import _atomic
 from tersor._errors import TersorError
 from tersor._lazy import require
-from tersor.ptq.layers import IntegerLayer, RoundedInput
+from tersor.ptq.layers import IntegerLayer, RoundedInput, RoundedOutput
+from tersor.ptq.outputs import names_of
 
 #: The first operator set with 4-bit integers and with what torch's exporter writes.
 OPSET = 21
@@ -79,18 +80,18 @@ def export_quantized(model: nn.Module, example: Tensor, path: str | os.PathLike[
         if isinstance(module, IntegerLayer):
             parent, _, child = name.rpartition(".")
             setattr(ready.get_submodule(parent), child, _Layer(module))
-        elif isinstance(module, RoundedInput):
+        elif isinstance(module, RoundedInput | RoundedOutput):
             # The block below it is replaced in place, since the walk goes on below it.
             parent, _, child = name.rpartition(".")
-            setattr(ready.get_submodule(parent), child, _Entry(module))
-    _write(ready, example, Path(path))
+            setattr(ready.get_submodule(parent), child, (_Entry if isinstance(module, RoundedInput) else _Exit)(module))
+    _write(ready, example, Path(path), _names(model, example))
     low = min(min(each.weight_bits, each.activation_bits) for each in layers) < 8
     return OnnxFile(Path(path), Path(path).stat().st_size, census(path), low)
 
 
 def export_float(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> OnnxFile:
     """Write a floating-point model for comparison; arguments as of `export_quantized`."""
-    _write(copy.deepcopy(model).eval(), example, Path(path))
+    _write(copy.deepcopy(model).eval(), example, Path(path), _names(model, example))
     return OnnxFile(Path(path), Path(path).stat().st_size, census(path), False)
 
 
@@ -168,7 +169,21 @@ class _Entry(nn.Module):
         return self.inner(self.grid(x))
 
 
-def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+class _Exit(nn.Module):
+    def __init__(self, source: RoundedOutput) -> None:
+        super().__init__()
+        self.grid, self.inner = _Grid(source.scale, source.zero, source.bits), source.inner
+
+    def forward(self, x: Tensor) -> Any:
+        return self.grid(self.inner(x))
+
+
+@torch.no_grad()
+def _names(model: nn.Module, example: Tensor) -> list[str]:
+    return names_of(model(example[:1]))
+
+
+def _write(model: nn.Module, example: Tensor, path: Path, names: list[str]) -> None:
     """Export with a free batch, check, and put the file in its place."""
     onnx: Any = require("onnx", "ptq")
     require("onnxscript", "ptq")
@@ -179,7 +194,7 @@ def _write(model: nn.Module, example: Tensor, path: Path) -> None:
         with _quiet():
             program: Any = torch.onnx.export(
                 model, (given,), dynamo=True, opset_version=OPSET, dynamic_shapes=({0: batch},), input_names=["input"],
-                output_names=["logits"], verbose=False,
+                output_names=names, verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
