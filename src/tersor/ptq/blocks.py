@@ -34,6 +34,7 @@ _LOOKED_AT = 256
 #: Values of a layer's input that the search for its scale takes.
 _SUBSAMPLE = 400_000
 #: Of activations and of a row's weights, where ranges are percentiles.
+_NORM_OF_8_BITS = 4.0
 _PERCENTILE, _WEIGHT_PERCENTILE = 0.999, 0.99
 
 
@@ -106,12 +107,25 @@ def _first_scales(block: Block, inputs: Tensor, config: RepAPQConfig) -> None:
 @torch.no_grad()
 def activation_scale(x: Tensor, bits: int, config: RepAPQConfig) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the activations ``x``, by ``config.activation_init``."""
+    if config.symmetric:
+        x = torch.cat([x.flatten(), -x.flatten()])
+        scale = _scale_of(x, bits, config)[0]
+        return scale * (2**bits - 1) / (2**bits - 2), torch.full_like(scale, 2 ** (bits - 1))
+    return _scale_of(x, bits, config)
+
+
+def _scale_of(x: Tensor, bits: int, config: RepAPQConfig) -> tuple[Tensor, Tensor]:
     if config.activation_init == "minmax":
         return cut_activation(x, bits, share=1.0)
     some = x.flatten()[:: max(1, x.numel() // _SUBSAMPLE)]
     if config.activation_init == "percentile":
         return cut_activation(some, bits, share=_PERCENTILE)
-    return search_activation(some, bits)
+    if bits < 8:
+        return search_activation(some, bits)
+    # Steps are fine, and their errors cancel out in the sums that follow. What is cut off does not, so that it counts
+    # for more, and the range is that of all values.
+    ends = torch.stack([x.amin(), x.amax()])
+    return search_activation(torch.cat([some, ends]), bits, norm=_NORM_OF_8_BITS)
 
 
 def block_loss(
@@ -137,6 +151,7 @@ def block_loss(
     return loss
 
 
+@torch.enable_grad()
 def calibrate_block(
     block: Block, exact: Tensor, x: Tensor, wanted: Tensor, at_end: Tensor, config: RepAPQConfig, seed: int
 ) -> BlockReport:

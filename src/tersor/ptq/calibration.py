@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -80,7 +81,7 @@ def quantize(
     if not bool(torch.isfinite(calibration).all()):
         raise TersorError("the calibration images hold NaN or infinity; check how they were normalized")
     merged = merge(model, calibration[:8]).requires_grad_(False)
-    plan = find_plan(merged, calibration[:2], stages)
+    plan = find_plan(merged, calibration[:2], stages, config)
     chain = plan.stages
     for each in plan.left:
         on_progress(f"stays in floating point: {each}")
@@ -104,12 +105,12 @@ def quantize(
         on_progress(f"{stage.name}: stage {number + 1} of {len(chain)}")
         file = None if kept is None else kept / f"stage-{number:02}.safetensors"
         if not plan.linked:
-            exact, rounded = (_entering(each, stage.blocks[0], calibration) for each in (merged, target))
+            exact, rounded = (entering(each, stage.blocks[0], calibration) for each in (merged, target))
         elif number and number == len(chain) - 1 and (entry := _entry(merged, stage, exact, bits, config)) is not None:
             rounded = fake_activation(rounded, *entry)
         _insert(target, stage, bits, config)
         for name in plan.rounded & set(stage.blocks):
-            _replace(target, name, _placeholder(target.get_submodule(name), config))
+            replace_module(target, name, _placeholder(target.get_submodule(name), config))
         if file is not None and file.is_file():
             reports += _restore(file, target, stage)
             for name in stage.blocks:
@@ -140,28 +141,38 @@ def quantize(
             _keep(file, target, stage, done)
     for full, layer in list(target.named_modules()):
         if isinstance(layer, QuantLayer):
-            _replace(target, full, layer.freeze())
+            replace_module(target, full, layer.freeze())
     if entry is not None:
         first = chain[-1].blocks[0]
-        _replace(target, first, RoundedInput(target.get_submodule(first), *entry))
+        replace_module(target, first, RoundedInput(target.get_submodule(first), *entry))
     return Quantized(target.eval(), merged, tuple(reports), plan)
 
 
-def find_plan(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str]] | None = None) -> Plan:
+def find_plan(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str]] | None, config: RepAPQConfig) -> Plan:
     """The chain of a model, or the given one; where it is none, the chains inside it.
 
     Raises:
-        ValueError: If ``stages`` are given and are no chain, or the model has nothing to quantize.
+        ValueError: If ``stages`` are given and are no chain, the model has nothing to quantize, or an ignored layer is
+            not there.
     """
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    ignored = [name for name in layers if is_ignored(name, config)]
+    if unused := [each for each in config.ignored if not fnmatch.filter(layers, each)]:
+        raise TersorError(f"ignored names {unused[0]!r}, which no layer has; there are {', '.join(layers)}")
     try:
-        return Plan(find_stages(model, example, stages))
+        return Plan(find_stages(model, example, stages), left=tuple(f"{name} (ignored)" for name in ignored))
     except TersorError:
         if stages is not None:
             raise
-    plan = trace(model, example)
+    plan = trace(model, example, ignored)
     if not plan.stages:
         raise TersorError(f"{type(model).__name__} has no convolution or linear layer that is used once")
     return plan
+
+
+def is_ignored(name: str, config: RepAPQConfig) -> bool:
+    """Whether a layer stays in floating point by its name."""
+    return any(fnmatch.fnmatchcase(name, each) for each in config.ignored)
 
 
 class _Entered(Exception):
@@ -169,7 +180,7 @@ class _Entered(Exception):
 
 
 @torch.no_grad()
-def _entering(model: nn.Module, name: str, x: Tensor) -> Tensor:
+def entering(model: nn.Module, name: str, x: Tensor) -> Tensor:
     """What the module ``name`` is given when the model reads ``x``."""
     given: list[Tensor] = []
 
@@ -215,16 +226,22 @@ def _bits_of_layers(model: nn.Module, chain: list[Stage], config: RepAPQConfig) 
         for name, layer in model.get_submodule(block).named_modules()
         if isinstance(layer, (nn.Conv2d, nn.Linear))
     ]
+    names = [name for name in names if not is_ignored(name, config)]
+    if not names:
+        raise TersorError(f"ignored={config.ignored} leaves no layer to quantize")
     found = dict.fromkeys(names, (config.weight_bits, config.activation_bits))
     for end in (names[0], names[-1]):
         found[end] = (
             max(config.weight_bits, config.first_last_bits),
             max(config.activation_bits, config.first_last_bits),
         )
+    if config.reduce_range:
+        found = {name: (min(weight, 7), activation) for name, (weight, activation) in found.items()}
     return found
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module where ``model`` has one of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
 
@@ -235,6 +252,8 @@ def _insert(model: nn.Module, stage: Stage, bits: dict[str, tuple[int, int]], co
         for name, layer in list(model.get_submodule(block).named_modules()):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 full = f"{block}.{name}" if name else block
+                if full not in bits:
+                    continue
                 weight_bits, activation_bits = bits[full]
                 one = layer.weight.new_ones(())
                 kind = LearnedRounding if config.rounding == "learned" else QuantLayer
@@ -242,7 +261,7 @@ def _insert(model: nn.Module, stage: Stage, bits: dict[str, tuple[int, int]], co
                     layer, weight_bits=weight_bits, activation_bits=activation_bits,
                     w_scale=one.expand(len(layer.weight)), a_scale=one, a_zero=one * 0,
                 )  # fmt: skip
-                _replace(model, full, new)
+                replace_module(model, full, new)
 
 
 def _keep(file: Path, model: nn.Module, stage: Stage, reports: list[BlockReport]) -> None:

@@ -1,11 +1,13 @@
 """What a network computes in which order: the units that can run in integers, and who reads their outputs.
 
-A unit is a convolution or a linear layer, with the ReLU after it where a block has both. Networks that are no chain, because
-of skips, several outputs or gates, are quantized unit by unit; units that read nothing but each other's output are a stage.
+A unit is a convolution or a linear layer, with the ReLU after it where a block has both. Networks that are no chain,
+because of skips, several outputs or gates, are quantized unit by unit; units that read nothing but each other's output
+are a stage.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +91,14 @@ class Plan:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, example: Tensor) -> Plan:
-    """Run ``model`` once and find its units, the stages that they make, and what stays in floating point."""
+def trace(model: nn.Module, example: Tensor, ignored: Sequence[str] = ()) -> Plan:
+    """Run ``model`` once and find its units, the stages that they make, and what stays in floating point.
+
+    Args:
+        model: With one convolution a block.
+        example: Images that it takes.
+        ignored: Layers that shall stay in floating point.
+    """
     watch = _Watch()
     hooks = []
     for name, module in model.named_modules():
@@ -106,7 +114,7 @@ def trace(model: nn.Module, example: Tensor) -> Plan:
     finally:
         for hook in hooks:
             hook.remove()
-    units, left = _units(watch.calls)
+    units, left = _units(watch.calls, ignored)
     rounded, rectified = set(), set()
     stages: list[list[_Call]] = []
     for place, unit in enumerate(units):
@@ -127,7 +135,7 @@ def trace(model: nn.Module, example: Tensor) -> Plan:
     return Plan(found, False, frozenset(rounded), frozenset(rectified), tuple(left))
 
 
-def _units(calls: list[_Call]) -> tuple[list[_Call], list[str]]:
+def _units(calls: list[_Call], ignored: Sequence[str]) -> tuple[list[_Call], list[str]]:
     """Calls of units in their order, and the layers that are in none."""
     by_name: dict[str, list[_Call]] = {}
     for call in calls:
@@ -137,6 +145,9 @@ def _units(calls: list[_Call]) -> tuple[list[_Call], list[str]]:
         if isinstance(call.module, _OTHERS):
             left.append(f"{call.name} ({type(call.module).__name__})")
         if not isinstance(call.module, Layer):
+            continue
+        if call.name in ignored:
+            left.append(f"{call.name} (ignored)")
             continue
         if len(by_name[call.name]) > 1:
             left.append(f"{call.name} (used {len(by_name[call.name])} times)")
