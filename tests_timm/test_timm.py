@@ -19,6 +19,7 @@ from torch import nn
 
 from tersor.cli import run
 from tersor.ptq import onnx_export
+from tersor.ptq.bench.peers import onnx_runtime
 from tersor.ptq.bench.speed import SHAPES
 from tersor.ptq.calibration import quantize
 from tersor.ptq.config import RepAPQConfig
@@ -59,9 +60,59 @@ def test_fastvit_keeps_some_layers_in_floating_point(tmp_path) -> None:
     assert (ran - simulated).abs().mean() <= 0.01 * simulated.std()
 
 
-def test_what_is_no_chain_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"RepVit is no chain of stem"):
-        quantize(timm.create_model("repvit_m0_9").eval(), images(2))
+def test_networks_that_are_no_chain_run_in_integers_where_they_can(tmp_path) -> None:
+    """A RepViT, whose blocks add their inputs, and a backbone with an output of each stage."""
+    plain = RepAPQConfig().without_training("minmax")
+    x = images(2)
+    found = quantize(network("repvit_m0_9"), x, plain)
+    assert not found.plan.linked
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "repvit.onnx")
+    assert file.float_layers == 0
+    torch.manual_seed(0)
+    backbone = timm.create_model("repvgg_a0", features_only=True).eval()
+    found = quantize(backbone, x, plain)
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "features.onnx")
+    opened = onnx_export.session(file.path)
+    assert [each.name for each in opened.get_outputs()] == [f"output_{number}" for number in range(5)]
+    shapes = [each.shape for each in opened.run(None, {"input": x.numpy()})]
+    with torch.no_grad():
+        assert shapes == [tuple(each.shape) for each in backbone(x)]
+    assert file.float_layers == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobileone_s0", "mobileone_s1"])
+def test_first_scales_are_as_near_to_floating_point_as_onnx_runtimes(name) -> None:
+    """On 200 images of 96 x 96, paired: the ratio of error to signal of each, and which class is the likeliest."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    given = smooth(264)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(given[:32])
+        model.eval()
+        shown = given[64:]
+        exact = model(shown)
+        ours = quantize(model, given[:64], RepAPQConfig(iterations=0)).model(shown)
+        theirs = onnx_runtime(model, given[:64])(shown)
+    power = exact.square().sum(1)
+    decibels = [10 * (power / (exact - each).square().sum(1)).log10() for each in (ours, theirs)]
+    assert float((decibels[0] - decibels[1]).mean()) > 0
+    agreement = [float((exact.argmax(1) == each.argmax(1)).float().mean()) for each in (ours, theirs)]
+    assert agreement[0] >= agreement[1] - 0.01
+
+
+def smooth(count: int, side: int = 96) -> torch.Tensor:
+    """Noise with the spectrum of photographs."""
+    spectrum = torch.fft.rfft2(torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)))
+    high, wide = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
+    found = torch.fft.irfft2(spectrum / (high**2 + wide**2).sqrt().clamp_min(1 / side), s=(side, side))
+    return found / found.std((1, 2, 3), keepdim=True)
+
+
+def test_what_cannot_be_merged_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"ResNet has no blocks with branches"):
         quantize(timm.create_model("resnet18").eval(), images(2))
     merged = timm.utils.reparameterize_model(timm.create_model("repvgg_a0").eval())

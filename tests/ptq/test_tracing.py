@@ -18,7 +18,7 @@ from tersor.ptq.outputs import names_of, tensors_of
 from tersor.ptq.speed import speedup, time_files
 from tersor.ptq.tracing import trace
 
-QUICK = RepAPQConfig(iterations=2, init_images=8)
+QUICK = RepAPQConfig(iterations=2, init_images=16)
 NETWORKS: dict[str, tuple[Any, list[str]]] = {
     "a U-Net": (UNet, ["logits"]),
     "a pyramid by name": (Pyramid, ["p0", "p1", "p2"]),
