@@ -26,7 +26,7 @@ from tersor.bench.measure import PairedTimes, time_paired
 from tersor.experts.config import DeltaConfig
 from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest
 from tersor.experts.host import ExpertHost
-from tersor.experts.identity import model_hash, tensor_hashes
+from tersor.experts.identity import Hashes, model_hash, tensor_hashes
 from tersor.experts.sources import Source, module_of
 from tersor.lowbit.packing import packed_width
 
@@ -74,11 +74,19 @@ def random_model(shape: str, *, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def random_expert(base: Any, config: DeltaConfig, *, seed: int) -> ExpertDelta:
-    """A delta of ``base`` that changes every linear of the decoder layers, with random codes."""
+def base_hashes(base: Any) -> Hashes:
+    """What binds deltas to ``base``; reads all of it."""
+    return tensor_hashes(Source(base))
+
+
+def random_expert(base: Any, config: DeltaConfig, *, seed: int, hashes: Hashes | None = None) -> ExpertDelta:
+    """A delta of ``base`` that changes every linear of the decoder layers, with random codes.
+
+    ``hashes`` are those of `base_hashes`, where several experts share them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    source = Source(base)
-    anatomy, hashes = source.anatomy, tensor_hashes(source)
+    anatomy = Source(base).anatomy
+    hashes = base_hashes(base) if hashes is None else hashes
     tensors: dict[str, Tensor] = {}
     linears: dict[str, Linear] = {}
     for name, shape in anatomy.linears.items():
