@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from tersor.cli import run
 from tersor.ptq import onnx_export
+from tersor.ptq.bench.peers import onnx_runtime
 from tersor.ptq.bench.speed import SHAPES
 from tersor.ptq.calibration import quantize
 from tersor.ptq.config import RepAPQConfig
@@ -56,9 +60,59 @@ def test_fastvit_keeps_some_layers_in_floating_point(tmp_path) -> None:
     assert (ran - simulated).abs().mean() <= 0.01 * simulated.std()
 
 
-def test_what_is_no_chain_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"RepVit is no chain of stem"):
-        quantize(timm.create_model("repvit_m0_9").eval(), images(2))
+def test_networks_that_are_no_chain_run_in_integers_where_they_can(tmp_path) -> None:
+    """A RepViT, whose blocks add their inputs, and a backbone with an output of each stage."""
+    plain = RepAPQConfig().without_training("minmax")
+    x = images(2)
+    found = quantize(network("repvit_m0_9"), x, plain)
+    assert not found.plan.linked
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "repvit.onnx")
+    assert file.float_layers == 0
+    torch.manual_seed(0)
+    backbone = timm.create_model("repvgg_a0", features_only=True).eval()
+    found = quantize(backbone, x, plain)
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "features.onnx")
+    opened = onnx_export.session(file.path)
+    assert [each.name for each in opened.get_outputs()] == [f"output_{number}" for number in range(5)]
+    shapes = [each.shape for each in opened.run(None, {"input": x.numpy()})]
+    with torch.no_grad():
+        assert shapes == [tuple(each.shape) for each in backbone(x)]
+    assert file.float_layers == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobileone_s0", "mobileone_s1"])
+def test_first_scales_are_as_near_to_floating_point_as_onnx_runtimes(name) -> None:
+    """On 200 images of 96 x 96, paired: the ratio of error to signal of each, and which class is the likeliest."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    given = smooth(264)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(given[:32])
+        model.eval()
+        shown = given[64:]
+        exact = model(shown)
+        ours = quantize(model, given[:64], RepAPQConfig(iterations=0)).model(shown)
+        theirs = onnx_runtime(model, given[:64])(shown)
+    power = exact.square().sum(1)
+    decibels = [10 * (power / (exact - each).square().sum(1)).log10() for each in (ours, theirs)]
+    assert float((decibels[0] - decibels[1]).mean()) > 0
+    agreement = [float((exact.argmax(1) == each.argmax(1)).float().mean()) for each in (ours, theirs)]
+    assert agreement[0] >= agreement[1] - 0.01
+
+
+def smooth(count: int, side: int = 96) -> torch.Tensor:
+    """Noise with the spectrum of photographs."""
+    spectrum = torch.fft.rfft2(torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)))
+    high, wide = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
+    found = torch.fft.irfft2(spectrum / (high**2 + wide**2).sqrt().clamp_min(1 / side), s=(side, side))
+    return found / found.std((1, 2, 3), keepdim=True)
+
+
+def test_what_cannot_be_merged_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"ResNet has no blocks with branches"):
         quantize(timm.create_model("resnet18").eval(), images(2))
     merged = timm.utils.reparameterize_model(timm.create_model("repvgg_a0").eval())
@@ -159,3 +213,42 @@ def test_the_example_quantizes_mobileone(tmp_path, monkeypatch, capsys) -> None:
     assert "of 2 images are classified as in floating point" in told and "layers in floating point: 0" in told
     assert onnx_export.census(out)["QLinearConv"] == 43
     assert out.stat().st_size <= 0.27 * out.with_suffix(".float.onnx").stat().st_size
+
+
+def checkpoints(tmp_path: Path, state: dict[str, torch.Tensor]) -> dict[str, object]:
+    other = {name: each + 1 if each.is_floating_point() else each for name, each in state.items()}
+    return {
+        "training": {
+            "state_dict": state,
+            "epoch": 3,
+            "args": argparse.Namespace(lr=0.1, model="x"),
+            "metric": np.float64(1),
+        },
+        "averaged": {"state_dict": other, "state_dict_ema": state, "optimizer": {"param_groups": []}},
+        "parallel": {f"module.{name}": each for name, each in state.items()},
+        "compiled": {"model": {f"_orig_mod.module.{name}": each for name, each in state.items()}},
+        "plain": state,
+    }
+
+
+def test_checkpoints_of_training_scripts_are_read_safely(tmp_path) -> None:
+    state = network("mobileone_s0").state_dict()
+    for name, content in checkpoints(tmp_path, state).items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        read, _ = load_timm("mobileone_s0", tmp_path / f"{name}.pth")
+        assert all(torch.equal(each, state[key]) for key, each in read.state_dict().items()), name
+    torch.save({"state_dict": state, "hook": Path}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="cannot be read as tensors"):
+        load_timm("mobileone_s0", tmp_path / "code.pth")
+
+
+def test_a_head_of_other_classes_is_built_as_the_weights_have_it(tmp_path) -> None:
+    torch.manual_seed(0)
+    for name in ("mobileone_s0", "repvgg_a0"):
+        state = timm.create_model(name, num_classes=10).state_dict()
+        save_file(state, tmp_path / "ten.safetensors")
+        for classes in (None, 10):
+            model, _ = load_timm(name, tmp_path / "ten.safetensors", classes)
+            assert model(images(1)).shape == (1, 10)
+        with pytest.raises(ValueError, match=r"--num-classes 7: .* head of 10 classes"):
+            load_timm(name, tmp_path / "ten.safetensors", 7)

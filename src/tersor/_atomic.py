@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tersor._errors import TersorError
@@ -19,13 +21,19 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to ``path`` as `write_text` does."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as scratch:
+        scratch.write_bytes(content)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write to in the place of ``target``, which it replaces at the end of the block."""
     # In the same folder, because a rename is atomic only within one file system.
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes private files; a report is for everyone who may read the folder.
-        os.chmod(temporary, 0o666 & ~_umask())
+        yield Path(temporary)
+        open_up(Path(temporary))
         os.replace(temporary, target)
     except BaseException as error:
         os.unlink(temporary)
@@ -63,7 +71,8 @@ def try_out(path: Path, option: str, *, folder: bool) -> None:
         raise TersorError(f"{option} {path} cannot be written: {reason}; give another path") from None
 
 
-def _umask() -> int:
+def open_up(file: Path) -> None:
+    """Give a file the mode of other new files: mkstemp and safetensors make private ones."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    file.chmod(0o666 & ~mask)

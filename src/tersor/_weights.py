@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tersor import _atomic
 from tersor._errors import TersorError
 
 
@@ -27,3 +30,12 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise TersorError(f"{index} points outside its folder ({shard!r}); do not use it")
     return [folder / shard for shard in shards]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the mode that other new files get; readers see the old file or the new one."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _atomic.replacing(path) as scratch:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, scratch, metadata=metadata)

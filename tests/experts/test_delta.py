@@ -110,7 +110,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no JSON": (lambda f: cut(f / MANIFEST, 100), "not valid JSON"),
     "a name twice": (lambda f: (f / MANIFEST).write_text('{"a": 1, "a": 2}'), "occurs twice"),
     "no version": (lambda f: manifest_of(f, lambda v: v.pop("format_version")), "format_version"),
-    "newer": (lambda f: manifest_of(f, lambda v: v.update(format_version=2)), "upgrade"),
+    "newer": (lambda f: manifest_of(f, lambda v: v.update(format_version=3)), "upgrade"),
+    "older": (lambda f: manifest_of(f, lambda v: v.update(format_version=1)), "pack it again"),
     "a field less": (lambda f: manifest_of(f, lambda v: v.pop("same")), "has fields"),
     "bad setting": (lambda f: manifest_of(f, lambda v: v["config"].update(bits=5)), "bits=5"),
     "bad linear": (lambda f: manifest_of(f, lambda v: v["modules"][LINEAR].update(shape=[0, 4])), "impossible"),
@@ -118,7 +119,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "other shape": (lambda f: manifest_of(f, lambda v: v["modules"][LINEAR].update(shape=[64, 32])), "says U8"),
     "traversal": (lambda f: manifest_of(f, lambda v: v["full"].append("../x")), "names a tensor"),
     "tensor unknown": (lambda f: manifest_of(f, lambda v: v["full"].remove("model.norm.weight")), "model.norm.weight"),
-    "other base": (lambda f: manifest_of(f, lambda v: v.update(base_fingerprint="0" * 64)), "different bases"),
+    "other base": (lambda f: manifest_of(f, lambda v: v.update(base_fingerprint="0" * 64)), "another base"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "is missing"),
     "cut off": (lambda f: cut(f / WEIGHTS, (f / WEIGHTS).stat().st_size - 10), "not a whole safetensors file"),
     "cut in the header": (lambda f: cut(f / WEIGHTS, 200), "not a whole safetensors file"),
@@ -159,8 +160,24 @@ def test_an_interrupted_save_is_no_delta(delta: ExpertDelta, folder: Path, monke
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(module, "save_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         delta.save_pretrained(folder)
     with pytest.raises(DeltaFormatError, match="no delta_config"):
         ExpertDelta.from_pretrained(folder)
+
+
+def test_weights_of_another_base_beside_the_manifest_are_refused(folder: Path, base: Any, tmp_path: Path) -> None:
+    other = compress_expert(tuned(base, 5), tuned(base, 1), DeltaConfig(num_salient=2))
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / WEIGHTS, folder / WEIGHTS)
+    with pytest.raises(DeltaFormatError, match="different bases"):
+        ExpertDelta.from_pretrained(folder)
+
+
+def test_files_have_the_mode_that_new_files_get(folder: Path) -> None:
+    (folder / "plain").touch()
+    wanted = (folder / "plain").stat().st_mode
+    assert {file.name: file.stat().st_mode for file in folder.iterdir()} == dict.fromkeys(
+        (file.name for file in folder.iterdir()), wanted
+    )

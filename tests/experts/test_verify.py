@@ -68,6 +68,7 @@ def test_a_merged_folder_is_the_merged_model(folders: dict[str, Path], base: Any
     merge_folder(delta, folders["base"], out)
     loaded = type(base).from_pretrained(out).eval()
     assert torch.equal(logits(loaded, IDS), logits(merge_expert(base, delta), IDS))
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "weights are for whoever may read the rest"
     assert (out / "tokenizer.json").is_file() and [each.name for each in tmp_path.iterdir()] == ["merged"]
     with pytest.raises(BaseMismatchError):
         merge_folder(delta, folders["other"], tmp_path / "wrong")

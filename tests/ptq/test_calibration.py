@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,30 @@ def test_an_interrupted_run_goes_on_after_the_last_stage(net, tmp_path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(ValueError, match="another run"):
         quantize(net, images(64, seed=2), short, folder=tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        quantize(net, images(64).flip(0), short, folder=tmp_path)  # of equal sums
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(ValueError, match="another run"):
+        quantize(other, images(64), short, folder=tmp_path)
+
+
+def test_broken_files_of_a_run_are_named(net, tmp_path) -> None:
+    short = replace(W4, iterations=0)
+    quantize(net, images(8), short, folder=tmp_path)
+    first, second = (tmp_path / f"stage-0{number}.safetensors" for number in (0, 1))
+    whole = second.read_bytes()
+    for content in (whole[:500], whole[:-9], b"", first.read_bytes()):
+        second.write_bytes(content)
+        with pytest.raises(ValueError, match=r"stage-01\.safetensors is no finished stage; remove it"):
+            quantize(net, images(8), short, folder=tmp_path)
+    second.write_bytes(whole)
+    quantize(net, images(8), short, folder=tmp_path)
+    for content in ("{", "[]", '"x"'):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=r"run\.json|another run"):
+            quantize(net, images(8), short, folder=tmp_path)
 
 
 def test_switches_do_what_they_say(net) -> None:

@@ -23,6 +23,9 @@ def test_unreadable_files_are_left_out_until_they_are_too_many(tmp_path) -> None
     images, kept = read_images(image_files(tmp_path), plain)
     assert images.shape == (12, 3, 32, 32) and len(kept) == 12
     assert torch.isclose(images.amax(), torch.tensor((110 / 255 - 0.5) / 0.25))
+    told: list[str] = []
+    read_folder(tmp_path, plain, count=99, seed=0, tell=told.append)
+    assert told == [f"skipped 1 of 13 files, which cannot be read: {tmp_path / 'bad.jpg'}"]
     some = read_folder(tmp_path, plain, count=5, seed=0)
     assert len(some) >= 4 and torch.equal(some, read_folder(tmp_path, plain, count=5, seed=0))
 
@@ -43,3 +46,18 @@ def test_classes_are_the_folders_in_order(tmp_path) -> None:
         find_classes(tmp_path, 3)
     parts = list(ptq_report.batches(find_classes(tmp_path, 2), Preprocessing(size=32)))
     assert len(parts) == 1 and parts[0][0].shape == (2, 3, 32, 32) and parts[0][1].tolist() == [0, 1]
+
+
+def test_one_small_picture_is_enlarged_and_named_and_many_are_refused(tmp_path) -> None:
+    plain = Preprocessing(size=32)
+    for index in range(8):
+        Image.new("L", (40, 50)).save(tmp_path / f"{index}.png")
+    Image.new("L", (20, 10), color=255).save(tmp_path / "thumb.png")
+    for seed in range(6):
+        read_folder(tmp_path, plain, count=4, seed=seed)  # whether it is drawn or not
+    told: list[str] = []
+    assert len(read_folder(tmp_path, plain, count=99, seed=0, tell=told.append)) == 9
+    assert told == [f"enlarged 1 images smaller than 32 x 32: {tmp_path / 'thumb.png'}"]
+    Image.new("L", (20, 20)).save(tmp_path / "second.png")
+    with pytest.raises(ValueError, match=r"second.png is 20 x 20 pixels; the network takes 32 x 32, and 2 of 10"):
+        read_folder(tmp_path, plain, count=99, seed=0)

@@ -59,7 +59,9 @@ def _collect(
             nonlocal last
             x = inputs[0]
             if last is None or last[0] is not x:  # q, k and v read one tensor, gate and up another
-                last = (x, statistic(x[mask.bool().to(x.device)]))
+                tokens, kept = x.reshape(-1, x.shape[-1]), mask.bool().flatten().to(x.device)
+                # Of a linear that only some tokens come to, it is not known which of them are padding.
+                last = (x, statistic(tokens[kept] if len(tokens) == len(kept) else tokens))
             sums[name] = sums[name] + last[1] if name in sums else last[1]
 
         return look

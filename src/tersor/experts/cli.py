@@ -20,14 +20,17 @@ experts = typer.Typer(help="Fine-tuned experts as packed deltas of one base.", n
 experts.add_typer(router, name="router")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Base = Annotated[Path, typer.Option(help="Folder of the base.")]
+Base = Annotated[str, typer.Option(help="Folder or hub name of the base.")]
 Delta = Annotated[str, typer.Argument(help="Folder or hub name of a delta.")]
 
 
 @experts.command()
 def pack(
     base: Base,
-    expert: Annotated[list[str], typer.Option(help="NAME=FOLDER of an expert; may be given several times.")],
+    expert: Annotated[
+        list[str],
+        typer.Option(help="NAME=FOLDER or hub name of an expert or a PEFT adapter; several times."),
+    ],
     out: Annotated[
         Path, typer.Option(metavar=FOLDER, help="Gets one folder a name; finished ones are not made again.")
     ],
@@ -40,6 +43,10 @@ def pack(
     distill: Annotated[str, typer.Option(help="'none', 'codes' or 'closed_form'.")] = "none",
     calibration: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE with a text a line, of the expert's own domain.")
+    ] = None,
+    full_modules: Annotated[
+        list[str] | None,
+        typer.Option("--full-modules", help="Name of modules to store complete, as 'experts'; several times."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -55,31 +62,26 @@ def pack(
         num_salient=num_salient,
         step_init=step_init,
         distill=None if distill == "none" else distill,
+        full_modules=tuple(full_modules or ()),
     )
     folders, texts = _pairs("--expert", expert), _pairs("--calibration", calibration or [])
     if unknown := sorted(set(texts) - set(folders)):
         raise TersorError(f"--calibration names {unknown[0]!r}, which no --expert does")
-    rows = {name: _lines(file) for name, file in texts.items()}
-    from tersor.experts.compress import compress_expert
-    from tersor.experts.delta import MANIFEST, ExpertDelta
-    from tersor.experts.sources import check_folder
+    rows = {name: _lines(Path(file)) for name, file in texts.items()}
+    from tersor.experts.adapters import ADAPTER
+    from tersor.experts.packing import pack_expert
+    from tersor.experts.sources import check_folder, local_folder
 
     for folder in (base, *folders.values()):
-        check_folder(folder)
+        if folder == base or not (local_folder(folder) / ADAPTER).is_file():
+            check_folder(local_folder(folder))
     facts: dict[str, Any] = {}
     with spinner() as status:
         for name, folder in folders.items():
             target = out / name
-            if (target / MANIFEST).is_file():
-                delta = ExpertDelta.from_pretrained(target)
-                if delta.manifest.config != config or delta.manifest.expert_model_name_or_path != str(folder):
-                    raise TersorError(f"{target} holds another delta; remove it or give another --out")
-            else:
-                delta = compress_expert(
-                    base, folder, config, calibration=rows.get(name), work=out / f".{name}.unfinished",
-                    on_progress=prefixed(status.update, name),
-                )  # fmt: skip
-                delta.save_pretrained(target)
+            delta = pack_expert(
+                base, folder, target, config, calibration=rows.get(name), on_progress=prefixed(status.update, name)
+            )
             facts[name] = {"folder": str(target), **_sizes(delta)}
     if as_json:
         typer.echo(json.dumps(facts))
@@ -127,10 +129,13 @@ def inspect(delta: Delta, as_json: Json = False) -> None:
 def verify(
     delta: Delta,
     base: Base,
-    expert: Annotated[Path, typer.Option(help="Folder of the uncompressed expert.")],
+    expert: Annotated[str, typer.Option(help="Folder or hub name of the uncompressed expert.")],
     texts: Annotated[
         Path | None, typer.Option(help="A text a line, to compare answers on; held out, if you can.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare every number of base and expert, not a sample of each tensor.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare a delta with the expert that it stands for: weights, and on texts the answers."""
@@ -139,7 +144,7 @@ def verify(
 
     read = ExpertDelta.from_pretrained(delta)
     rows = None if texts is None else _lines(texts)
-    facts: dict[str, Any] = {"errors": compare_weights(read, base, expert)}
+    facts: dict[str, Any] = {"errors": compare_weights(read, base, expert, full=full)}
     if rows is not None:
         with spinner() as status:
             status.update("answers")
@@ -171,14 +176,14 @@ def merge(
     typer.echo(json.dumps({"out": str(out)}) if as_json else f"{out}")
 
 
-def _pairs(option: str, values: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _pairs(option: str, values: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
     for value in values:
         name, equals, path = value.partition("=")
         plain = name.replace("-", "").replace("_", "").isalnum()
         if not equals or not path or not plain or name in found:
             raise TersorError(f"{option} {value!r} must be NAME=PATH, each name once, of letters, digits, '-' and '_'")
-        found[name] = Path(path)
+        found[name] = path
     return found
 
 

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor import _atomic
-from tersor._errors import TersorError
+from tersor._errors import TersorError, UnsupportedError
+from tersor._weights import save_tensors
 from tersor.bench.measure import versions
 from tersor.bench.runs import OnProgress
+from tersor.experts.adapters import merged_adapter
+from tersor.experts.architecture import check_same_architecture
 from tersor.experts.calibration import Batches, input_energy
-from tersor.experts.config import FLOATS, DeltaConfig
-from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
+from tersor.experts.config import FLOATS, ConfigMismatchError, DeltaConfig
+from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest
 from tersor.experts.distill import distill_closed_form, distill_codes
+from tersor.experts.generation import own_settings
+from tersor.experts.identity import Hashes, model_hash, tensor_hashes
 from tersor.experts.quantizer import Grid, initial_step, robust_step
 from tersor.experts.saliency import channel_scores, most_salient
-from tersor.experts.sources import Anatomy, Source, batches, check_same_architecture, load_model, module_of
+from tersor.experts.sources import Anatomy, Source, batches, load_model, module_of
 from tersor.lowbit.packing import pack_half_split
 from tersor.training.claim import claim
 
@@ -49,8 +56,9 @@ def compress_expert(
     """What ``expert`` adds to ``base``, packed (ME-Switch, arXiv 2406.09041, section 3).
 
     Args:
-        base: A model, or a folder with safetensors, which are read tensor by tensor.
-        expert: The same, fine-tuned from ``base``. Only calibration and distillation load one that is a folder.
+        base: A model, or a folder or hub name with safetensors, which are read tensor by tensor.
+        expert: The same, fine-tuned from ``base``, or a PEFT adapter of it, which is merged first. Only calibration and
+            distillation load one that is a folder.
         config: Bits, channels and the rest; the paper's by default.
         calibration: Text of the expert's own domain: strings, rows with a "text", or tensors of ids. None scores
             channels by weights alone, which finds no outlier of activations.
@@ -58,56 +66,94 @@ def compress_expert(
         sequences: Texts of ``calibration`` that are read at most.
         length: Tokens that are read of each text at most.
         batch: Texts a forward pass.
-        work: Folder where finished linears are kept, so that an interrupted run goes on there.
+        work: Folder where finished linears are kept, so that an interrupted run goes on there; remove it once the
+            delta is saved.
         on_progress: Told what is being done.
 
     Raises:
         ConfigMismatchError: If the models differ in architecture or size.
-        ValueError: If weights are not finite, ``expert`` is an adapter instead of a model, or distillation has no
-            calibration.
+        ValueError: If weights are not finite, or distillation has no calibration.
         NotImplementedError: If the model has routed experts whose weights are not stored complete.
     """
-    config = config or DeltaConfig()
-    if config.distill and calibration is None:
-        raise TersorError(f"distill={config.distill!r} needs calibration data")
-    with Source(base) as old, Source(expert) as new:
-        check_same_architecture(old.config, new.config)
-        before = Anatomy.of(old.config, old.architecture, full_modules=config.full_modules)
-        after = Anatomy.of(new.config, new.architecture, full_modules=config.full_modules)
-        for source, anatomy in ((old, before), (new, after)):
-            source.check_shapes({**anatomy.linears, **anatomy.others})
-            for name in anatomy.others:
-                source.read(name)  # what is missing or not finite, before the work
-        mark, theirs = fingerprint(old.read, before.linears), fingerprint(new.read, after.linears)
-        modules = [module_of(name)[0] for name in after.linears]
-        model = data = None
-        energy: dict[str, Tensor] = {}
+    settings = {"sequences": sequences, "length": length, "batch": batch}
+    with Job.of(base, expert, config, calibration=calibration, tokenizer=tokenizer, **settings) as job:
+        return job.run(work, on_progress)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one delta is made of, read and checked, before the work."""
+
+    old: Source
+    new: Source
+    config: DeltaConfig
+    before: Anatomy
+    after: Anatomy
+    base_tensors: Hashes
+    identity: dict[str, Any]
+    """Settings, and hashes of all numbers of base, expert and calibration data: jobs of one identity give one delta."""
+    data: Batches | None
+    model: Any
+    """The expert where it is in memory, else its folder."""
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls, base: Any, expert: Any, config: DeltaConfig | None, *, calibration: Any, tokenizer: Any = None,
+        sequences: int = 128, length: int = 512, batch: int = 8,
+    ) -> Iterator[Job]:  # fmt: skip
+        """Arguments and errors are those of `compress_expert`."""
+        config = config or DeltaConfig()
+        if config.distill and calibration is None:
+            raise TersorError(f"distill={config.distill!r} needs calibration data")
+        expert = merged_adapter(base, expert)
+        full = config.full_modules
+        with Source(base, full_modules=full) as old, Source(expert, full_modules=full) as new:
+            check_same_architecture(old.config, new.config)
+            if old.architecture is not new.architecture:
+                raise ConfigMismatchError(
+                    f"base is {old.architecture.__name__}, expert {new.architecture.__name__}; load both as one class"
+                )
+            before, after = old.anatomy, new.anatomy
+            for name, shape in after.routed.items():
+                raise UnsupportedError(
+                    f"{name} holds the weights of routed experts in one parameter {list(shape)}, whose deltas are not "
+                    f"packed: name {module_of(name)[0].rpartition('.')[2]!r} in full_modules (--full-modules) to store "
+                    "them complete"
+                )
+            for source, anatomy in ((old, before), (new, after)):
+                source.check_shapes({**anatomy.linears, **anatomy.others})
+                source.check_buffers()
+                for name in (*anatomy.linears, *anatomy.others):
+                    source.read(name)  # what is missing or not finite, before the work
+            rows = {"sequences": sequences, "length": length, "batch": batch}
+            data = None if calibration is None else _data(calibration, tokenizer, new.folder, **rows)
+            hashes = tensor_hashes(old)
+            identity = {
+                "config": config.to_dict(),
+                "base": model_hash(hashes),
+                "expert": model_hash(tensor_hashes(new)),
+                "calibration": None if data is None else _digest(data),
+            }
+            yield cls(old, new, config, before, after, hashes, identity, data, expert)
+
+    def run(self, work: Path | None, on_progress: OnProgress) -> ExpertDelta:
+        """Make the delta; ``work`` and ``on_progress`` as in `compress_expert`."""
+        old, new, config, data = self.old, self.new, self.config, self.data
+        modules = [module_of(name)[0] for name in self.after.linears]
+        store = _Work(work, self.identity)
+        model, energy = self._look(modules, on_progress)
         notes: list[str] = []
-        if calibration is not None:
-            on_progress("calibration")
-            model = expert if isinstance(expert, nn.Module) else load_model(expert)
-            data = _data(calibration, tokenizer, new.folder, sequences=sequences, length=length, batch=batch)
-            energy, tokens = input_energy(model, modules, data)
-            if tokens < FEW_TOKENS:
-                warnings.warn(f"only {tokens} calibration tokens; give at least {FEW_TOKENS}", stacklevel=2)
-        elif config.selection == "reconstruction" and config.num_salient:
-            warnings.warn(
-                "no calibration data: salient channels are chosen by weights alone, which finds none that only "
-                "activations make salient",
-                stacklevel=2,
-            )
-        identity = {"config": config.to_dict(), "base": mark, "expert": theirs}
-        store = _Work(work, {**identity, "calibration": None if data is None else _digest(data)})
         tensors: dict[str, Tensor] = {}
         linears: dict[str, Linear] = {}
         same: list[str] = []
-        for index, name in enumerate(after.linears):
+        for index, name in enumerate(self.after.linears):
             module = module_of(name)[0]
             on_progress(f"{module} ({index + 1} of {len(modules)})")
             one, other = old.read(name), new.read(name)
             if one.dtype != other.dtype and not notes:
                 notes.append(f"base and expert were saved as {one.dtype} and {other.dtype}")
-                warnings.warn(notes[0] + ": the difference in rounding becomes part of the delta", stacklevel=2)
+                warnings.warn(notes[0] + ": the difference in rounding becomes part of the delta", stacklevel=3)
             if torch.equal(one.float(), other.float()):
                 same.append(name)
                 continue
@@ -116,16 +162,20 @@ def compress_expert(
                 notes.append(f"{module}: salient channels exceed float16 and are {linear.salient_dtype}")
             linears[module] = linear
             tensors |= {f"{module}.{part}": tensor for part, tensor in packed.items()}
-        full, tied = _complete(old, new, before, after, tensors, same)
+        full, tied = _complete(old, new, self.before, self.after, tensors, same)
         installed = versions()
         manifest = Manifest(
             base_model_name_or_path=old.name,
             base_revision=getattr(old.config, "_commit_hash", None),
-            base_fingerprint=mark,
+            base_fingerprint=self.identity["base"],
+            base_tensors=self.base_tensors,
+            expert_fingerprint=self.identity["expert"],
+            calibration=self.identity["calibration"],
             expert_model_name_or_path=new.name,
             architectures=[new.architecture.__name__],
             config=config,
             expert_config=json.loads(new.config.to_json_string(use_diff=False)),
+            generation_config=own_settings(self.model, new.config, new.folder),
             modules=linears,
             full=full,
             same=sorted(same),
@@ -134,14 +184,32 @@ def compress_expert(
             versions={name: installed[name] for name in ("tersor", "torch", "transformers")},
         )
         delta = ExpertDelta(manifest, tensors, new.folder)
-        if config.distill and model is not None and data is not None:
+        if config.distill and data is not None:
             on_progress("distillation")
             if config.distill == "codes":
                 delta = distill_codes(delta, old, model, data, on_progress=on_progress)
             else:
                 delta = distill_closed_form(delta, old, model, data)
-        store.clear()
         return delta
+
+    def _look(self, modules: list[str], on_progress: OnProgress) -> tuple[Any, dict[str, Tensor]]:
+        """The expert and the energies of its linears' inputs, where there is calibration data."""
+        if self.data is None:
+            if self.config.selection == "reconstruction" and self.config.num_salient:
+                warnings.warn(
+                    "no calibration data: salient channels are chosen by weights alone, which finds none that only "
+                    "activations make salient",
+                    stacklevel=4,
+                )
+            return None, {}
+        if self.new.config.is_encoder_decoder:
+            raise UnsupportedError("models with an encoder and a decoder are packed without calibration; leave it out")
+        on_progress("calibration")
+        model = self.model if isinstance(self.model, nn.Module) else load_model(self.model)
+        energy, tokens = input_energy(model, modules, self.data)
+        if tokens < FEW_TOKENS:
+            warnings.warn(f"only {tokens} calibration tokens; give at least {FEW_TOKENS}", stacklevel=4)
+        return model, energy
 
 
 def _compress(
@@ -249,12 +317,10 @@ class _Work:
         note, file = self.folder / f"{name}.json", self.folder / f"{name}.safetensors"
         if not note.is_file():
             linear, parts = make()
-            save_file({part: tensor.contiguous() for part, tensor in parts.items()}, file)
+            save_tensors(file, parts)
             _atomic.write_text(note, json.dumps(vars(linear)))
-        values = json.loads(note.read_text(encoding="utf-8"))
-        return Linear(**{**values, "shape": tuple(values["shape"])}), load_file(file)
-
-    def clear(self) -> None:
-        """Remove what is no longer needed."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder)
+        try:
+            values = json.loads(note.read_text(encoding="utf-8"))
+            return Linear(**{**values, "shape": tuple(values["shape"])}), load_file(file)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError):
+            raise TersorError(f"{note} and {file.name} are not whole; remove both, and they are made again") from None

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Any
 
 from tersor._errors import TersorError, UnsupportedError
+from tersor.experts.config import ExpertBusyError
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes, ResidentExpert
 
@@ -75,7 +76,8 @@ class ExpertBatch:
         """Queue a prompt for an expert, None is the base; returns the request's id.
 
         Args:
-            kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``.
+            kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``; the
+                tokens that end the answer are the expert's own by default.
 
         Raises:
             UnknownExpertError: If the name is not registered.
@@ -83,6 +85,8 @@ class ExpertBatch:
         """
         name = kwargs.pop("request_id", None) or f"request-{next(self._numbers)}"
         resident = None if expert is None else self.host.hold(expert)
+        if expert is not None and (ends := self.host.settings(expert).get("eos_token_id")) is not None:
+            kwargs.setdefault("eos_token_id", ends)
         with self._lock:
             taken = name in self._requests
             if not taken:
@@ -156,11 +160,14 @@ def continuous_batching(
             asynchronous batching stay off.
 
     Raises:
+        ExpertBusyError: If a batch runs on the host already.
         UnsupportedError: If the installed transformers lacks what this wraps; `ExpertHost.generate` needs none.
         ValueError: If a request asks for several sequences, which would be requests without an expert.
     """
     from transformers import ContinuousBatchingConfig
 
+    if host.batching:
+        raise ExpertBusyError("a continuous batch runs on this host already; add requests to it, or wait until it ends")
     config = host.model.generation_config if generation_config is None else generation_config
     if (config.num_return_sequences or 1) != 1:
         raise TersorError(

@@ -10,30 +10,29 @@ is stored complete keeps its name, and one that equals the base's is not stored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor import _atomic
 from tersor._errors import TersorError
-from tersor._weights import weight_files
+from tersor._weights import save_tensors, weight_files
 from tersor.experts.config import DeltaConfig, DeltaFormatError
+from tersor.experts.identity import Hashes, model_hash
 from tersor.experts.quantizer import Grid
+from tersor.experts.sources import local_folder
 from tersor.lowbit.kernels.delta_linear import PackedDelta
 from tersor.lowbit.packing import packed_width, unpack_half_split
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "delta_config.json", "delta_model.safetensors"
 SHARD_BYTES = 5 * 10**9
 PARTS = ("qweight", "step", "salient_index", "salient_weight")
@@ -42,7 +41,6 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-SAMPLED = 1024
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -81,10 +79,17 @@ class Manifest:
     base_model_name_or_path: str
     base_revision: str | None
     base_fingerprint: str
+    """Of all its numbers, as `identity.model_hash` gives it; below, of the expert's."""
+    base_tensors: Hashes
+    expert_fingerprint: str
+    calibration: str | None
+    """Hash of the calibration data, or None where there was none."""
     expert_model_name_or_path: str
     architectures: list[str]
     config: DeltaConfig
     expert_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    """How the expert generates, where no generation_config.json lies beside this file."""
     modules: dict[str, Linear]
     full: list[str]
     same: list[str]
@@ -92,6 +97,16 @@ class Manifest:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it was made of, as `compress.Job` has it."""
+        return {
+            "config": self.config.to_dict(),
+            "base": self.base_fingerprint,
+            "expert": self.expert_fingerprint,
+            "calibration": self.calibration,
+        }
 
     def to_json(self) -> str:
         """The file's text."""
@@ -107,6 +122,11 @@ class Manifest:
             raise DeltaFormatError(f"{MANIFEST} is not valid JSON: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
             raise DeltaFormatError(f"{MANIFEST} names no format_version; is this a delta that tersor wrote?")
+        if values["format_version"] < FORMAT_VERSION:
+            raise DeltaFormatError(
+                f"the delta has format {values['format_version']}, which does not say which tensors of its base it "
+                "relies on: pack it again"
+            )
         if values["format_version"] > FORMAT_VERSION:
             raise DeltaFormatError(
                 f"the delta has format {values['format_version']}, this tersor reads up to {FORMAT_VERSION}: upgrade it"
@@ -121,6 +141,9 @@ class Manifest:
                 _check_name(name)
             if not all(isinstance(values[name], str) for name in ("base_fingerprint", "base_model_name_or_path")):
                 raise DeltaFormatError(f"{MANIFEST} does not name its base")
+            values["base_tensors"] = {name: (short, full) for name, (short, full) in values["base_tensors"].items()}
+            if model_hash(values["base_tensors"]) != values["base_fingerprint"]:
+                raise DeltaFormatError(f"{MANIFEST} names another base than the hashes that it lists; fetch it again")
         except DeltaFormatError:
             raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -148,22 +171,6 @@ def _linear(name: str, entry: dict[str, Any]) -> Linear:
         raise DeltaFormatError(f"{name}: shape {linear.shape} with {linear.salient} salient channels is impossible")
     DeltaConfig(bits=linear.bits, salient_dtype=linear.salient_dtype)
     return Linear(**{**entry, "shape": (out, dim)})
-
-
-def fingerprint(read: Callable[[str], Tensor], linears: Iterable[str], *, full: bool = False) -> str:
-    """SHA-256 over name, shape and `SAMPLED` evenly spaced numbers of each weight in name order, or over all numbers.
-
-    Numbers are hashed as float32, so a checkpoint in 16 bits and the same weights loaded in 32 agree.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(linears):
-        tensor = read(name)
-        flat = tensor.reshape(-1)
-        if not full and flat.numel() > SAMPLED:
-            flat = flat[torch.arange(SAMPLED, device=flat.device) * flat.numel() // SAMPLED]
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(flat.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(eq=False)
@@ -222,13 +229,13 @@ class ExpertDelta:
         shards = _shards(self.tensors)
         marks = {"format_version": str(FORMAT_VERSION), "base_fingerprint": self.manifest.base_fingerprint}
         for name, shard in shards.items():
-            scratch = target / f".{name}.tmp"
-            save_file({key: tensor.contiguous().cpu() for key, tensor in shard.items()}, scratch, metadata=marks)
-            os.replace(scratch, target / name)
+            save_tensors(target / name, shard, metadata=marks)
         if len(shards) > 1:
             index = {key: name for name, shard in shards.items() for key in shard}
             _atomic.write_text(target / f"{WEIGHTS}.index.json", json.dumps({"weight_map": index}, indent=1) + "\n")
+        generation = generation_settings(self.manifest, self.folder)
         self.copy_companions(target)
+        _atomic.write_text(target / "generation_config.json", json.dumps(generation, indent=2, sort_keys=True) + "\n")
         _atomic.write_text(target / "README.md", card(self, quality))
         _atomic.write_text(target / MANIFEST, self.manifest.to_json())
 
@@ -268,26 +275,26 @@ class ExpertDelta:
         return delta
 
 
+def generation_settings(manifest: Manifest, folder: Path | None) -> dict[str, Any]:
+    """How an expert generates: as the file in its folder says, which may be edited, or as it was packed."""
+    file = None if folder is None else folder / "generation_config.json"
+    if file is None or not file.is_file():
+        return manifest.generation_config
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise DeltaFormatError(f"{file} is not valid JSON; fetch the delta again")
+    return values
+
+
 def read_manifest(location: str | os.PathLike[str]) -> Manifest:
     """The manifest alone, without reading a tensor."""
     file = local_folder(location) / MANIFEST
     if not file.is_file():
         raise DeltaFormatError(f"{location}: no {MANIFEST}; give the folder that `tersor experts pack` wrote")
     return Manifest.from_json(file.read_text(encoding="utf-8", errors="replace"))
-
-
-def local_folder(location: str | os.PathLike[str]) -> Path:
-    """The folder itself, or where a repository of the hub was fetched to."""
-    folder = Path(location)
-    if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(location)):
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(snapshot_download(str(location)))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        return folder
 
 
 def _weight_files(folder: Path) -> list[Path]:

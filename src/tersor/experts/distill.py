@@ -82,11 +82,10 @@ def closed_form_step(delta: Tensor, v: Tensor, moment: Tensor, step: Tensor) -> 
 
 def distill_closed_form(delta: ExpertDelta, base: Source, expert: nn.Module, data: Batches) -> ExpertDelta:
     """Steps in closed form from the second moments of the expert's inputs on ``data``."""
-    steps = {}
+    steps, theirs = {}, Source(expert, full_modules=delta.manifest.config.full_modules)
     for moments in second_moments(expert, list(delta.manifest.modules), data):
         for name, moment in moments.items():
-            weight: Any = expert.get_submodule(name).weight
-            full = weight.detach().float().cpu() - base.read(f"{name}.weight").float().cpu()
+            full = theirs.read(f"{name}.weight").float() - base.read(f"{name}.weight").float()
             full[:, delta.packed(name).salient_index.long()] = 0
             steps[name] = closed_form_step(full, signs(delta, name), moment, delta.packed(name).step)
     return with_steps(delta, steps)

@@ -11,7 +11,9 @@ and taking that back restores the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from tersor._errors import TersorError
 from tersor.experts.config import ConfigMismatchError
-from tersor.experts.delta import ExpertDelta
+from tersor.experts.delta import ExpertDelta, Manifest
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
 
@@ -42,8 +44,7 @@ class ResidentExpert:
         self.biases: dict[str, Tensor] = {}
         self.derived: list[Tensor] = []
         self.replaced: dict[str, nn.Module] = {}
-        names = [*delta.manifest.full, *delta.manifest.tied]
-        for name in names:
+        for name in replaced_tensors(base, delta.manifest):
             module, _, own = name.rpartition(".")
             tensor = delta.tensor(name)
             assert tensor is not None  # these are the names of complete tensors
@@ -61,6 +62,25 @@ class ResidentExpert:
     def tensors(self) -> list[Tensor]:
         """Every tensor that it holds."""
         return [*self.delta.tensors.values(), *self.derived]
+
+
+def replaced_tensors(base: nn.Module, manifest: Manifest) -> list[str]:
+    """Tensors that an expert replaces in modules of the base.
+
+    One that others are tied to, and that lies in a module around them, is used under their names alone, as the bias of
+    BERT's head.
+    """
+    found = []
+    for name in (*manifest.full, *manifest.tied):
+        around = has_inner_weights(base.get_submodule(name.rpartition(".")[0]))
+        if not (around and name in manifest.tied.values()):
+            found.append(name)
+    return found
+
+
+def has_inner_weights(module: nn.Module) -> bool:
+    """Whether a module is made of others that have weights."""
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 def _shadow(module: nn.Module) -> nn.Module:
@@ -99,6 +119,8 @@ class Routes:
 
     def __init__(self, experts: Sequence[ResidentExpert | None], device: torch.device) -> None:
         self.experts, self.device = list(experts), device
+        #: Rows of the pass that runs.
+        self.rows = len(self.experts)
         self._splits: dict[int, Split] = {}
 
     def split(self, rows: int) -> Split:
@@ -170,17 +192,57 @@ class PackedRoutes:
         return self.tokens
 
 
-class Switch:
-    """The routes of the forward pass that is running; None answers as the base does."""
+Names = tuple[str | None, ...]
 
-    routes: Routes | PackedRoutes | None = None
+
+class Switch:
+    """Which routes a forward pass takes: those of its own thread or task, else a running batch's, else the set ones."""
+
+    def __init__(self) -> None:
+        self.standing: Routes | None = None
+        self.batch: PackedRoutes | None = None
+        self._own: ContextVar[tuple[Names, Routes] | None] = ContextVar("routes", default=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Switch:
+        """A copy of the model is no host's: it answers as the base."""
+        return Switch()
+
+    @property
+    def routes(self) -> Routes | PackedRoutes | None:
+        """Of a pass that begins here and now; None answers as the base does."""
+        if (own := self._own.get()) is not None:
+            return own[1]
+        return self.standing if self.batch is None else self.batch
+
+    @property
+    def names(self) -> Names | None:
+        """The experts of this thread or task, None where it has none of its own."""
+        own = self._own.get()
+        return None if own is None else own[0]
+
+    @contextmanager
+    def own(self, names: Names, routes: Routes) -> Iterator[None]:
+        """Take ``routes`` inside the block, in this thread or task alone."""
+        token = self._own.set((names, routes))
+        try:
+            yield
+        finally:
+            self._own.reset(token)
 
 
 class RowwiseModule:
     """Stands in for the ``forward`` of one module of the base."""
 
-    def __init__(self, module: nn.Module, name: str, switch: Switch) -> None:
-        self.module, self.name, self.switch = module, name, switch
+    def __init__(self, module: nn.Module, name: str, switch: Switch, *, counts: bool = False) -> None:
+        """Takes the place of ``module.forward``.
+
+        Args:
+            module: Of the base.
+            name: Its name there.
+            switch: Tells of each pass which rows are whose.
+            counts: Whether it is given all rows of a pass before any other module: the embeddings of its input.
+        """
+        self.module, self.name, self.switch, self.counts = module, name, switch, counts
         self.own = module.__dict__.get("forward")
         self.inner = module.forward
         module.forward = self
@@ -192,16 +254,20 @@ class RowwiseModule:
         else:
             self.module.forward = self.own
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         routes = self.switch.routes
         if routes is None:
-            return self.inner(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return self.inner(x, *args, **kwargs)
         if isinstance(routes, PackedRoutes):  # tokens are rows, each of one token
             tokens = x.transpose(0, 1)
             return self._routed(tokens, routes.of(self.module, len(tokens)), *args, **kwargs).transpose(0, 1)
         return self._routed(x, routes, *args, **kwargs)
 
-    def _routed(self, x: Tensor, routes: Routes, *args: Any, **kwargs: Any) -> Tensor:
+    def _routed(self, x: Tensor, routes: Routes, *args: Any, **kwargs: Any) -> Any:
+        if self.counts:
+            routes.rows = len(x)
+        if len(x) == 1 < routes.rows and len(set(routes.experts)) > 1:  # positions, which all rows share
+            x = x.expand(routes.rows, *x.shape[1:])
         split = routes.split(x.shape[0])
         y = self._computed(x, split, *args, **kwargs)
         added = [(e.packed[self.name], rows) for e, rows in split if e is not None and self.name in e.packed]
@@ -215,25 +281,40 @@ class RowwiseModule:
                 y[at] = (y[at].float() + bias).to(y.dtype)
         return y
 
-    def _computed(self, x: Tensor, split: Split, *args: Any, **kwargs: Any) -> Tensor:
+    def _computed(self, x: Tensor, split: Split, *args: Any, **kwargs: Any) -> Any:
         """The base's outputs, or those of what experts put in the module's place, row by row."""
         if not any(expert is not None and self.name in expert.replaced for expert, _ in split):
-            return self.inner(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return self.inner(x, *args, **kwargs)
         if len(split) == 1:
-            return self._of(split[0][0])(x, *args, **kwargs)  # type: ignore[no-any-return]
-        parts = [(rows, self._of(expert)(x[rows], *args, **kwargs)) for expert, rows in split]
-        width = max(part.shape[-1] for _, part in parts)
-        first = parts[0][1]
-        # Vocabularies may differ in size: what an expert's head does not have cannot be sampled.
-        y: Tensor = first.new_full((x.shape[0], *first.shape[1:-1], width), -torch.inf)
-        for rows, part in parts:
-            y[rows, ..., : part.shape[-1]] = part
-        return y
+            return self._of(split[0][0])(x, *args, **kwargs)
+        parts = []
+        for expert, rows in split:
+
+            def mine(value: Any, rows: Any = rows) -> Any:
+                return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == len(x) else value
+
+            own = {name: mine(value) for name, value in kwargs.items()}
+            parts.append((rows, self._of(expert)(x[rows], *map(mine, args), **own)))
+        return _joined(parts, len(x))
 
     def _of(self, expert: ResidentExpert | None) -> Any:
         if expert is None or self.name not in expert.replaced:
             return self.inner
         return expert.replaced[self.name].forward
+
+
+def _joined(parts: list[tuple[Any, Any]], count: int) -> Any:
+    """Outputs of some rows each, put together; of a module that has several, one by one."""
+    first = parts[0][1]
+    if isinstance(first, tuple):
+        return tuple(_joined([(rows, part[place]) for rows, part in parts], count) for place in range(len(first)))
+    width = max(part.shape[-1] for _, part in parts)
+    # Vocabularies may differ in size: what an expert's head does not have cannot be sampled.
+    empty = -torch.inf if first.is_floating_point() else 0
+    y: Tensor = first.new_full((count, *first.shape[1:-1], width), empty)
+    for rows, part in parts:
+        y[rows, ..., : part.shape[-1]] = part
+    return y
 
 
 def _add(x: Tensor, y: Tensor, added: list[tuple[PackedDelta, Tensor | None]]) -> Tensor:

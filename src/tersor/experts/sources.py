@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,43 +14,53 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from tersor._errors import TersorError, UnsupportedError
+from tersor._errors import TersorError
 from tersor._weights import weight_files
-from tersor.experts.config import ConfigMismatchError
+from tersor.experts.config import BaseMismatchError
 from tersor.zoo.inspection import check_config, load_checked, refused
-
-#: Fields of two configurations that may differ: what is stored with the expert, or decides nothing about the weights.
-FREE_FIELDS = frozenset(
-    (
-        *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "vocab_size"),
-        *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range"),
-        *("max_position_embeddings", "attention_dropout", "hidden_dropout", "output_attentions"),
-        *("output_hidden_states", "return_dict", "problem_type", "task_specific_params", "id2label", "label2id"),
-        *("pretraining_tp", "chunk_size_feed_forward", "_attn_implementation", "max_window_layers"),
-    )
-)
 
 
 class Source(AbstractContextManager["Source"]):
     """Weights of one model, in memory or in safetensors files, of which one tensor is read at a time."""
 
-    def __init__(self, origin: Any) -> None:
-        """Takes a `PreTrainedModel` or a folder; raises `ValueError` for anything else."""
+    def __init__(
+        self,
+        origin: Any,
+        *,
+        full_modules: tuple[str, ...] = (),
+        anatomies: dict[tuple[str, ...], Anatomy] | None = None,
+    ) -> None:
+        """Takes a `PreTrainedModel`, a folder or a hub name; raises `ValueError` for anything else.
+
+        Args:
+            origin: Of the weights.
+            full_modules: Modules whose linears count as any other tensor, as in `DeltaConfig`.
+            anatomies: Of this model, by ``full_modules``; what is found out is put there.
+        """
+        self._anatomies = {} if anatomies is None else anatomies
+        self.full_modules = full_modules
         self._open = ExitStack()
         self._tensors: dict[str, Tensor] = {}
         self._files: dict[str, Any] = {}
+        self._buffers: dict[str, Tensor] = {}
         if isinstance(origin, nn.Module):
             self.config: Any = origin.config
             self.name = str(getattr(origin, "name_or_path", "") or type(origin).__name__)
             self.folder: Path | None = Path(self.name) if Path(self.name).is_dir() else None
             self._tensors = dict(origin.state_dict())
+            self._buffers = dict(origin.named_buffers())
             self.architecture = type(origin)
         else:
-            self.folder = check_folder(Path(origin))
+            self.folder = check_folder(local_folder(origin))
             self.name = str(origin)
             self.config, self.architecture = read_config(self.folder)
             self._open_files(self.folder)
+            made = self.anatomy
+            if not {*made.linears, *made.others} <= self._files.keys():
+                # Saved under other names, or in other pieces, as routed experts are: the library puts them together.
+                self._tensors = dict(load_model(self.folder).state_dict())
 
     def __exit__(self, *exc: object) -> None:
         self._open.close()
@@ -76,27 +88,88 @@ class Source(AbstractContextManager["Source"]):
                 found = list(self._files[name].get_slice(name).get_shape())
             else:
                 continue  # `read` says so, where it is needed
+            if name in self.anatomy.transposed:
+                found.reverse()
             if found != list(shape):
                 raise TersorError(
                     f"{name} of {self.name} has the shape {found}, and its config.json makes it {list(shape)}; "
                     "fetch the checkpoint again"
                 )
 
+    @property
+    def anatomy(self) -> Anatomy:
+        """What the model is made of."""
+        key = self.full_modules
+        if key not in self._anatomies:
+            self._anatomies[key] = Anatomy.of(self.config, self.architecture, full_modules=key)
+        return self._anatomies[key]
+
+    def names(self) -> list[str]:
+        """Every tensor of the model's state, tied ones by each of their names."""
+        made = self.anatomy
+        return list(dict.fromkeys((*made.linears, *made.others, *made.tied, *self._tensors)))
+
+    def check_buffers(self) -> None:
+        """See that buffers which no checkpoint holds are what the configuration makes them.
+
+        Raises:
+            BaseMismatchError: Naming the first that is not, such as changed rotary frequencies.
+        """
+        for name, wanted in self.anatomy.derived.items():
+            found = self._buffers.get(name, wanted)
+            near = 2 * torch.finfo(found.dtype).eps  # of a model that was cast, they were rounded
+            if found.shape != wanted.shape or not torch.allclose(found.float().cpu(), wanted, rtol=near, atol=1e-7):
+                raise BaseMismatchError(
+                    f"{name} of {self.name} is not what its configuration makes it; "
+                    "set it in the configuration, or load the model anew"
+                )
+
+    def find(self, name: str) -> Tensor:
+        """One tensor where it is stored, a linear's as ``[out, in]``; one of a file under each name that is tied to it.
+
+        Raises:
+            ValueError: If it is missing.
+        """
+        found = self._stored(name)
+        return found.T if name in self.anatomy.transposed else found
+
+    def _stored(self, name: str) -> Tensor:
+        if name in self._tensors:
+            return self._tensors[name]
+        for key in (name, self.anatomy.tied.get(name, name)):
+            if key in self._files:
+                tensor: Tensor = self._files[key].get_tensor(key)
+                return tensor
+        raise TersorError(f"{self.name} has no tensor {name}; load both models and pass them instead of folders")
+
     def read(self, name: str) -> Tensor:
-        """One tensor as it is stored.
+        """One tensor, in host memory.
 
         Raises:
             ValueError: If it is missing, or holds NaN or infinity.
         """
-        if name in self._tensors:
-            tensor = self._tensors[name]
-        elif name in self._files:
-            tensor = self._files[name].get_tensor(name)
-        else:
-            raise TersorError(f"{self.name} has no tensor {name}; load both models and pass them instead of folders")
+        tensor = self.find(name)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TersorError(f"{name} of {self.name} holds NaN or infinity; the checkpoint is broken")
         return tensor.detach().cpu()
+
+
+#: What is fetched of a repository of the hub: weights in safetensors, and what describes them.
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+
+
+def local_folder(location: str | os.PathLike[str]) -> Path:
+    """The folder itself, or where a repository of the hub was fetched to."""
+    folder = Path(location)
+    if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(location)):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(str(location), allow_patterns=FETCHED))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return folder
 
 
 def check_folder(folder: Path) -> Path:
@@ -129,20 +202,9 @@ def read_config(folder: Path) -> tuple[Any, type[nn.Module]]:
 
 def load_model(folder: str | os.PathLike[str]) -> Any:
     """The model of a checkpoint in its own precision."""
-    _, architecture = read_config(check_folder(Path(folder)))
-    build: Any = architecture
-    return load_checked(build, folder, dtype="auto", local_files_only=True)
-
-
-def check_same_architecture(base: Any, expert: Any) -> None:
-    """Raise `ConfigMismatchError` with the first field in which two configurations differ and must not."""
-    one, other = base.to_dict(), expert.to_dict()
-    for name in sorted((set(one) | set(other)) - FREE_FIELDS):
-        if one.get(name) != other.get(name):
-            raise ConfigMismatchError(
-                f"base and expert differ in {name}: {one.get(name)!r} and {other.get(name)!r}; an expert must be a "
-                "full fine-tuning of this base"
-            )
+    place = check_folder(local_folder(folder))
+    build: Any = read_config(place)[1]
+    return load_checked(build, place, dtype="auto", local_files_only=True)
 
 
 @dataclass(frozen=True)
@@ -150,20 +212,21 @@ class Anatomy:
     """What a model is made of, by names of its state."""
 
     linears: dict[str, torch.Size]
-    """Weights of the linears below the decoder layers."""
+    """Weights ``[out, in]`` of the linears below the decoder layers."""
     others: dict[str, torch.Size]
     """Everything else."""
     tied: dict[str, str]
     """Names that are another tensor -> that tensor's."""
+    transposed: frozenset[str]
+    """Linears whose weights are stored as ``[in, out]``, as GPT-2 has them."""
+    routed: dict[str, torch.Size]
+    """Weights of routed experts below the decoder layers, which are stored complete if at all."""
+    derived: dict[str, Tensor]
+    """Buffers that no checkpoint holds, because the configuration gives them, such as rotary frequencies."""
 
     @classmethod
     def of(cls, config: Any, architecture: type[nn.Module], *, full_modules: tuple[str, ...] = ()) -> Anatomy:
-        """Built without memory, on the meta device.
-
-        Raises:
-            NotImplementedError: If weights of routed experts are held in one parameter, unless ``full_modules`` names
-                them.
-        """
+        """Built without memory, on the meta device; ``full_modules`` as in `DeltaConfig`."""
         with refused(f"a model of class {architecture.__name__}"), torch.device("meta"):
             build: Any = architecture
             model = build._from_config(config) if hasattr(build, "_from_config") else build(config)
@@ -172,20 +235,45 @@ class Anatomy:
             tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         layers = decoder_layers(model)
         state = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
-        linears = {}
+        linears: dict[str, torch.Size] = {}
+        routed: dict[str, torch.Size] = {}
+        transposed: set[str] = set()
         for name, module in model.named_modules():
             if not name.startswith(layers + ".") or names_one_of(name, full_modules):
                 continue
             if isinstance(module, nn.Linear):
                 linears[f"{name}.weight"] = module.weight.shape
-                continue
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() > 2:
-                    raise UnsupportedError(
-                        f"{name}.{own} holds the weights of routed experts in one parameter {list(parameter.shape)}; "
-                        "their deltas are not packed. Name the module in full_modules to store it complete"
-                    )
-        return cls(linears, {name: shape for name, shape in state.items() if name not in linears}, tied)
+            elif isinstance(module, Conv1D):
+                linears[f"{name}.weight"] = module.weight.T.shape
+                transposed.add(f"{name}.weight")
+            elif "expert" in f"{name} {type(module).__name__}".lower():
+                routed |= {f"{name}.{own}": p.shape for own, p in module.named_parameters(recurse=False) if p.dim() > 2}
+        others = {name: shape for name, shape in state.items() if name not in linears}
+        return cls(linears, others, tied, frozenset(transposed), routed, _derived_buffers(model))
+
+
+def _derived_buffers(model: Any) -> dict[str, Tensor]:
+    """Floating-point buffers of a model on the meta device that its configuration alone gives, computed."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        # Frequencies of these kinds follow the longest prompt so far: they are no part of what a model is.
+        moving = any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope"))
+        if (
+            moving
+            or not module._non_persistent_buffers_set
+            or module._parameters
+            or not hasattr(model, "_init_weights")
+        ):
+            continue
+        made = copy.copy(module)
+        made._buffers = {
+            name: torch.full(buffer.shape, torch.nan if buffer.is_floating_point() else 0, dtype=buffer.dtype)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+        model._init_weights(made)
+        found |= {f"{path}.{name}".lstrip("."): buffer for name, buffer in made._buffers.items()}
+    return {name: each for name, each in found.items() if each.is_floating_point() and not bool(each.isnan().any())}
 
 
 def names_one_of(name: str, wanted: tuple[str, ...]) -> bool:

@@ -10,54 +10,56 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from tersor import _atomic
 from tersor._errors import TersorError
 from tersor.bench.measure import bootstrap_interval
-from tersor.experts.config import BaseMismatchError
-from tersor.experts.delta import ExpertDelta, fingerprint
+from tersor.experts.adapters import merged_adapter
+from tersor.experts.delta import ExpertDelta
 from tersor.experts.host import merge_expert
-from tersor.experts.sources import Anatomy, Source, batches, load_model
+from tersor.experts.identity import check_base, model_hash, tensor_hashes
+from tersor.experts.sources import Source, batches, load_model, local_folder
 from tersor.zoo.inspection import refused
 
 #: Tokens of a text that answers are compared on.
 LENGTH = 512
 
 
-def compare_weights(delta: ExpertDelta, base: Path, expert: Path) -> dict[str, float]:
+def compare_weights(delta: ExpertDelta, base: Any, expert: Any, *, full: bool = False) -> dict[str, float]:
     """Error of each packed linear's delta, relative to the size of the true one.
+
+    Args:
+        delta: What is checked.
+        base: Folder or hub name of the base.
+        expert: The same of the uncompressed expert.
+        full: Whether every number of base and expert is compared with those that the delta was made of.
 
     Raises:
         BaseMismatchError: If the delta was made against another base.
-        ValueError: If a tensor that is stored complete is not the expert's.
+        ValueError: If a tensor that is stored complete, or is said to be the base's, is not the expert's.
     """
     manifest = delta.manifest
     errors = {}
-    with Source(base) as old, Source(expert) as new:
-        check_base(delta, old)
+    full_modules = manifest.config.full_modules
+    other = Source(merged_adapter(base, expert), full_modules=full_modules)
+    with Source(base, full_modules=full_modules) as old, other as new:
+        check_base(old, manifest.base_tensors, manifest.base_model_name_or_path, full=full)
         for module in manifest.modules:
             name = f"{module}.weight"
             true = new.read(name).float() - old.read(name).float()
             errors[module] = float((true - delta.dense(module)).norm() / true.norm())
-        for name in manifest.full:
-            if not torch.equal(new.read(name), delta.tensors[name]):
+        for name in (*manifest.full, *manifest.same):
+            wanted = delta.tensors[name] if name in delta.tensors else old.read(name)
+            if not torch.equal(new.read(name).float(), wanted.float()):
                 raise TersorError(f"{name} of the delta is not that of {expert}; was it made from another expert?")
+        if full and model_hash(tensor_hashes(new)) != manifest.expert_fingerprint:
+            raise TersorError(f"the delta was made from other weights than those of {expert}; pack it again")
     return errors
 
 
-def check_base(delta: ExpertDelta, base: Source) -> None:
-    """Raise `BaseMismatchError` unless ``delta`` was made against ``base``."""
-    manifest = delta.manifest
-    anatomy = Anatomy.of(base.config, base.architecture, full_modules=manifest.config.full_modules)
-    found = fingerprint(base.read, anatomy.linears)
-    if found != manifest.base_fingerprint:
-        raise BaseMismatchError(
-            f"the delta was made against {manifest.base_model_name_or_path} ({manifest.base_fingerprint[:12]}...), "
-            f"{base.name} is another model ({found[:12]}...); give that base, in its precision"
-        )
-
-
 @torch.no_grad()
-def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequence[str]) -> dict[str, Any]:
+def compare_answers(delta: ExpertDelta, base: Any, expert: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Next-token distributions of the expert and of base plus delta.
 
     Returns:
@@ -71,8 +73,9 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
     from transformers import AutoTokenizer
 
     with refused(f"the tokenizer of {expert}"):
-        tokenizer = AutoTokenizer.from_pretrained(expert, local_files_only=True)
-    teacher = load_model(expert)
+        tokenizer = AutoTokenizer.from_pretrained(local_folder(expert), local_files_only=True)
+    merged = merged_adapter(base, expert)
+    teacher = merged if isinstance(merged, nn.Module) else load_model(merged)
     student = merge_expert(load_model(base), delta)
     divergences: list[float] = []
     same = tokens = 0
@@ -95,17 +98,19 @@ def compare_answers(delta: ExpertDelta, base: Path, expert: Path, texts: Sequenc
     }  # fmt: skip
 
 
-def merge_folder(delta: ExpertDelta, base: Path, out: Path) -> None:
+def merge_folder(delta: ExpertDelta, base: Any, out: Path) -> None:
     """Write base plus delta as a plain checkpoint with the expert's tokenizer; ``out`` appears when it is whole.
 
     Raises:
         BaseMismatchError: If the delta was made against another base.
     """
-    with Source(base) as source:
-        check_base(delta, source)
+    with Source(base, full_modules=delta.manifest.config.full_modules) as source:
+        check_base(source, delta.manifest.base_tensors, delta.manifest.base_model_name_or_path, full=False)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     merge_expert(load_model(base), delta).save_pretrained(unfinished)
+    for file in unfinished.iterdir():
+        _atomic.open_up(file)
     delta.copy_companions(unfinished)
     if out.is_dir():
         out.rmdir()  # empty, as was checked

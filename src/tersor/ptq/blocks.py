@@ -27,13 +27,14 @@ from tersor.ptq.quantizers import (
 from tersor.ptq.rounding import ROUNDING_RATE, LearnedRounding, undecided
 
 #: Images that a block computes at once where there are no gradients.
-_CHUNK = 64
+CHUNK = 64
 #: The best of so many looks at a block's loss is kept.
 _LOOKS = 10
 _LOOKED_AT = 256
 #: Values of a layer's input that the search for its scale takes.
 _SUBSAMPLE = 400_000
 #: Of activations and of a row's weights, where ranges are percentiles.
+_NORM_OF_8_BITS = 4.0
 _PERCENTILE, _WEIGHT_PERCENTILE = 0.999, 0.99
 
 
@@ -67,7 +68,7 @@ class Block:
 @torch.no_grad()
 def run_chunks(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, some images at a time."""
-    return torch.cat([module(part) for part in torch.split(x, _CHUNK)])
+    return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
 @torch.no_grad()
@@ -106,12 +107,25 @@ def _first_scales(block: Block, inputs: Tensor, config: RepAPQConfig) -> None:
 @torch.no_grad()
 def activation_scale(x: Tensor, bits: int, config: RepAPQConfig) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the activations ``x``, by ``config.activation_init``."""
+    if config.symmetric:
+        x = torch.cat([x.flatten(), -x.flatten()])
+        scale = _scale_of(x, bits, config)[0]
+        return scale * (2**bits - 1) / (2**bits - 2), torch.full_like(scale, 2 ** (bits - 1))
+    return _scale_of(x, bits, config)
+
+
+def _scale_of(x: Tensor, bits: int, config: RepAPQConfig) -> tuple[Tensor, Tensor]:
     if config.activation_init == "minmax":
         return cut_activation(x, bits, share=1.0)
     some = x.flatten()[:: max(1, x.numel() // _SUBSAMPLE)]
     if config.activation_init == "percentile":
         return cut_activation(some, bits, share=_PERCENTILE)
-    return search_activation(some, bits)
+    if bits < 8:
+        return search_activation(some, bits)
+    # Steps are fine, and their errors cancel out in the sums that follow. What is cut off does not, so that it counts
+    # for more, and the range is that of all values.
+    ends = torch.stack([x.amin(), x.amax()])
+    return search_activation(torch.cat([some, ends]), bits, norm=_NORM_OF_8_BITS)
 
 
 def block_loss(
@@ -137,6 +151,7 @@ def block_loss(
     return loss
 
 
+@torch.enable_grad()
 def calibrate_block(
     block: Block, exact: Tensor, x: Tensor, wanted: Tensor, at_end: Tensor, config: RepAPQConfig, seed: int
 ) -> BlockReport:
@@ -147,7 +162,7 @@ def calibrate_block(
     @torch.no_grad()
     def look() -> float:
         shown = min(len(x), _LOOKED_AT)
-        parts = [slice(first, min(first + _CHUNK, shown)) for first in range(0, shown, _CHUNK)]
+        parts = [slice(first, min(first + CHUNK, shown)) for first in range(0, shown, CHUNK)]
         losses = [
             float(block_loss(block.module, block.tail, x[part], wanted[part], at_end[part], config))
             * (part.stop - part.start)

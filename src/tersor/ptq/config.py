@@ -40,6 +40,11 @@ class RepAPQConfig:
         weight_rate: Learning rate of weights; None is 1e-4 for 6 bits and more, else 1e-3.
         affine_rate: Learning rate of the affine.
         scale_rate: Learning rate of scales, as a share of the scale.
+        symmetric: Whether an input's grid has zero in its middle, so that a file has int8 with zero points 0, as
+            TensorRT takes them; half of it is unused after a ReLU.
+        reduce_range: Whether weights have 7 bits at most, in 8: the sums of two products overflow on processors
+            without VNNI otherwise.
+        ignored: Layers that stay in floating point: names, or patterns such as "stages.0.*".
         seed: Seed of the order of images.
 
     Raises:
@@ -49,6 +54,9 @@ class RepAPQConfig:
     weight_bits: int = 8
     activation_bits: int = 8
     first_last_bits: int = 8
+    symmetric: bool = False
+    reduce_range: bool = False
+    ignored: tuple[str, ...] = ()
     weight_init: str = "output"
     activation_init: str = "mse"
     init_images: int = 128

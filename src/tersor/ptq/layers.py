@@ -173,10 +173,8 @@ class IntegerLayer(nn.Module):
         return (sums * (self.a_scale * self.w_scale).to(dtype).view(-1, *trailing)).to(x.dtype)
 
 
-class RoundedInput(nn.Module):
-    """A block whose input is rounded first: a mean over the image comes before the head's layer rounds.
-
-    Without it the last convolution would have no grid to write to, and an integer kernel could not take it.
+class _Grid(nn.Module):
+    """A block and the grid of its input or output.
 
     Args:
         scale: A scalar, as `search_activation` finds it.
@@ -191,9 +189,29 @@ class RoundedInput(nn.Module):
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero", zero.to(torch.int32))
 
+    def settle(self, scale: Tensor, zero: Tensor) -> None:
+        """Take another grid."""
+        self.scale.copy_(scale)
+        self.zero.copy_(zero)
+
+
+class RoundedInput(_Grid):
+    """A block whose input is rounded first: a mean over the image comes before the head's layer rounds.
+
+    Without it the last convolution would have no grid to write to, and an integer kernel could not take it.
+    """
+
     def forward(self, x: Tensor) -> Any:
         """The block's output for the rounded ``x``."""
         return self.inner(fake_activation(x, self.scale, self.zero, self.bits))
+
+
+class RoundedOutput(_Grid):
+    """A block whose output is rounded, because not only layers that round it read it: sums, skips, other outputs."""
+
+    def forward(self, x: Tensor) -> Any:
+        """The block's output, rounded."""
+        return fake_activation(self.inner(x), self.scale, self.zero, self.bits)
 
 
 def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:

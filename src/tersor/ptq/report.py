@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tersor.bench.measure import wilson_interval
+from tersor.bench.measure import Estimate, wilson_interval
 from tersor.bench.plots import Line, Point, plot_lines, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
@@ -19,6 +19,7 @@ from tersor.ptq.blocks import BlockReport
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.images import Preprocessing, read_images
 from tersor.ptq.onnx_export import OnnxFile, run, session
+from tersor.ptq.speed import ROUNDS
 
 FLOAT, OURS, PLAIN = "floating point", "RepAPQ", "min-max"
 _BATCH = 100
@@ -76,6 +77,12 @@ def file_records(model: str, bits: str, found: Comparison, seed: int) -> list[Re
         record("agreement with floating point", "share", same, ours.n, baseline=1.0, peer=plain.same / plain.n),
         record("file size", "share", size, 1, baseline=1.0, peer=usual),
     ]
+
+
+def speed_record(model: str, bits: str, speed: Estimate, seed: int) -> Record:
+    """How many times as fast as floating point the file is, on this machine."""
+    make = record_maker("quantize", model=model, seed=seed)
+    return make(f"{model}, {bits}", "speed", "times", speed, ROUNDS, baseline=1.0)
 
 
 def report_section(config: RepAPQConfig, blocks: Sequence[BlockReport], found: Comparison, source: str) -> Section:

@@ -34,6 +34,8 @@ def find_stages(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str
             for stage in found:
                 for name in stage.blocks:
                     x = model.get_submodule(name)(x)
+            if not isinstance(exact, Tensor) or not isinstance(x, Tensor):
+                raise TersorError(_no_chain(model, found, "there are several outputs"))
         except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             raise TersorError(_no_chain(model, found, str(error).splitlines()[0])) from None
     if x.shape != exact.shape or not torch.allclose(x, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max())):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,30 @@ def _with(facts: dict[str, Any], keys: Sequence[str], value: float) -> dict[str,
     """The facts with another number at a place."""
     first, *rest = keys
     return {**facts, first: _with(facts[first], rest, value) if rest else value}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of ``folder``, which is made if it is not there; a run that dies lets go of it.
+
+    Raises:
+        ValueError: If another run is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a folder cannot be locked
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TersorError(f"another run writes into {folder}; wait until it ends, or give another output") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def made_once(folder: Path, facts: dict[str, Any], make: Callable[[Path], None]) -> None:

@@ -38,6 +38,44 @@ def test_a_conversation_stays_with_its_first_expert() -> None:
     assert router.route("hello", conversation="a").expert == "chat"
 
 
+def talk(*turns: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+
+
+def test_conversations_that_begin_alike_do_not_stay_together() -> None:
+    router = rules()
+    assert router.route(talk("hello")).expert == "chat"
+    assert router.route(talk("hello", "hi", "3+4")).expert == "chat"  # goes on with it
+    assert router.route(talk("hello", "good day", "3+4")).expert == "math"  # another one, whose first request this is
+    assert router.route(talk("hello", "good day", "3+4", "7", "hello")).expert == "math"
+    assert router.route(talk("hello", "hi", "3+4", "7", "9+1")).expert == "chat"
+    system = [{"role": "system", "content": "be brief"}]
+    assert router.route([*system, *talk("hello", "hi", "3+4")]).expert == "math"
+
+
+def test_the_same_request_again_gets_the_same_expert() -> None:
+    router = rules()
+    router.route(talk("hello"))
+    assert [router.route(talk("hello", "hi", "3+4")).expert for _ in range(3)] == ["chat"] * 3
+    assert router.route(talk("hello", "hi", "3+4", "7", "9+1")).expert == "chat"
+
+
+def test_as_many_conversations_as_were_begun_alike_go_on() -> None:
+    router = rules()
+    for _ in range(2):
+        router.route(talk("hello"))
+    found = [router.route(talk("hello", answer, "3+4")).expert for answer in ("hi", "good day", "what?")]
+    assert found == ["chat", "chat", "math"]
+
+
+def test_an_id_holds_whatever_the_turns_say() -> None:
+    router = rules()
+    assert router.route(talk("hello"), conversation="a").expert == "chat"
+    assert router.route(talk("3+4"), conversation="b").expert == "math"
+    assert router.route(talk("other", "words", "3+4"), conversation="a").expert == "chat"
+    assert router.route(talk("hello", "hi", "3+4")).expert == "math"  # no id: not the one of "a"
+
+
 def test_a_conversation_is_forgotten_when_others_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.experts.router.routing.REMEMBERED", 2)
     router = rules()

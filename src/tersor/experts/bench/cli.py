@@ -83,8 +83,9 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, on_progress:
         host = ExpertHost(model)
         size = sum(each.nbytes for each in model.parameters())
         names = [f"expert-{number}" for number in range(4)]
+        hashes = bench.base_hashes(model)
         for number, name in enumerate(names if {"switch", "mixed"} & set(parts) else names[:1]):
-            host.load_expert(name, bench.random_expert(model, config, seed=number), pin=True)
+            host.load_expert(name, bench.random_expert(model, config, seed=number, hashes=hashes), pin=True)
         share = sum(host.memory_report().experts[names[0]].values()) / size
     if "decode" in parts:
         on_progress(f"decoding, {repeats} rounds")
@@ -110,7 +111,7 @@ def _speed(parts: list[str], shape: str, config: Any, repeats: int, on_progress:
     if "registered" in parts:
         host.close()
         host = ExpertHost(model)
-        deltas = (bench.random_expert(model, config, seed=number) for number in range(max(COUNTS)))
+        deltas = (bench.random_expert(model, config, seed=n, hashes=hashes) for n in range(max(COUNTS)))
         on_progress(f"decoding while up to {max(COUNTS)} experts are registered")
         by_count = bench.time_registered(host, deltas, COUNTS, tokens=2, repeats=max(3, repeats // 2))
         first = None

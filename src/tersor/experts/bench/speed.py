@@ -24,9 +24,10 @@ from tersor._compat import with_cache
 from tersor._errors import TersorError
 from tersor.bench.measure import PairedTimes, time_paired
 from tersor.experts.config import DeltaConfig
-from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest, fingerprint
+from tersor.experts.delta import PARTS, ExpertDelta, Linear, Manifest
 from tersor.experts.host import ExpertHost
-from tersor.experts.sources import Anatomy, module_of
+from tersor.experts.identity import Hashes, model_hash, tensor_hashes
+from tersor.experts.sources import Source, module_of
 from tersor.lowbit.packing import packed_width
 
 #: Sizes by name: "1b" is that of Llama-3.2-1B.
@@ -73,11 +74,19 @@ def random_model(shape: str, *, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def random_expert(base: Any, config: DeltaConfig, *, seed: int) -> ExpertDelta:
-    """A delta of ``base`` that changes every linear of the decoder layers, with random codes."""
+def base_hashes(base: Any) -> Hashes:
+    """What binds deltas to ``base``; reads all of it."""
+    return tensor_hashes(Source(base))
+
+
+def random_expert(base: Any, config: DeltaConfig, *, seed: int, hashes: Hashes | None = None) -> ExpertDelta:
+    """A delta of ``base`` that changes every linear of the decoder layers, with random codes.
+
+    ``hashes`` are those of `base_hashes`, where several experts share them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    anatomy = Anatomy.of(base.config, type(base))
-    state = base.state_dict()
+    anatomy = Source(base).anatomy
+    hashes = base_hashes(base) if hashes is None else hashes
     tensors: dict[str, Tensor] = {}
     linears: dict[str, Linear] = {}
     for name, shape in anatomy.linears.items():
@@ -94,8 +103,10 @@ def random_expert(base: Any, config: DeltaConfig, *, seed: int) -> ExpertDelta:
         linears[module] = Linear((out, dim), config.bits, kept, config.midrise, 0.0, config.salient_dtype)
     manifest = Manifest(
         base_model_name_or_path="random weights", base_revision=None,
-        base_fingerprint=fingerprint(state.__getitem__, anatomy.linears), expert_model_name_or_path=f"random {seed}",
-        architectures=[type(base).__name__], config=config, expert_config=base.config.to_dict(), modules=linears,
+        base_fingerprint=model_hash(hashes), base_tensors=hashes, expert_fingerprint=f"random {seed}", calibration=None,
+        expert_model_name_or_path=f"random {seed}",
+        architectures=[type(base).__name__], config=config, expert_config=base.config.to_dict(), generation_config={},
+        modules=linears,
         full=[], same=sorted(anatomy.others), tied={},
     )  # fmt: skip
     return ExpertDelta(manifest, tensors)

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor import _atomic
 from tersor._errors import TersorError
+from tersor._weights import save_tensors
 from tersor.experts.router.config import RouterConfig, Scorer
 from tersor.zoo.inspection import check_config, check_finite, refused
 
@@ -173,7 +174,7 @@ class EmbeddingScorer(_Reader):
     def save(self, folder: Path) -> None:
         """Write model, tokenizer and head."""
         super().save(folder)
-        save_file({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE)
+        save_tensors(folder / HEAD_FILE, self.head.state_dict())
 
 
 class RulesScorer:

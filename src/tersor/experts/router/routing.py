@@ -22,6 +22,8 @@ from tersor.experts.router.kinds import load_scorer
 
 #: Conversations whose expert is remembered; the one that was silent longest is forgotten first.
 REMEMBERED = 10_000
+#: Conversations with the same turns so far that are told apart.
+SAME = 100
 
 
 class Route(NamedTuple):
@@ -44,7 +46,7 @@ class Router:
 
     def __init__(self, config: RouterConfig, scorer: Scorer) -> None:
         self.config, self.scorer = config, scorer
-        self._remembered: OrderedDict[str, Route] = OrderedDict()
+        self._remembered: OrderedDict[str, list[Route]] = OrderedDict()
         self._lock = threading.Lock()
 
     def route(self, messages: Messages, *, conversation: str | None = None) -> Route:
@@ -52,7 +54,8 @@ class Router:
 
         Args:
             messages: A text, or a conversation of ``{"role": ..., "content": ...}``.
-            conversation: What tells conversations apart; by default their first user turn.
+            conversation: An id that tells conversations apart. Without one a request goes on with the conversation
+                whose last request was this one's history, every turn of it; where none was, it begins one.
 
         Raises:
             ValueError: If the conversation has no user turn with text.
@@ -60,17 +63,45 @@ class Router:
         turns = user_turns(messages)
         if not self.config.sticky:
             return self.route_all([turns[-1]])[0]
-        key = hashlib.sha256((conversation or f"\n{turns[0]}").encode()).hexdigest()
+        if conversation is None:
+            return self._go_on(messages, turns[-1])
+        key = _key("id", conversation)
         with self._lock:
             if (known := self._remembered.get(key)) is not None:
                 self._remembered.move_to_end(key)
-                return known
+                return known[0]
         found = self.route_all([turns[-1]])[0]
         with self._lock:
-            found = self._remembered.setdefault(key, found)  # of two first requests at once, one decides
-            if len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
+            found = self._remembered.setdefault(key, [found])[0]  # of two first requests at once, one decides
+            self._forget_old()
         return found
+
+    def _go_on(self, messages: Messages, last: str) -> Route:
+        """The route of a request without an id.
+
+        Of conversations whose turns are the same so far each is remembered by itself, and the request that goes on with
+        one takes it: two that begin with the same words do not stay together.
+        """
+        before, now = _histories(messages)
+        with self._lock:
+            again = self._remembered.get(now) if before else None
+            known = self._remembered.get(before, []) if before else []
+            found = again[0] if again else known.pop(0) if known else None  # the same request again is no other one
+            if before and not known:
+                self._remembered.pop(before, None)
+        if found is None:
+            found = self.route_all([last])[0]
+        with self._lock:
+            same = self._remembered.setdefault(now, [])
+            if len(same) < SAME:
+                same.append(found)
+            self._remembered.move_to_end(now)
+            self._forget_old()
+        return found
+
+    def _forget_old(self) -> None:
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
 
     def route_all(self, texts: Sequence[str]) -> list[Route]:
         """Routes of single requests, computed together; nothing is remembered."""
@@ -87,7 +118,7 @@ class Router:
     def forget(self, conversation: str) -> None:
         """Route the next request of a conversation anew."""
         with self._lock:
-            self._remembered.pop(hashlib.sha256(conversation.encode()).hexdigest(), None)
+            self._remembered.pop(_key("id", conversation), None)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that `from_pretrained` reads; ``router.json`` comes last and makes it valid."""
@@ -108,6 +139,21 @@ class Router:
         """
         config = read_router_config(Path(folder))
         return cls(config, load_scorer(config, Path(folder)))
+
+
+def _key(kind: str, value: Any) -> str:
+    return hashlib.sha256(json.dumps([kind, value], sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _histories(messages: Messages) -> tuple[str | None, str]:
+    """Keys of a conversation as the request before this one had it, None where this is the first, and as it is now."""
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
+    turns = turns[: asked[-1] + 1]
+    # A client may send several turns at once: the request before ended before the last answer.
+    answers = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant"]
+    before = [place for place in asked if answers and place < answers[-1]]
+    return _key("history", turns[: before[-1] + 1]) if before else None, _key("history", turns)
 
 
 def user_turns(messages: Messages) -> list[str]:
