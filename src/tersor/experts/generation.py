@@ -59,7 +59,7 @@ def generate_rows(model: Any, own: Sequence[dict[str, Any]], args: tuple[Any, ..
     """``model.generate`` with the settings of each row.
 
     Args:
-        model: Its routes are set for these rows by ``kwargs["rows"]``.
+        model: The base, as its host has wrapped it.
         own: Settings of each row's expert, or of all rows where there is one.
         args: Of ``model.generate``.
         kwargs: The same, and "within": a function that gives a block in which given rows are answered.
