@@ -35,7 +35,7 @@ from tersor.bench.measure import Estimate, PairedTimes, bootstrap_interval, time
 from tersor.bench.records import Record, write_jsonl
 from tersor.bench.runs import record_maker
 from tersor.grids.geometry import RasterGrid
-from tersor.grids.raster.attention import grouped
+from tersor.grids.raster.attention import with_grouped_attention
 from tersor.grids.raster.slots import Run, Slots
 from tersor.grids.schedule import Frontier, raster_passes, zipar_passes
 from tersor.grids.speculative.schedule import Window
@@ -280,14 +280,16 @@ def main(argv: list[str] | None = None) -> list[Record]:
     if not args.speculative:
         points["zipar"] = zipar_points(grid, args.window, args.samples)
         passes["zipar"] = zipar_passes(grid.rows, grid.columns, args.window, "eol")
-    model = new_model(args.layers, args.device, DTYPES[args.dtype], hidden=args.hidden, vocabulary=args.vocabulary)
+    sizes = {"hidden": args.hidden, "vocabulary": args.vocabulary}
+    model = with_grouped_attention(
+        new_model(args.layers, args.device, DTYPES[args.dtype], **sizes)
+    )  # as in the decoder
     functions: dict[str, Callable[[], object]] = {}
     for name, sampled in points.items():
         for index, point in enumerate(sampled):
             ready = Pass(model, point, args.seed)
             functions |= {f"{name} {index} layers": ready.layers, f"{name} {index} head": ready.head}
-    with grouped(model):  # as in the decoder
-        times = time_paired(functions, repeats=args.repeats, seed=args.seed)
+    times = time_paired(functions, repeats=args.repeats, seed=args.seed)
     records = records_of(times, points, passes, args, command_of("zipar_shapes", argv))
     show_records(records)
     if args.out is not None:
