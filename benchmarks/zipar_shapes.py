@@ -281,9 +281,8 @@ def main(argv: list[str] | None = None) -> list[Record]:
         points["zipar"] = zipar_points(grid, args.window, args.samples)
         passes["zipar"] = zipar_passes(grid.rows, grid.columns, args.window, "eol")
     sizes = {"hidden": args.hidden, "vocabulary": args.vocabulary}
-    model = with_grouped_attention(
-        new_model(args.layers, args.device, DTYPES[args.dtype], **sizes)
-    )  # as in the decoder
+    model = new_model(args.layers, args.device, DTYPES[args.dtype], **sizes)
+    model = with_grouped_attention(model)  # as in the decoder
     functions: dict[str, Callable[[], object]] = {}
     for name, sampled in points.items():
         for index, point in enumerate(sampled):
