@@ -110,10 +110,12 @@ def trace(model: nn.Module, example: Tensor, ignored: Sequence[str] = ()) -> Pla
         hooks.append(module.register_forward_hook(lambda module, inputs, output: watch.leave(output)))
     try:
         with watch:
-            model(example)
+            given = model(example)
     finally:
         for hook in hooks:
             hook.remove()
+    for each in tensors_of(given):
+        watch.readers.setdefault(id(each), []).append("output")
     units, left = _units(watch.calls, ignored)
     rounded, rectified = set(), set()
     stages: list[list[_Call]] = []
