@@ -49,7 +49,8 @@ def network(name: str) -> nn.Module:
 def test_fastvit_keeps_some_layers_in_floating_point(tmp_path) -> None:
     """Its sums, gates and GELU stand between its convolutions, so that only some of those run in integers."""
     x = images(4)
-    found = quantize(network("fastvit_t8"), x, RepAPQConfig().without_training("minmax"))
+    plain = RepAPQConfig(keep_float=()).without_training("minmax")
+    found = quantize(network("fastvit_t8"), x, plain)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
     file = onnx_export.export_quantized(found.model, x, tmp_path / "int8.onnx")
     assert file.nodes["QLinearConv"] == 14 and file.float_layers == 38
@@ -58,6 +59,18 @@ def test_fastvit_keeps_some_layers_in_floating_point(tmp_path) -> None:
         simulated = found.model(x)
     assert (ran - simulated).abs().max() <= 0.05 * simulated.abs().max()
     assert (ran - simulated).abs().mean() <= 0.01 * simulated.std()
+
+
+def test_fastvit_is_left_as_it_is_where_integers_are_slower(tmp_path) -> None:
+    """Which is everywhere but in its head; the plan names each stage and the reason."""
+    x = images(2)
+    found = quantize(network("fastvit_t8"), x, RepAPQConfig().without_training("minmax"))
+    assert found.plan.kept == ("stem", "stages.0", "stages.1", "stages.2", "stages.3", "final_conv")
+    assert found.plan.left[0] == "stage stem (most of its layers have no integer kernel)"
+    file = onnx_export.export_quantized(found.model, x, tmp_path / "int8.onnx")
+    assert file.nodes["Conv"] == 52 and file.nodes["QGemm"] == 1 and "QLinearConv" not in file.nodes
+    for name in ("repvgg_a0", "mobileone_s0"):
+        assert quantize(network(name), x, RepAPQConfig().without_training("minmax")).plan.kept == ()
 
 
 def test_networks_that_are_no_chain_run_in_integers_where_they_can(tmp_path) -> None:

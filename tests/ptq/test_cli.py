@@ -60,7 +60,7 @@ def test_it_writes_file_and_report_and_goes_on(photos, tmp_path, monkeypatch, ca
     assert "stage 6 of 6" in told.err
     assert facts["float_layers"] == 0 and facts["share_of_float"] < 0.4 and facts["bytes"] == out.stat().st_size
     quantities = {record["quantity"]: record for record in facts["records"]}
-    assert set(quantities) == {"accuracy", "agreement with floating point", "file size"}
+    assert set(quantities) == {"accuracy", "agreement with floating point", "file size", "speed"}
     assert quantities["accuracy"]["n"] == 10
     page = out.with_suffix(".html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 2 and "stages.2.0.merged" in page
@@ -121,3 +121,20 @@ def test_networks_that_cannot_be_used_are_one_line(photos, tmp_path, monkeypatch
         monkeypatch.setattr(zoo, "load_network", lambda name, network=network: network)
         assert run(command(photos, tmp_path / "x.onnx")) == 2
         assert said in line(capsys)
+
+
+def test_the_file_is_made_for_its_target_and_stages_are_kept_by_name(photos, tmp_path, capsys) -> None:
+    out = tmp_path / "net.onnx"
+    options = ("--iterations", "0", "--uint8-input", "--opset", "19", "--keep-float", "stages.1", "--ignore", "head.fc")
+    assert run(command(photos, out, *options, "--json")) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kept_in_float"] == ["stages.1"] and facts["speed"] > 0
+    assert facts["left_in_float"] == ["head.fc (ignored)", "stage stages.1 (by keep_float)"]
+    proto = onnx.load(out)
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [each.version for each in proto.opset_import if not each.domain] == [19]
+    for wrong, says in ((("--keep-float", "nothing"), "no stage 'nothing'"), (("--opset", "9"), "--opset 9 must be")):
+        assert run(command(photos, out, *wrong)) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+    assert run(command(photos, out, "--num-classes", "3")) == 2
+    assert "--num-classes is for models of timm" in capsys.readouterr().err

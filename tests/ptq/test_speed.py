@@ -11,11 +11,11 @@ from rep_models import images, unruly
 
 from tersor.bench.measure import Estimate
 from tersor.ptq import speed
-from tersor.ptq.calibration import Quantized, quantize
+from tersor.ptq.calibration import Quantized, quantize, without_integers
 from tersor.ptq.config import RepAPQConfig
 from tersor.ptq.layers import integer_layers
 from tersor.ptq.onnx_export import OnnxFile, export_float, export_quantized
-from tersor.ptq.speed import fast_enough, slower_stages, speedup, time_files, without_integers
+from tersor.ptq.speed import fast_enough, slower_stages, speedup, time_files
 
 QUICK = RepAPQConfig(iterations=0, init_images=16)
 

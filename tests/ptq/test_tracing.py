@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pyramids import Pyramid, Shared, UNet, settled
+from pyramids import Pyramid, Shared, UNet, pair, settled
 from rep_models import images
 from torch import nn
 
@@ -71,6 +71,23 @@ def test_what_only_a_relu_reads_is_rounded_as_it_leaves_the_relu() -> None:
 
     plan = trace(Plain().eval(), images(2))
     assert plan.rectified == {"one"} and plan.rounded == {"one", "two"}
+
+
+def test_what_the_caller_gets_is_rounded_too(tmp_path: Any) -> None:
+    """As a backbone gives an output of each stage, which the next stage reads as well."""
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = pair(3, 8), pair(8, 8, 2)
+
+        def forward(self, x: Any) -> Any:
+            one = self.one(x)
+            return [one, self.two(one)]
+
+    found = quantize(settled(Backbone(), images(8)), images(8), QUICK)
+    assert found.plan.rounded == {"one.1", "two.1"}
+    assert export_quantized(found.model, images(2), tmp_path / "net.onnx").float_layers == 0
 
 
 def test_layers_that_are_shared_or_transposed_stay_as_they_are_and_are_named(tmp_path: Any) -> None:

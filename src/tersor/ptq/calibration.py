@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tersor.ptq.quantizers import fake_activation
 from tersor.ptq.reparam import merge
 from tersor.ptq.rounding import LearnedRounding
 from tersor.ptq.stages import Stage, find_stages
-from tersor.ptq.tracing import Plan, trace
+from tersor.ptq.tracing import Plan, float_stages, trace
 from tersor.training.claim import claim
 
 _REPORT = "report.json"
@@ -85,7 +85,7 @@ def quantize(
     chain = plan.stages
     for each in plan.left:
         on_progress(f"stays in floating point: {each}")
-    bits = _bits_of_layers(merged, chain, config)
+    bits = _bits_of_layers(merged, [stage for stage in chain if stage.name not in plan.kept], config)
     target = copy.deepcopy(merged)
     reports: list[BlockReport] = []
     kept = None if folder is None else Path(folder)
@@ -106,8 +106,10 @@ def quantize(
         file = None if kept is None else kept / f"stage-{number:02}.safetensors"
         if not plan.linked:
             exact, rounded = (entering(each, stage.blocks[0], calibration) for each in (merged, target))
-        elif number and number == len(chain) - 1 and (entry := _entry(merged, stage, exact, bits, config)) is not None:
-            rounded = fake_activation(rounded, *entry)
+        elif number and number == len(chain) - 1:
+            before_kept = chain[number - 1].name in plan.kept
+            entry = None if before_kept else _entry(merged, stage, exact, bits, config)
+            rounded = rounded if entry is None else fake_activation(rounded, *entry)
         _insert(target, stage, bits, config)
         for name in plan.rounded & set(stage.blocks):
             replace_module(target, name, _placeholder(target.get_submodule(name), config))
@@ -145,7 +147,8 @@ def quantize(
     if entry is not None:
         first = chain[-1].blocks[0]
         replace_module(target, first, RoundedInput(target.get_submodule(first), *entry))
-    return Quantized(target.eval(), merged, tuple(reports), plan)
+    done_with = Quantized(target.eval(), merged, tuple(reports), plan)
+    return without_integers(done_with, plan.kept, calibration, config) if plan.kept else done_with
 
 
 def find_plan(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str]] | None, config: RepAPQConfig) -> Plan:
@@ -160,14 +163,62 @@ def find_plan(model: nn.Module, example: Tensor, stages: Sequence[Sequence[str]]
     if unused := [each for each in config.ignored if not fnmatch.filter(layers, each)]:
         raise TersorError(f"ignored names {unused[0]!r}, which no layer has; there are {', '.join(layers)}")
     try:
-        return Plan(find_stages(model, example, stages), left=tuple(f"{name} (ignored)" for name in ignored))
+        plan = Plan(find_stages(model, example, stages), left=tuple(f"{name} (ignored)" for name in ignored))
     except TersorError:
         if stages is not None:
             raise
-    plan = trace(model, example, ignored)
+        plan = trace(model, example, ignored)
     if not plan.stages:
         raise TersorError(f"{type(model).__name__} has no convolution or linear layer that is used once")
-    return plan
+    names = [stage.name for stage in plan.stages]
+    slow = config.keep_float
+    if slow is None:
+        slow = tuple(float_stages(model, example, plan.stages)) if plan.linked else ()
+        slow = slow if set(names) > set(slow) else ()
+    check_kept(slow, names)
+    reason = "by keep_float" if config.keep_float else "most of its layers have no integer kernel"
+    left = (*plan.left, *(f"stage {name} ({reason})" for name in slow))
+    return replace(plan, kept=tuple(slow), left=left)
+
+
+def check_kept(names: Sequence[str], known: Sequence[str]) -> None:
+    """See that stages to keep in floating point are there, and not all of them.
+
+    Raises:
+        TersorError: Otherwise.
+    """
+    if unknown := sorted(set(names) - set(known)):
+        raise TersorError(f"there is no stage {unknown[0]!r} to keep in floating point; there are {', '.join(known)}")
+    if set(known) <= set(names):
+        raise TersorError("no stage would be left to quantize; run the network in floating point")
+
+
+def without_integers(found: Quantized, names: Sequence[str], images: Tensor, config: RepAPQConfig) -> Quantized:
+    """The same model with whole stages in floating point; no other stage changes.
+
+    Args:
+        found: What `quantize` gave.
+        names: Of stages, as ``found.plan.stages`` has them.
+        images: Of calibration, for the grids at which the other stages end.
+        config: As `quantize` had it.
+
+    Raises:
+        TersorError: If there is no such stage, or no other one.
+    """
+    check_kept(names, [stage.name for stage in found.plan.stages])
+    model, before = copy.deepcopy(found.model), None
+    for stage in found.plan.stages:
+        if stage.name in names:
+            for block in stage.blocks:
+                replace_module(model, block, copy.deepcopy(found.merged.get_submodule(block)))
+            if found.plan.linked and before is not None and before not in names:
+                first = stage.blocks[0]
+                grid = activation_scale(entering(found.merged, first, images[:CHUNK]), 8, config)
+                replace_module(model, first, RoundedInput(model.get_submodule(first), *grid, 8))
+        elif before in names and isinstance(head := model.get_submodule(stage.blocks[0]), RoundedInput):
+            replace_module(model, stage.blocks[0], head.inner)  # nothing before it needs a grid
+        before = stage.name
+    return Quantized(model, found.merged, found.blocks, found.plan)
 
 
 def is_ignored(name: str, config: RepAPQConfig) -> bool:

@@ -74,7 +74,9 @@ def quantize(
     """
     from tersor.ptq.config import RepAPQConfig
 
+    kept_float = None if keep_float in (None, ["auto"]) else () if keep_float == ["none"] else tuple(keep_float or ())
     settings = {"symmetric": symmetric, "reduce_range": reduce_range, "ignored": tuple(ignore or ())}
+    settings["keep_float"] = kept_float
     config = RepAPQConfig.of(bits, iterations=iterations, seed=seed, **settings)
     if max(config.weight_bits, config.activation_bits) > 8:
         raise TersorError(f"--bits {bits}: an ONNX file of integers takes 8 bits or fewer")
@@ -107,7 +109,7 @@ def quantize(
         report_section,
         speed_record,
     )
-    from tersor.ptq.speed import fast_enough, speedup, time_files, without_integers
+    from tersor.ptq.speed import fast_enough, speedup, time_files
 
     kept = out.with_name(out.name + ".stages")
     with spinner() as status, tempfile.TemporaryDirectory() as folder:
@@ -119,7 +121,6 @@ def quantize(
         found = calibrating.quantize(network, given, config, folder=kept, on_progress=on_progress)
         status.update("writing the file, and two to compare with")
         files = {FLOAT: export_float(found.merged, given, Path(folder) / "float.onnx")}
-        stay = [] if keep_float in (None, ["auto"], ["none"]) else list(keep_float or ())
 
         def write(what: calibrating.Quantized) -> OnnxFile:
             return export_quantized(what.model, given, Path(folder) / "ours.onnx", plain_target)
@@ -128,7 +129,7 @@ def quantize(
         if keep_float in (None, ["auto"]) and not symmetric:
             found, files[OURS], stay, speed = fast_enough(found, files[FLOAT], write, given, config)
         else:
-            found = without_integers(found, stay, given, config) if stay else found
+            stay = list(found.plan.kept)
             files[OURS] = write(found)
             speed = speedup(time_files(files[FLOAT], files[OURS], given[:1]))
         plain = calibrating.quantize(network, given, config.without_training("minmax"))

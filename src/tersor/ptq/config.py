@@ -44,6 +44,8 @@ class RepAPQConfig:
             TensorRT takes them; half of it is unused after a ReLU.
         reduce_range: Whether weights have 7 bits at most, in 8: the sums of two products overflow on processors
             without VNNI otherwise.
+        keep_float: Names of stages that stay in floating point. None: those of a chain most of whose layers have no
+            integer kernel, because sums and gates read them, as in FastViT.
         ignored: Layers that stay in floating point: names, or patterns such as "stages.0.*".
         seed: Seed of the order of images.
 
@@ -57,6 +59,7 @@ class RepAPQConfig:
     symmetric: bool = False
     reduce_range: bool = False
     ignored: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] | None = None
     weight_init: str = "output"
     activation_init: str = "mse"
     init_images: int = 128

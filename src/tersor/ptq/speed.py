@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,19 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor._errors import TersorError
 from tersor.bench.measure import Estimate, PairedTimes, time_paired
 from tersor.ptq.blocks import activation_scale
-from tersor.ptq.calibration import Quantized, entering, replace_module
+from tersor.ptq.calibration import Quantized, entering, without_integers
 from tersor.ptq.config import RepAPQConfig
-from tersor.ptq.layers import RoundedInput, RoundedOutput
+from tersor.ptq.layers import RoundedOutput
 from tersor.ptq.onnx_export import OnnxFile, export_float, export_quantized, session
 
 FLOAT, INTEGER = "floating point", "integers"
 #: Rounds of a whole file, and of one stage.
 ROUNDS, STAGE_ROUNDS = 15, 7
-#: Images that the grids around a stage in floating point are found on.
-_IMAGES = 64
 
 
 def time_files(exact: OnnxFile, integer: OnnxFile, image: Tensor, *, rounds: int = ROUNDS) -> PairedTimes:
@@ -43,42 +39,14 @@ def speedup(times: PairedTimes) -> Estimate:
     return times.ratio(FLOAT, INTEGER)
 
 
-def without_integers(found: Quantized, names: Sequence[str], images: Tensor, config: RepAPQConfig) -> Quantized:
-    """The same model with whole stages in floating point; no other stage changes.
-
-    Args:
-        found: What `quantize` gave.
-        names: Of stages, as ``found.plan.stages`` has them.
-        images: Of calibration, for the grids at which the other stages end.
-        config: As `quantize` had it.
-
-    Raises:
-        TersorError: If there is no such stage, or no other one.
-    """
-    known = [stage.name for stage in found.plan.stages]
-    if unknown := sorted(set(names) - set(known)):
-        raise TersorError(f"there is no stage {unknown[0]!r} to keep in floating point; there are {', '.join(known)}")
-    if set(known) <= set(names):
-        raise TersorError("no stage would be left to quantize; run the network in floating point")
-    model, before = copy.deepcopy(found.model), None
-    for stage in found.plan.stages:
-        if stage.name in names:
-            for block in stage.blocks:
-                replace_module(model, block, copy.deepcopy(found.merged.get_submodule(block)))
-            if found.plan.linked and before is not None and before not in names:
-                first = stage.blocks[0]
-                grid = activation_scale(entering(found.merged, first, images[:_IMAGES]), 8, config)
-                replace_module(model, first, RoundedInput(model.get_submodule(first), *grid, 8))
-        before = stage.name
-    return Quantized(model, found.merged, found.blocks, found.plan)
-
-
 @torch.no_grad()
 def slower_stages(found: Quantized, images: Tensor, config: RepAPQConfig) -> dict[str, float]:
     """Stages that are slower in integers, each timed alone: their speed over that in floating point, slowest first."""
     slow = {}
     with tempfile.TemporaryDirectory() as folder:
         for stage in found.plan.stages:
+            if stage.name in found.plan.kept:
+                continue
             x = entering(found.merged, stage.blocks[0], images[:1])
             exact = nn.Sequential(*_blocks(found.merged, stage.blocks))
             integer: nn.Module = nn.Sequential(*_blocks(found.model, stage.blocks))
@@ -118,11 +86,12 @@ def fast_enough(
     file = write(found)
     speed = speedup(time_files(exact, file, images[:1]))
     if speed.value >= 1 or file.simulation:
-        return found, file, [], speed
+        return found, file, list(found.plan.kept), speed
     slow = list(slower_stages(found, images, config))
-    if len(slow) == len(found.plan.stages):
+    if len(slow) + len(found.plan.kept) == len(found.plan.stages):
         slow.pop()  # the one that loses least
     if slow:
+        slow += found.plan.kept
         found = without_integers(found, slow, images, config)
         file = write(found)
         speed = speedup(time_files(exact, file, images[:1]))

@@ -81,6 +81,7 @@ class Plan:
         rounded: Blocks whose output is rounded, because others than the next block read it.
         rectified: Those of them whose output only a ReLU reads.
         left: Layers that stay in floating point, each with the reason.
+        kept: Stages that stay in floating point.
     """
 
     stages: list[Stage]
@@ -88,6 +89,7 @@ class Plan:
     rounded: frozenset[str] = frozenset()
     rectified: frozenset[str] = frozenset()
     left: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -99,21 +101,7 @@ def trace(model: nn.Module, example: Tensor, ignored: Sequence[str] = ()) -> Pla
         example: Images that it takes.
         ignored: Layers that shall stay in floating point.
     """
-    watch = _Watch()
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(
-            module.register_forward_pre_hook(
-                lambda module, inputs, kwargs, name=name: watch.enter(name, module, inputs, kwargs), with_kwargs=True
-            )
-        )
-        hooks.append(module.register_forward_hook(lambda module, inputs, output: watch.leave(output)))
-    try:
-        with watch:
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch = _watched(model, example)
     units, left = _units(watch.calls, ignored)
     rounded, rectified = set(), set()
     stages: list[list[_Call]] = []
@@ -133,6 +121,53 @@ def trace(model: nn.Module, example: Tensor, ignored: Sequence[str] = ()) -> Pla
             stages.append([unit])
     found = [Stage(stage[0].name, tuple(call.name for call in stage)) for stage in stages]
     return Plan(found, False, frozenset(rounded), frozenset(rectified), tuple(left))
+
+
+@torch.no_grad()
+def float_stages(model: nn.Module, example: Tensor, chain: Sequence[Stage]) -> list[str]:
+    """Stages of a chain most of whose layers would run in floating point although they are quantized.
+
+    An integer kernel writes integers, so that only layers may read its output, or the next block. A sum, a gate or a
+    GELU that reads it costs the kernel, and the way to integers and back on top.
+    """
+    watch = _watched(model, example)
+    blocks = {block for stage in chain for block in stage.blocks}
+    ends = {call.out for call in watch.calls if call.name in blocks}
+    units = _units(watch.calls, ())[0]
+    given = {unit.given for unit in units}
+
+    def runs(unit: _Call) -> bool:
+        alone = len(watch.readers.get(unit.out, [])) == 1 and (unit.out in given or unit.out in ends)
+        return alone or isinstance(unit.module, nn.Linear)
+
+    found = []
+    for stage in chain:
+        own = [runs(unit) for unit in units if any(f"{unit.name}.".startswith(f"{block}.") for block in stage.blocks)]
+        if own and sum(own) < len(own) / 2:
+            found.append(stage.name)
+    return found
+
+
+def _watched(model: nn.Module, example: Tensor) -> _Watch:
+    """Run ``model`` once under a watch."""
+    watch = _Watch()
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(
+            module.register_forward_pre_hook(
+                lambda module, inputs, kwargs, name=name: watch.enter(name, module, inputs, kwargs), with_kwargs=True
+            )
+        )
+        hooks.append(module.register_forward_hook(lambda module, inputs, output: watch.leave(output)))
+    try:
+        with watch:
+            given = model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for each in tensors_of(given):
+        watch.readers.setdefault(id(each), []).append("output")
+    return watch
 
 
 def _units(calls: list[_Call], ignored: Sequence[str]) -> tuple[list[_Call], list[str]]:
