@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tersor._errors import TersorError
 from tersor.opening.judging.base import Question, Record, Reply
-from tersor.opening.pictures import fitted, read_rgb
+from tersor.opening.pictures import Mode, fitted, read_rgb
 from tersor.opening.prompts import LEAST_SIDE, WORDS, JudgePrompt, Message, build
 from tersor.zoo import loading
 
@@ -37,6 +37,18 @@ class _Encoded:
     @property
     def length(self) -> int:
         return self.inputs["input_ids"].shape[1]
+
+
+def talk(message: Message, side: int, mode: Mode) -> list[dict[str, Any]]:
+    """The message as a chat template takes it, with pictures of at most ``side`` pixels a side."""
+    parts = [
+        {"type": "text", "text": each}
+        if isinstance(each, str)
+        else {"type": "image", "image": fitted(read_rgb(each), side, mode)}
+        for each in message.parts
+    ]
+    system = {"role": "system", "content": [{"type": "text", "text": message.system}]}
+    return [system, {"role": "user", "content": parts}]
 
 
 class LocalJudge:
@@ -142,19 +154,9 @@ class LocalJudge:
             side = max(LEAST_SIDE, side // 2)
 
     def _inputs(self, message: Message, side: int) -> dict[str, Tensor]:
-        parts = [
-            {"type": "text", "text": each}
-            if isinstance(each, str)
-            else {"type": "image", "image": fitted(read_rgb(each), side, self.prompt.mode)}
-            for each in message.parts
-        ]
-        talk = [
-            {"role": "system", "content": [{"type": "text", "text": message.system}]},
-            {"role": "user", "content": parts},
-        ]
         found: dict[str, Tensor] = dict(
             self.processor.apply_chat_template(
-                talk, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+                talk(message, side, self.prompt.mode), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
             )
         )
         return found
