@@ -45,7 +45,9 @@ class IntJudgeConfig(SFTConfig):
             if not getattr(self, name) >= 0:
                 raise TersorError(f"{name}={getattr(self, name)} must not be negative")
         if self.max_length is not None or self.packing:
-            raise TersorError("max_length and packing would part pictures from their places in the text; leave them out")
+            raise TersorError(
+                "max_length and packing would part pictures from their places in the text; leave them out"
+            )
         if self.both_orders and self.per_device_train_batch_size % 2:
             raise TersorError(
                 f"per_device_train_batch_size={self.per_device_train_batch_size} must be even: the two orders of a "

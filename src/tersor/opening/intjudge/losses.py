@@ -12,7 +12,12 @@ from torch import Tensor
 from tersor.opening.records import Label
 
 #: Label -> who wins, and how much a pair of it counts.
-SIGNS: dict[Label, tuple[float, float]] = {"A": (1.0, 1.0), "B": (-1.0, 1.0), "Tie(A)": (1.0, 0.5), "Tie(B)": (-1.0, 0.5)}
+SIGNS: dict[Label, tuple[float, float]] = {
+    "A": (1.0, 1.0),
+    "B": (-1.0, 1.0),
+    "Tie(A)": (1.0, 0.5),
+    "Tie(B)": (-1.0, 0.5),
+}
 
 
 def margin(logits: Tensor, start: Tensor, first: tuple[int, int]) -> Tensor:

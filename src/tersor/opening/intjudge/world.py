@@ -6,6 +6,7 @@ missing steps; people prefer fewer faults, and err a little. All of it is drawn 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,12 +54,16 @@ class World:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
 
+    def rng(self, what: str) -> random.Random:
+        """A generator for one use."""
+        return random.Random(f"{self.seed}:{what}")
+
     def instances(self, n: int, *, first: int = 0) -> list[Instance]:
         """``n`` tasks; those from ``first`` on are others, whose content may be the same."""
         return [self._instance(first + number) for number in range(n)]
 
     def _instance(self, number: int) -> Instance:
-        rng = random.Random(f"{self.seed}:{number}")
+        rng = self.rng(str(number))
         scenes = [self.scene(rng) for _ in range(STEPS)]
         wish = Step("Draw " + " and then ".join(describe(scene) for scene in scenes))
         gold = self._steps(Answer(tuple((describe(scene), draw(scene)) for scene in scenes)))
@@ -71,9 +76,7 @@ class World:
 
     def answers(self, generator: ScriptedGenerator, instances: Sequence[Instance]) -> dict[str, tuple[Step, ...]]:
         """What a generator answers, by instance."""
-        return {
-            each.uid: self._steps(generator.generate(each, n_steps=STEPS, seed=self.seed)) for each in instances
-        }
+        return {each.uid: self._steps(generator.generate(each, n_steps=STEPS, seed=self.seed)) for each in instances}
 
     def arena(self, instances: Sequence[Instance], generators: Sequence[ScriptedGenerator], battles: int) -> Source:
         """Battles with the verdicts of people, who see each in one order; equal answers are asked about nobody."""
@@ -105,7 +108,7 @@ class World:
         """Battles of answers of equal length whose only difference is one wrong colour in one of them."""
         instances, answers, verdicts = self.instances(n, first=first), {"right": {}, "wrong": {}}, []
         for instance in instances:
-            rng = random.Random(f"{self.seed}:{instance.uid}:colours")
+            rng = self.rng(f"{instance.uid}:colours")
             worse = replace(UNSEEN[0], p_wrong_colour=1.0, p_missing_step=0.0)
             wrong = self._steps(worse.generate(instance, n_steps=STEPS, seed=self.seed))
             place = rng.randrange(STEPS)
@@ -124,8 +127,6 @@ class World:
 
     def _kept(self, picture: object) -> Path:
         data = save_jpeg(picture)
-        import hashlib
-
         file = self.folder / f"{hashlib.sha256(data).hexdigest()[:16]}.jpg"
         if not file.is_file():
             _atomic.write_bytes(file, data)

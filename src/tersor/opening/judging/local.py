@@ -156,7 +156,11 @@ class LocalJudge:
     def _inputs(self, message: Message, side: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = dict(
             self.processor.apply_chat_template(
-                talk(message, side, self.prompt.mode), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+                talk(message, side, self.prompt.mode),
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
             )
         )
         return found
