@@ -1,4 +1,7 @@
-"""The model that tiny-judge's adapter is trained on: a small Qwen2-VL that tells what its pictures show."""
+"""The model that tiny-judge's adapter is trained on: a small Qwen2-VL that tells what its pictures show.
+
+It describes pictures, and says whether a caption fits, as any vision-language model can; of battles it knows nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tersor.opening.intjudge.world import PROMPT, World
 from tersor.opening.prompts import WORDS
-from tersor.opening.scenes import COLOURS, PLACES, SHAPES, describe, draw
+from tersor.opening.scenes import COLOURS, PLACES, SHAPES, Scene, describe, draw
 from tersor.zoo.processor import PictureProcessor
 
 SPECIAL = [
@@ -38,7 +41,8 @@ CHAT_TEMPLATE = (
 )
 #: Pixels of a side: a picture of three by three cells is one token.
 PATCH, MERGE = 8, 3
-ASKED = "Describe"
+DESCRIBE, CHECK = "Describe", "Check"
+YES, NO = "yes", "no"
 IGNORED = -100
 
 
@@ -46,7 +50,7 @@ def words() -> list[str]:
     """All that is ever said, in a fixed order."""
     pictures = [f"<{slash}IMG_{n}>" for n in range(2 * 2) for slash in ("", "/")]
     tags = ["<INPUT>", "<OUTPUT_A>", "<OUTPUT_B>", *pictures]
-    told = " ".join([*WORDS, PROMPT.system, PROMPT.question, *COLOURS, *SHAPES, *PLACES, ASKED])
+    told = " ".join([*WORDS, PROMPT.system, PROMPT.question, *COLOURS, *SHAPES, *PLACES, DESCRIBE, CHECK, YES, NO])
     free = "system user assistant Draw and then a an : ( ) . ? ,"
     return list(dict.fromkeys([*tags, *free.split(), *re.findall(r"\w+", told)]))
 
@@ -82,23 +86,35 @@ def new_model(seed: int, processor: PictureProcessor, hidden: int = 128, layers:
     """The untrained model, a pure function of ``seed``."""
     torch.manual_seed(seed)
     shared = {"initializer_range": 0.06}
+    token, sections = processor.tokenizer, hidden // 24
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": len(processor.tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [hidden // 8 - 2 * (hidden // 24), hidden // 24, hidden // 24]},
-            "bos_token_id": None, "eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id, **shared,
+            "vocab_size": len(token), "hidden_size": hidden, "intermediate_size": 3 * hidden,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4,
+            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": token.eos_token_id,
+            "pad_token_id": token.pad_token_id, **shared,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10_000.0,
+                "mrope_section": [hidden // 8 - 2 * sections, sections, sections],
+            },
         },
         vision_config={
             "depth": 2, "embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2, "num_heads": 4, "patch_size": PATCH,
             "spatial_merge_size": MERGE, "temporal_patch_size": 1, **shared,
         },
         image_token_id=processor.image_token_id, video_token_id=processor.video_token_id,
-        vision_start_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        tie_word_embeddings=True,
+        vision_start_token_id=token.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=token.convert_tokens_to_ids("<|vision_end|>"), tie_word_embeddings=True,
     )  # fmt: skip
     return Qwen2VLForConditionalGeneration(config)
+
+
+def _recoloured(scene: Scene, rng: random.Random) -> Scene:
+    """The same things in other colours."""
+    return {
+        cell: (rng.choice([each for each in COLOURS if each != colour]), shape)
+        for cell, (colour, shape) in scene.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ class Plan:
 
     pictures: tuple[int, ...] = (1, 2, 4)
     sizes: tuple[int, ...] = (64, 64, 32)
-    steps: int = 700
+    steps: int = 900
     solved: float = 0.93
     rate: float = 2e-3
     warmup: int = 30
@@ -135,23 +151,28 @@ class Trainer:
         self.processor = new_processor()
         self.model = new_model(seed, self.processor)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self.short = torch.tensor(self.processor.tokenizer.convert_tokens_to_ids([YES, NO]))
         self.kept = Run(state, plan, seed, self.model, self.optimizer, Stages())
         self.progress = self.kept.progress
 
     def batch(self, rng: random.Random) -> tuple[dict[str, Tensor], Tensor]:
-        """Conversations that tell what two of their pictures show, and labels of what they tell."""
+        """Conversations about some pictures, and labels of what is told: what two show, or whether two captions fit."""
         count, rows, labels, shown = self.plan.pictures[self.progress.stage], [], [], []
         token = self.processor.tokenizer
         ids = lambda text: token(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         for _ in range(self.plan.sizes[self.progress.stage]):
             scenes = [World.scene(rng) for _ in range(count)]
-            row = ids(f"<|im_start|>user {ASKED} ")
-            for number in range(count):
+            check = rng.random() < 0.5
+            fits = [rng.random() < 0.5 for _ in scenes]
+            row = ids(f"<|im_start|>user {CHECK if check else DESCRIBE} ")
+            for number, scene in enumerate(scenes):
+                row += ids(describe(scene if fits[number] else _recoloured(scene, rng))) if check else []
                 row += ids(f"<IMG_{number}><|vision_start|><|image_pad|><|vision_end|></IMG_{number}>")
             row += ids("<|im_end|><|im_start|>assistant ")
             label = [IGNORED] * len(row)
             for number in rng.sample(range(count), min(2, count)):
-                head, told = ids(f"<IMG_{number}> : "), ids(describe(scenes[number]))
+                said = (YES if fits[number] else NO) if check else describe(scenes[number])
+                head, told = ids(f"<IMG_{number}> : "), ids(said)
                 row, label = row + head + told, label + [IGNORED] * len(head) + told
             rows.append(row)
             labels.append(label)
@@ -171,19 +192,23 @@ class Trainer:
         return plan.rate * min(1.0, (step + 1) / plan.warmup) * max(0.02, min(1.0, 3 * (1 - step / plan.steps)))
 
     def train_step(self) -> tuple[float, float]:
-        """One update; returns the loss and the share of right words."""
+        """One update; returns the loss and the share of right words, of descriptions or checks."""
         inputs, labels = self.batch(random.Random(f"{self.seed}:{self.progress.step}"))
         self.model.train()
         hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
         asked = labels[:, 1:] != IGNORED
         logits, wanted = self.model.lm_head(hidden[:, :-1][asked]), labels[:, 1:][asked]
-        loss = F.cross_entropy(logits, wanted)
+        # An answer of one word counts as much as a description of several.
+        weight = 1 + 3 * torch.isin(wanted, self.short).float()
+        loss = (weight * F.cross_entropy(logits, wanted, reduction="none")).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         set_rate(self.optimizer, self.rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item(), (logits.argmax(-1) == wanted).float().mean().item()
+        checked = torch.isin(wanted, self.short)
+        right = (logits.argmax(-1) == wanted).float()
+        return loss.item(), min(right[~checked].mean().item(), right[checked].mean().item())
 
     def run(self, *, look_every: int) -> None:
         """Train to the end of the plan, with a row of the curve every ``look_every`` steps."""

@@ -37,6 +37,7 @@ from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.opening.bench.cli import bench_opening
 from tersor.opening.cli import opening
+from tersor.opening.intjudge.cli import intjudge
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 from tersor.rl.bench.cli import bench_zipr1
@@ -93,6 +94,7 @@ app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
 experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
+train.command()(intjudge)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
 for name, group in {

@@ -1,8 +1,8 @@
 """People on a random sample of battles, a judge on the rest: a score that neither a biased judge nor few votes spoil.
 
-Prediction-powered inference (Angelopoulos, Bates, Fannjiang, Jordan and Zrnic 2023, Science 382), with the weight of the
-judge tuned to the data (PPI++, Angelopoulos, Duchi and Zrnic 2023, arXiv 2311.01453), and added up over strata (Fisch et
-al. 2024, arXiv 2406.04291), so that people may be asked more often where the judge doubts.
+Prediction-powered inference (Angelopoulos, Bates, Fannjiang, Jordan and Zrnic 2023, Science 382), with the weight of
+the judge tuned to the data (PPI++, Angelopoulos, Duchi and Zrnic 2023, arXiv 2311.01453), and added up over strata
+(Fisch et al. 2024, arXiv 2406.04291), so that people may be asked more often where the judge doubts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,8 @@ from tersor._errors import TersorError
 from tersor.opening.ranking import oriented
 from tersor.opening.records import Label, Verdict
 
-#: Of the 95 % interval.
-Z = 1.959964
+#: Of the 95 % interval, and of a one-sided bound.
+Z, ONE_SIDED = 1.959964, 1.644854
 #: Votes in a stratum below which its variance says nothing.
 LEAST = 10
 _POINTS: dict[Label, float] = {"A": 1.0, "B": 0.0}
@@ -52,6 +53,16 @@ class Powered:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the score, by the normal approximation."""
         return self.score - Z * self.error, self.score + Z * self.error
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """One-sided 95 % bounds of the score."""
+        return self.score - ONE_SIDED * self.error, self.score + ONE_SIDED * self.error
+
+    def verdict(self, margin: float) -> Literal["pass", "fail", "inconclusive"]:
+        """As of `tersor.opening.compare.Comparison`: whether the candidate is worse by no more than ``margin``."""
+        low, high = self.bounds
+        return "pass" if low > 0.5 - margin else "fail" if high < 0.5 - margin else "inconclusive"
 
     @property
     def shorter(self) -> float:
@@ -116,9 +127,10 @@ def powered_score(
     for stratum in strata:
         asked, rest = sorted(stratum & voted.keys()), sorted(stratum - voted.keys())
         if len(asked) < LEAST and rest:
+            which = "that the judge doubts" if stratum & doubtful else "that no judge doubts"
             raise TersorError(
-                f"people decided {len(asked)} of {len(stratum)} battles{' that the judge doubts' if stratum & doubtful else ''}; "
-                f"at least {LEAST}, drawn at random, are needed to correct the judge"
+                f"people decided {len(asked)} of the {len(stratum)} battles {which}; at least {LEAST}, drawn at random "
+                "(tersor opening serve --sample N), are needed to correct the judge"
             )
         y, beside, other = (
             np.array([found[each] for each in ids])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from tersor.opening.intjudge.calibration import calibration_error, fit_temperatu
 from tersor.opening.intjudge.config import IntJudgeConfig
 from tersor.opening.intjudge.evaluation import Decided, blanked, decide
 from tersor.opening.intjudge.lora import adapters
-from tersor.opening.intjudge.pairs import Pair, balanced, check_apart, flipped_at_random, split
+from tersor.opening.intjudge.pairs import Pair, balanced, content, flipped_at_random, pairs_of, split
 from tersor.opening.intjudge.run import halves, tempered
 from tersor.opening.intjudge.trainer import IntJudgeTrainer
 from tersor.opening.intjudge.world import PROMPT, SEEN, UNSEEN, World
@@ -172,9 +173,10 @@ def data(
     made = [pair for pair in parts.training if pair.kind == "reference"][: round(plan.ratio * len(decided))]
     new = [pair for pair in parts.validation if {pair.verdict.a, pair.verdict.b} & set(unseen)]
     old = [pair for pair in parts.validation if pair not in new]
-    colours = split([world.colours_alone(n, first=plan.instances)], held_out=1.0, seed=seed).validation
-    check_apart(parts, unseen)
     training = balanced([*decided, *made], world.rng("order"))
+    known = {content(pair.instance) for pair in parts.training}
+    alike = pairs_of(world.colours_alone(2 * n, first=plan.instances), Counter())
+    colours = [pair for pair in alike if content(pair.instance) not in known]
     return flipped_at_random(training, seed) if coin else training, {
         "seen": old[:n], "unseen": new[:n], "colours": colours[:n],
     }  # fmt: skip
@@ -196,7 +198,8 @@ def measured(judge: LocalJudge, tests: dict[str, list[Pair]], folder: Path) -> R
         for pair, p, won in zip(mixed, *all_mended.chances(), strict=True)
     ]
     return Row(
-        **{name: _value(each.agreement()) for name, each in found.items()},
+        seen=_value(found["seen"].agreement()), unseen=_value(found["unseen"].agreement()),
+        colours=_value(found["colours"].agreement()),
         blank=_value(blank.agreement()), first_share=_value(both.first_share()), consistent=_value(both.consistent()),
         log_mass=both.log_mass(), temperature=temperature, errors=errors,
         bins=[[each.confidence, each.right.value, each.n] for each in reliability(*mended.chances())],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,7 +77,7 @@ class Decided:
 
     def log_mass(self) -> float:
         """Median of the log-probability of all four verdicts together."""
-        return statistics.median(json.loads(raw.text)["log_mass"] for both in self.raw for raw in both)
+        return float(statistics.median(json.loads(raw.text)["log_mass"] for both in self.raw for raw in both))
 
     def scores(self) -> tuple[npt.NDArray[np.float64], list[bool]]:
         """Log-probabilities ``[2 n, 4]`` of all questions, and whether the answer shown first is the better one."""
@@ -126,7 +126,6 @@ def decide(judge: LocalJudge, pairs: Sequence[Pair], on_battle: OnBattle = lambd
 
 def blanked(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
     """The pairs with every picture of an answer replaced by a grey one of its size, kept in ``folder``."""
-    from dataclasses import replace
 
     def blank(steps: Sequence[Step]) -> tuple[Step, ...]:
         return tuple(replace(step, image=None if step.image is None else _grey(step.image, folder)) for step in steps)

@@ -121,7 +121,7 @@ def split(
     parts, references = Parts(), list[Pair]()
     for source in sources:
         keys = {each.uid: content(each) for each in source.instances}
-        for pair in _pairs(source, parts.dropped):
+        for pair in pairs_of(source, parts.dropped):
             new = bool({pair.verdict.a, pair.verdict.b} & set(unseen))
             if _held_out(keys[pair.instance.uid], held_out, seed):
                 if source.kind == "arena":
@@ -198,7 +198,8 @@ def flipped_at_random(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     ]
 
 
-def _pairs(source: Source, dropped: Counter[str]) -> list[Pair]:
+def pairs_of(source: Source, dropped: Counter[str]) -> list[Pair]:
+    """The pairs of a source; what makes none is counted in ``dropped``, by why."""
     instances, found = {each.uid: each for each in source.instances}, []
     for verdict in source.verdicts:
         first, second = (source.answers.get(model, {}).get(verdict.uid) for model in (verdict.a, verdict.b))

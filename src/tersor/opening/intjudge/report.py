@@ -113,9 +113,9 @@ def card(found: dict[str, Any], config: IntJudgeConfig) -> list[str]:
         "An adapter trained with tersor that says which of two answers in text and pictures is better (IntJudge of "
         "OpenING, arXiv 2411.18499).", "",
         "```console", "$ tersor opening judge run/ --judge hf:path/to/this/folder", "```", "",
-        f"Trained on {pairs['arena']} battles that somebody decided and {pairs['reference']} pairs of an answer with the "
-        f"gold answer at hand and one without, seed {config.seed}; validated on {pairs['validation']} decided battles on "
-        "other instances.", "",
+        f"Trained on {pairs['arena']} battles that somebody decided and {pairs['reference']} pairs of an answer with "
+        f"the gold answer at hand and one without, seed {config.seed}; validated on {pairs['validation']} decided "
+        "battles on other instances.", "",
         "| agreement, % [95 %] | before | after | after, models of the training | after, other models |",
         "|---|---:|---:|---:|---:|",
         *(
@@ -131,7 +131,8 @@ def card(found: dict[str, Any], config: IntJudgeConfig) -> list[str]:
         f"| agreement with the answers' pictures grey, % | | {percent(blank)} |", "",
         f"Probabilities are divided by a temperature of {found['temperature']:.2f}, fitted on half of the validated "
         "instances. On the other half they are off by "
-        f"{100 * errors['with_temperature']:.1f} points on average, without it by {100 * errors['as_trained']:.1f}.", "",
+        f"{100 * errors['with_temperature']:.1f} points on average, without it by {100 * errors['as_trained']:.1f}.",
+        "",
         "| it must be this sure | battles that it decides, % | of those right, % |", "|---|---:|---:|",
         *(f"| {row['least']:.0%} | {100 * row['kept']:.1f} | {100 * row['right']:.1f} |" for row in found["sure"]), "",
         "## Where not to trust it", "",

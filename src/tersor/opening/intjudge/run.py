@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tersor import _atomic
 from tersor.bench.runs import Finished
-from tersor.opening.intjudge.calibration import fit_temperature
+from tersor.opening.intjudge.calibration import chance_of_first, fit_temperature
 from tersor.opening.intjudge.config import IntJudgeConfig
 from tersor.opening.intjudge.evaluation import Decided, blanked, decide
 from tersor.opening.intjudge.pairs import Pair, Parts, content, digest
@@ -96,7 +96,8 @@ def run_intjudge(
         parts=parts, unseen=unseen, hashes=hashes, log=trainer.state.log_history, facts=facts,
     )  # fmt: skip
     _atomic.write_text(out / "report.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    trainer.save_model(str(out / "adapter"))
+    trainer.model.save_pretrained(out / "adapter")
+    processor.save_pretrained(out / "adapter")
     write_facts(out / "adapter", Facts(prompt=prompt, temperature=temperature))
     write_card(out / "adapter", found, config)
     return found
@@ -115,8 +116,6 @@ def halves(found: Decided) -> tuple[Decided, Decided]:
 
 def tempered(found: Decided, temperature: float) -> Decided:
     """The same words with the probabilities of another temperature."""
-    from tersor.opening.intjudge.calibration import chance_of_first
-
     chances = chance_of_first(found.scores()[0], temperature).tolist()
     raw = [
         tuple(replace(row, probability=chances[2 * place + order]) for order, row in enumerate(both))

@@ -107,8 +107,9 @@ class IntJudgeTrainer(SFTTrainer):
         self.first = _first_tokens(trl["processing_class"].tokenizer)
         with older_checkpointing_names():
             super().__init__(model=model, args=args, train_dataset=self.rows.dataset(), **trl)
-        self.data_collator = _Collator(self.data_collator)
-        _end_answers(self.rows, self.data_collator, self.model, trl["processing_class"].tokenizer)
+        trainer: Any = self
+        trainer.data_collator = _Collator(trainer.data_collator)
+        _end_answers(self.rows, trainer.data_collator, self.model, trl["processing_class"].tokenizer)
 
     def train(self, *args: Any, **options: Any) -> Any:
         """See `trl.SFTTrainer`."""

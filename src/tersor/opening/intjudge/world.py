@@ -21,7 +21,7 @@ from tersor.opening.judging.scripted import ScriptedJudge, fewer_faults
 from tersor.opening.outputs import Answer
 from tersor.opening.pictures import save_jpeg
 from tersor.opening.prompts import JudgePrompt
-from tersor.opening.records import Battle, Instance, Raw, Step, Verdict, from_one_order
+from tersor.opening.records import Battle, Instance, Label, Raw, Step, Verdict, from_one_order
 from tersor.opening.sampling import roaming
 from tersor.opening.scenes import COLOURS, SHAPES, Scene, describe, draw
 
@@ -95,7 +95,8 @@ class World:
 
     def references(self, instances: Sequence[Instance], generators: Sequence[ScriptedGenerator]) -> Source:
         """Each generator's answer with the gold answer at hand against its plain one; nobody is asked."""
-        answers, verdicts = {}, []
+        answers: dict[str, dict[str, tuple[Step, ...]]] = {}
+        verdicts: list[Verdict] = []
         for plain in generators:
             better = referenced(plain)
             answers |= {each.name: self.answers(each, instances) for each in (plain, better)}
@@ -106,7 +107,8 @@ class World:
 
     def colours_alone(self, n: int, *, first: int) -> Source:
         """Battles of answers of equal length whose only difference is one wrong colour in one of them."""
-        instances, answers, verdicts = self.instances(n, first=first), {"right": {}, "wrong": {}}, []
+        instances, verdicts = self.instances(n, first=first), list[Verdict]()
+        answers: dict[str, dict[str, tuple[Step, ...]]] = {"right": {}, "wrong": {}}
         for instance in instances:
             rng = self.rng(f"{instance.uid}:colours")
             worse = replace(UNSEEN[0], p_wrong_colour=1.0, p_missing_step=0.0)
@@ -118,7 +120,7 @@ class World:
             )
             sides = ("right", "wrong") if rng.random() < 0.5 else ("wrong", "right")
             battle = Battle.of(instance.uid, instance.task, *sides)
-            label = "A" if battle.a == "right" else "B"
+            label: Label = "A" if battle.a == "right" else "B"
             verdicts.append(from_one_order(battle, Raw(battle.id, "human:people", label=label)))
         return Source("arena", instances, answers, verdicts)
 
