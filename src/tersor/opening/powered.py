@@ -103,6 +103,24 @@ def powered_mean(votes: _Floats, beside: _Floats, rest: _Floats) -> tuple[float,
     return float(mean), math.sqrt(variance), weight
 
 
+def powered_strata(strata: Sequence[tuple[_Floats, _Floats, _Floats]]) -> Powered:
+    """The mean over strata, each with its share of the battles and a weight of its own.
+
+    Args:
+        strata: Votes, the judge's guesses of them, and its other guesses, as `powered_mean` takes them.
+    """
+    sizes = [len(votes) + len(rest) for votes, _, rest in strata]
+    shares = [size / sum(sizes) for size in sizes]
+    means, errors, weights = zip(*(powered_mean(*stratum) for stratum in strata), strict=True)
+    people = sum(len(votes) for votes, _, _ in strata)
+    return Powered(
+        score=_mix(shares, means), error=_together(shares, errors),
+        alone=_mix(shares, [float(votes.mean()) for votes, _, _ in strata]),
+        alone_error=_together(shares, [math.sqrt(votes.var(ddof=1) / len(votes)) for votes, _, _ in strata]),
+        weight=_mix(shares, weights), people=people, judged=sum(sizes) - people,
+    )  # fmt: skip
+
+
 def powered_score(
     people: Sequence[Verdict], judge: Sequence[Verdict], candidate: str, baseline: str, *,
     doubtful: frozenset[str] = frozenset(),
@@ -120,35 +138,24 @@ def powered_score(
         TersorError: If people decided too few battles to say how far the judge is off.
     """
     voted, guessed = _scores(people, candidate, baseline, sure=True), _scores(judge, candidate, baseline, sure=False)
-    strata = [each for each in (set(guessed) - doubtful, set(guessed) & doubtful) if each]
-    if not strata:
+    parts = [part for part in (guessed.keys() - doubtful, guessed.keys() & doubtful) if part]
+    if not parts:
         raise TersorError(f"the judge decided no battle of {candidate!r} and {baseline!r}")
-    means, errors, weights, alone, alone_errors, shares = [], [], [], [], [], []
-    for stratum in strata:
-        asked, rest = sorted(stratum & voted.keys()), sorted(stratum - voted.keys())
-        if len(asked) < LEAST and rest:
-            which = "that the judge doubts" if stratum & doubtful else "that no judge doubts"
+    strata = []
+    for part in parts:
+        asked, rest = sorted(part & voted.keys()), sorted(part - voted.keys())
+        if len(asked) < LEAST:
+            which = "that the judge doubts" if part & doubtful else "that no judge doubts"
             raise TersorError(
-                f"people decided {len(asked)} of the {len(stratum)} battles {which}; at least {LEAST}, drawn at random "
+                f"people decided {len(asked)} of the {len(part)} battles {which}; at least {LEAST}, drawn at random "
                 "(tersor opening serve --sample N), are needed to correct the judge"
             )
-        y, beside, other = (
-            np.array([found[each] for each in ids])
+        y, beside, others = (
+            np.array([found[each] for each in ids], dtype=np.float64)
             for found, ids in ((voted, asked), (guessed, asked), (guessed, rest))
         )
-        mean, error, weight = powered_mean(y, beside, other)
-        means.append(mean)
-        errors.append(error)
-        weights.append(weight)
-        alone.append(float(y.mean()))
-        alone_errors.append(math.sqrt(y.var(ddof=1) / len(y)))
-        shares.append(len(stratum) / len(guessed))
-    asked_of = len(voted.keys() & guessed.keys())
-    return Powered(
-        score=_mix(shares, means), error=_together(shares, errors),
-        alone=_mix(shares, alone), alone_error=_together(shares, alone_errors),
-        weight=_mix(shares, weights), people=asked_of, judged=len(guessed) - asked_of,
-    )  # fmt: skip
+        strata.append((y, beside, others))
+    return powered_strata(strata)
 
 
 def _mix(shares: Sequence[float], values: Sequence[float]) -> float:

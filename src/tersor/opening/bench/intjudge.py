@@ -187,7 +187,7 @@ def measured(judge: LocalJudge, tests: dict[str, list[Pair]], folder: Path) -> R
     found = {name: decide(judge, pairs) for name, pairs in tests.items()}
     mixed = [*tests["seen"], *tests["unseen"]]
     both = Decided(mixed, [*found["seen"].raw, *found["unseen"].raw], judge.id)
-    blank = decide(judge, blanked(mixed, folder))
+    blank = decide(judge, blanked(mixed, folder)) if judge.id.endswith("references") else both
     fitted, tested = halves(both)
     temperature = fit_temperature(*fitted.scores())
     mended = tempered(tested, temperature)
