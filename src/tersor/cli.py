@@ -36,6 +36,7 @@ from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.opening.bench.cli import bench_opening
+from tersor.opening.bench.cli_intjudge import bench_intjudge
 from tersor.opening.cli import opening
 from tersor.opening.intjudge.cli import intjudge
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
@@ -77,6 +78,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "photos": bench_photos,
     "zipr1": bench_zipr1,
     "opening": bench_opening,
+    "intjudge": bench_intjudge,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.

@@ -70,7 +70,7 @@ class Row:
         seen: Agreement on battles of generators of the training.
         unseen: On battles with others.
         colours: On answers of equal length that differ in one colour.
-        blank: On those of ``seen`` and ``unseen`` with grey pictures.
+        blank: On those of ``seen`` and ``unseen`` with grey pictures; None where it was not asked.
         first_share: Share of questions in which the answer shown first won.
         consistent: Share of battles with the same winner in both orders.
         log_mass: Median log-probability of the four verdicts together.
@@ -86,7 +86,7 @@ class Row:
     seen: float
     unseen: float
     colours: float
-    blank: float
+    blank: float | None
     first_share: float
     consistent: float
     log_mass: float
@@ -154,7 +154,7 @@ def train_arm(arm: str, location: str, plan: Plan, seed: int, n: int, folder: Pa
         trainer.train()
         model = trainer.model
     judge = LocalJudge(model, processor, PROMPT, name=arm, batch=16)
-    row = measured(judge, tests, folder)
+    row = measured(judge, tests, folder, blind=arm == BOTH)
     row.pairs = [sum(pair.kind == kind for pair in training) for kind in ("arena", "reference")]
     return row
 
@@ -182,12 +182,12 @@ def data(
     }  # fmt: skip
 
 
-def measured(judge: LocalJudge, tests: dict[str, list[Pair]], folder: Path) -> Row:
-    """Ask a judge about all test sets."""
+def measured(judge: LocalJudge, tests: dict[str, list[Pair]], folder: Path, *, blind: bool) -> Row:
+    """Ask a judge about all test sets, with grey pictures too if it is to be ``blind`` once."""
     found = {name: decide(judge, pairs) for name, pairs in tests.items()}
     mixed = [*tests["seen"], *tests["unseen"]]
     both = Decided(mixed, [*found["seen"].raw, *found["unseen"].raw], judge.id)
-    blank = decide(judge, blanked(mixed, folder)) if judge.id.endswith("references") else both
+    blank = decide(judge, blanked(mixed, folder)) if blind else None
     fitted, tested = halves(both)
     temperature = fit_temperature(*fitted.scores())
     mended = tempered(tested, temperature)
@@ -200,7 +200,8 @@ def measured(judge: LocalJudge, tests: dict[str, list[Pair]], folder: Path) -> R
     return Row(
         seen=_value(found["seen"].agreement()), unseen=_value(found["unseen"].agreement()),
         colours=_value(found["colours"].agreement()),
-        blank=_value(blank.agreement()), first_share=_value(both.first_share()), consistent=_value(both.consistent()),
+        blank=None if blank is None else _value(blank.agreement()), first_share=_value(both.first_share()),
+        consistent=_value(both.consistent()),
         log_mass=both.log_mass(), temperature=temperature, errors=errors,
         bins=[[each.confidence, each.right.value, each.n] for each in reliability(*mended.chances())],
         battles=battles, n=[len(pairs) for pairs in tests.values()],

@@ -173,8 +173,16 @@ def _end_answers(rows: Rows, collator: _Collator, model: Any, tokenizer: Any) ->
     """Have every verdict end by a token that ends answers, so that a judge that writes knows where to stop."""
     known = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+    said = tokenizer(rows[0]["completion"][0]["content"][0]["text"], add_special_tokens=False)["input_ids"]
     for end in ("", tokenizer.eos_token or ""):
         rows.end = end
-        if ends & set(collator([rows[0]])["labels"][0].tolist()):
+        labels = collator([rows[0]])["labels"][0]
+        kept = labels[labels != _IGNORED].tolist()
+        if kept[: len(said)] != said:
+            raise TersorError(
+                "the chat template puts something between what a judge is asked and its verdict; give it one that ends "
+                "a prompt by add_generation_prompt"
+            )
+        if ends & set(kept):
             return
     raise TersorError("neither the chat template nor the tokenizer ends an answer; give the tokenizer an eos_token")
