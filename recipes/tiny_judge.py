@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 
 from judge.base import SMOKE, Plan, Trainer
+from judge.export import NAME, JudgePlan, export, export_base, train_judge
+from judge.export import SMOKE as SMOKE_JUDGE
 from shared.run import command_line, parse_and_prepare, refused
-
-NAME = "tiny-judge"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return refused("tiny_judge", error)
     base.run(look_every=1 if args.smoke else 50)
+    folder, plan = args.out / NAME, SMOKE_JUDGE if args.smoke else JudgePlan()
+    export_base(base, folder)
+    told = train_judge(folder, plan, args.seed, args.out / "judge", save_every=1 if args.smoke else 25)
+    lock = export(base, told, plan, args.out / "judge" / "run", folder)
+    print(lock["after"]["agreement"]["fdt"], flush=True)
     return 0
 
 

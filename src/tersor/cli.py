@@ -51,6 +51,7 @@ _PLOTS = {"matplotlib": ("bench", "plots")}
 _QUANTO = {"optimum.quanto": ("bench", "the comparison with quanto's cache")}
 _PICTURES = {"PIL": "images"}
 _ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
+_JUDGE = dict.fromkeys(("peft", "trl"), "rl")
 _ARENA = dict.fromkeys(("PIL", "scipy"), "arena")
 #: System of `tersor demo` -> its demo.
 DEMOS: dict[str, Demo] = {
@@ -63,6 +64,7 @@ DEMOS: dict[str, Demo] = {
     "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
     "zipr1": Demo(home="tersor.rl.demo:run", needs=_PICTURES, parts=_PLOTS),
     "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
+    "intjudge": Demo(home="tersor.opening.intjudge.demo:run", needs=_ARENA | _JUDGE, parts=_PLOTS),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""A training in one folder: killed and resumed it ends the same, and the judge on the disk is the one that was trained."""
+"""A training in one folder: killed and resumed it ends the same, and what is on the disk is what was trained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from judges import PROMPT, parts_of, train, untrained
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from tersor._compat import older_checkpointing_names
 from tersor._errors import TersorError
 from tersor.opening.intjudge import trainer as trainers
 from tersor.opening.intjudge.evaluation import decide
@@ -65,7 +66,8 @@ def test_the_adapter_on_the_disk_gives_the_same_probabilities(parts, whole) -> N
     model, processor = untrained()
     facts = read_facts(whole / "adapter")
     assert facts.prompt == PROMPT
-    again = PeftModel.from_pretrained(model, whole / "adapter")
+    with older_checkpointing_names():
+        again = PeftModel.from_pretrained(model, whole / "adapter")
     judge = LocalJudge(again, processor, facts.prompt, name="tiny", temperature=facts.temperature)
     found = decide(judge, parts.validation)
     rows = json.loads((whole / "measured.json").read_text())["done"]["after"]

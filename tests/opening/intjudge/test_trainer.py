@@ -7,8 +7,8 @@ import torch
 from judges import PROMPT, config, parts_of, untrained
 
 from tersor._errors import TersorError, WrongTypeError
-from tersor.opening.intjudge.losses import SIGNS, margin
 from tersor.opening.intjudge.lora import adapters
+from tersor.opening.intjudge.losses import SIGNS, margin
 from tersor.opening.intjudge.pairs import SAID, Pair
 from tersor.opening.intjudge.trainer import SIGN, WEIGHT, IntJudgeTrainer, PairSampler, Rows
 from tersor.opening.judging.base import Question

@@ -42,7 +42,7 @@ def bench_intjudge(
         list[str] | None, typer.Option("--arm", help="A way to train; may be repeated. All of them without it.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Worlds and trainings of each way.")] = 3,
-    samples: Annotated[int, typer.Option(help="Battles of each test set of a seed.")] = 100,
+    samples: Annotated[int, typer.Option(help="Battles of each test set of a seed.")] = 60,
     steps: Annotated[int, typer.Option(help="Updates of a training; 0 takes those of the table in the docs.")] = 0,
     out: ResumableOut = None,
     as_json: AsJson = False,

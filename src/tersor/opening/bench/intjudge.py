@@ -53,13 +53,13 @@ class Plan:
         instances: Tasks of the world, of which a fifth is held out.
     """
 
-    labels: int = 100
-    ratio: float = 15.0
-    steps: int = 150
+    labels: int = 40
+    ratio: float = 30.0
+    steps: int = 100
     rows: int = 32
     learning_rate: float = 2e-3
     rank: int = 32
-    instances: int = 1000
+    instances: int = 700
 
 
 @dataclass
@@ -175,7 +175,7 @@ def data(
     old = [pair for pair in parts.validation if pair not in new]
     training = balanced([*decided, *made], world.rng("order"))
     known = {content(pair.instance) for pair in parts.training}
-    alike = pairs_of(world.colours_alone(2 * n, first=plan.instances), Counter())
+    alike = pairs_of(world.colours_alone(8 * n, first=plan.instances), Counter())
     colours = [pair for pair in alike if content(pair.instance) not in known]
     return flipped_at_random(training, seed) if coin else training, {
         "seen": old[:n], "unseen": new[:n], "colours": colours[:n],

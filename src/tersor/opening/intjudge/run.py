@@ -50,7 +50,7 @@ def run_intjudge(
         parts: What to train and to validate on.
         config: How.
         prompt: What the judge is asked with.
-        facts: What makes this run this run, besides ``config`` and data; as JSON takes it.
+        facts: What makes this run this run, besides ``config`` and data; ``model`` is where the model is.
         unseen: Models that are in no pair of the training.
         peft_config: Adapters to train.
         batch: Questions at once when it is validated.
@@ -96,6 +96,8 @@ def run_intjudge(
         parts=parts, unseen=unseen, hashes=hashes, log=trainer.state.log_history, facts=facts,
     )  # fmt: skip
     _atomic.write_text(out / "report.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    for each in trainer.model.peft_config.values():
+        each.base_model_name_or_path = str(facts["model"])
     trainer.model.save_pretrained(out / "adapter")
     processor.save_pretrained(out / "adapter")
     write_facts(out / "adapter", Facts(prompt=prompt, temperature=temperature))

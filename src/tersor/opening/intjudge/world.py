@@ -1,7 +1,7 @@
 """A world in which judges can be trained in minutes: small tasks of opening-mini, generators with known faults, people.
 
-An instance asks for two pictures of one thing each. Answers are the gold answer with wrong colours, missing pictures or
-missing steps; people prefer fewer faults, and err a little. All of it is drawn by a seed.
+An instance asks for a picture of one thing. Answers are the gold answer with a wrong colour or without its picture;
+people prefer fewer faults. All of it is drawn by a seed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tersor.opening.scenes import COLOURS, SHAPES, Scene, describe, draw
 
 #: What a judge of this world is asked with: words that its small tokenizer knows.
 PROMPT = JudgePrompt(system="Judge.", question="Which is better?")
-STEPS = 2
+STEPS = 1
 #: Generators of the battles that judges are trained on, and those that they meet at the end alone.
 SEEN = (
     ScriptedGenerator(name="seen 1", p_wrong_colour=0.1),
     ScriptedGenerator(name="seen 2", p_wrong_colour=0.3, p_missing_image=0.05),
-    ScriptedGenerator(name="seen 3", p_wrong_colour=0.5, p_missing_step=0.1),
+    ScriptedGenerator(name="seen 3", p_wrong_colour=0.5, p_missing_image=0.1),
     ScriptedGenerator(name="seen 4", p_wrong_colour=0.7, p_missing_image=0.1),
 )
 UNSEEN = (
-    ScriptedGenerator(name="unseen 1", p_wrong_colour=0.2, p_missing_step=0.05),
+    ScriptedGenerator(name="unseen 1", p_wrong_colour=0.2, p_missing_image=0.05),
     ScriptedGenerator(name="unseen 2", p_wrong_colour=0.6, p_missing_image=0.15),
 )
 #: Standard deviation of what people add to the difference of faults.
@@ -111,7 +111,7 @@ class World:
         answers: dict[str, dict[str, tuple[Step, ...]]] = {"right": {}, "wrong": {}}
         for instance in instances:
             rng = self.rng(f"{instance.uid}:colours")
-            worse = replace(UNSEEN[0], p_wrong_colour=1.0, p_missing_step=0.0)
+            worse = replace(UNSEEN[0], p_wrong_colour=1.0, p_missing_image=0.0)
             wrong = self._steps(worse.generate(instance, n_steps=STEPS, seed=self.seed))
             place = rng.randrange(STEPS)
             answers["right"][instance.uid] = instance.gold

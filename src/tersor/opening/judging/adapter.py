@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor import _atomic, zoo
+from tersor._compat import older_checkpointing_names
 from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor.opening.prompts import JudgePrompt
@@ -75,6 +76,6 @@ def load_adapter(folder: Path, device: str) -> tuple[Any, Any]:
         named = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
     location = loading.resolve(named)
     model, _ = loading.load(location, device)
-    with refused(f"the adapter in {folder} on {named}"):
+    with refused(f"the adapter in {folder} on {named}"), older_checkpointing_names():
         model = peft.PeftModel.from_pretrained(model, folder)
     return model, loading.load_processor(location)
