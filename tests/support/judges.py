@@ -22,21 +22,21 @@ def parts_of(folder: Path, n: int = 12) -> Parts:
     world = World(folder, 0)
     instances = world.instances(n)
     arena, references = world.arena(instances, (*SEEN, *UNSEEN), 4 * n), world.references(instances, SEEN)
-    return split([arena, references], unseen=[each.name for each in UNSEEN], held_out=0.3, ratio=1.0, seed=2)
+    return split([arena, references], unseen=[each.name for each in UNSEEN], held_out=0.5, ratio=1.0, seed=2)
 
 
-def untrained() -> tuple[Any, Any]:
+def untrained(name: str = "qwen2_vl") -> tuple[Any, Any]:
     """Model and processor, whose template begins an answer by ``a:``; ``~`` ends one."""
-    model, processor = judge_parts("qwen2_vl")
+    model, processor = judge_parts(name)
     processor.tokenizer.eos_token = "~"
     processor.chat_template += "{% if add_generation_prompt %}a:{% endif %}"
     return model, processor
 
 
 def config(out: Path, **changes: Any) -> IntJudgeConfig:
-    """Four updates of two pairs, saved after each."""
+    """Three updates of two pairs, saved after each."""
     settings: dict[str, Any] = {
-        "output_dir": str(out), "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "seed": 3,
+        "output_dir": str(out), "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "seed": 3,
         "gradient_checkpointing": False, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
         "report_to": [], "disable_tqdm": True, "logging_steps": 1,
     }  # fmt: skip

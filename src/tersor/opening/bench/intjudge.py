@@ -53,8 +53,8 @@ class Plan:
         instances: Tasks of the world, of which a fifth is held out.
     """
 
-    labels: int = 40
-    ratio: float = 30.0
+    labels: int = 10
+    ratio: float = 120.0
     steps: int = 100
     rows: int = 32
     learning_rate: float = 2e-3
