@@ -32,7 +32,8 @@ FIRST = ("tersor ", "make ", "pip ", "python ", "accelerate ")
 #: A name in the docs -> what stands in for it here: a hub model, a model of another library, or a large folder.
 NAMES = {
     "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm-small", "CHECKPOINT": "tiny-vlm-small",
-    "Qwen/Qwen2-VL-7B-Instruct": "tiny-judge", "OpenING/": "prompts", "Emu2_output": "answers/full_output", "GILL_output": "answers/pruned_output",
+    "Qwen/Qwen2-VL-7B-Instruct": "tiny-judge",
+    "OpenING/": "prompts", "Emu2_output": "answers/full_output", "GILL_output": "answers/pruned_output",
     "repvgg_a0": "tiny-repvgg", "Q": str(zoo.path("tiny-lm")), "vq16/": "tiny-raster",
 }  # fmt: skip
 #: An option of long work -> its value here. What a network of the zoo does not take is left out (None).
