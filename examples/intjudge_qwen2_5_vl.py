@@ -62,7 +62,7 @@ trainer = IntJudgeTrainer(
     peft_config=adapters(16),
 )
 trainer.train()
-trainer.model.save_pretrained(f"{args.out}/adapter")
+trainer.model.save_pretrained(f"{args.out}/adapter", save_embedding_layers=False)
 write_facts(Path(args.out) / "adapter", Facts(prompt=prompt))
 found = decide(LocalJudge(trainer.model, processor, prompt, name=args.model), parts.validation).agreement()
 print(f"agrees in {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of battles: {args.out}/adapter")

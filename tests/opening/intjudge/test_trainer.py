@@ -75,6 +75,8 @@ def test_a_tokenizer_that_ends_nothing_or_mixes_verdicts_is_refused(tmp_path, pa
     processor.tokenizer.eos_token = None
     with pytest.raises(TersorError, match="ends an answer"):
         IntJudgeTrainer(model, pairs, config(tmp_path), PROMPT, **settings)
+    model, processor = untrained()
+    settings["processing_class"] = processor
     processor.chat_template = processor.chat_template.partition("{% if add_generation_prompt")[0]
     with pytest.raises(TersorError, match="between what a judge is asked and its verdict"):
         IntJudgeTrainer(model, pairs, config(tmp_path), PROMPT, **settings)

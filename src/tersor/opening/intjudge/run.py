@@ -98,7 +98,7 @@ def run_intjudge(
     _atomic.write_text(out / "report.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     for each in trainer.model.peft_config.values():
         each.base_model_name_or_path = str(facts["model"])
-    trainer.model.save_pretrained(out / "adapter")
+    trainer.model.save_pretrained(out / "adapter", save_embedding_layers=False)
     processor.save_pretrained(out / "adapter")
     write_facts(out / "adapter", Facts(prompt=prompt, temperature=temperature))
     write_card(out / "adapter", found, config)
