@@ -17,11 +17,12 @@ from tersor.opening.prompts import JudgePrompt
 from tersor.opening.store import Store
 
 
+@pytest.mark.slow
 def test_the_example_trains_adapters_of_the_real_class(
     tmp_path: Path, mini_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Store.open(tmp_path / "run", create=True) as store:
-        fill(store, mini_root, ["full", "pruned", "poor"], rounds=1, count=12)
+        fill(store, mini_root, ["full", "pruned", "poor"], rounds=3, count=46)
         run_judge(store, ScriptedJudge.from_text("faults"))
     model, processor = untrained("qwen2_5_vl")
     model.save_pretrained(tmp_path / "model")

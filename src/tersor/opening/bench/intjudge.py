@@ -33,6 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
     ARENA: {"labels": 1},
     BOTH: {"labels": 1, "references": True},
     COIN: {"labels": 1, "references": True, "coin": True},
+    "references alone": {"references": True},
     "arena, four times the labels": {"labels": 4},
     "arena + references, ranking and swap losses": {"labels": 1, "references": True, "extras": 0.1},
 }
@@ -45,7 +46,7 @@ class Plan:
 
     Args:
         labels: Battles that people decided.
-        ratio: Pairs from references for one of those, at most.
+        ratio: Pairs from references for one of those, at most; as many without any vote.
         steps: Updates.
         rows: Of an update; half as many pairs.
         learning_rate: Peak of the cosine.
@@ -170,7 +171,7 @@ def data(
     sources = [arena, world.references(instances, SEEN)] if references else [arena]
     parts = split(sources, unseen=unseen, held_out=0.2, ratio=1e9, seed=seed)
     decided = [pair for pair in parts.training if pair.kind == "arena"][: labels * plan.labels]
-    made = [pair for pair in parts.training if pair.kind == "reference"][: round(plan.ratio * len(decided))]
+    made = [pair for pair in parts.training if pair.kind == "reference"][: round(plan.ratio * plan.labels)]
     new = [pair for pair in parts.validation if {pair.verdict.a, pair.verdict.b} & set(unseen)]
     old = [pair for pair in parts.validation if pair not in new]
     training = balanced([*decided, *made], world.rng("order"))
