@@ -43,14 +43,16 @@ def ways_table(records: list[Record]) -> str:
             known[name, f"pairs of the training from {kind}"].measured or 0 for kind in ("people", "references")
         )
         figures = [shown(known.get((name, quantity))) for quantity in SHARES.values()]
-        rows.append([name, f"{people:.0f}", f"{references:.0f}", *figures, f"{known[name, MASS].measured:.1f}"])
+        counted = known[name, "pairs of the training from people"].n
+        told = [f"{counted}", f"{people:.0f}", f"{references:.0f}", *figures, f"{known[name, MASS].measured:.1f}"]
+        rows.append([name, *told])
     first = own[0]
     n = known[first.item, SHARES["other generators, %"]].n
-    titles = ["judge", "votes", "pairs from references", *SHARES, "log mass"]
+    titles = ["judge", "seeds", "votes", "pairs from references", *SHARES, "log mass"]
     return (
         table(titles, rows)
-        + f"\n`{first.command}`: {n:,} battles a column of agreement, of all seeds, in both orders; 95 % intervals "
-        f"over the seeds, each with a world and a training of its own. {made_on(first)}\n"
+        + f"\n`{first.command}`: {n:,} battles a column of agreement, of three seeds, in both orders; 95 % "
+        f"intervals over the seeds, each with a world and a training of its own; one seed has none. {made_on(first)}\n"
     )
 
 

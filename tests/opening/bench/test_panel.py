@@ -27,4 +27,4 @@ def test_a_good_judge_is_worth_many_votes_and_the_interval_covers() -> None:
 
 def test_a_judge_that_guesses_is_worth_nothing() -> None:
     found = simulate(battles(0.5))
-    assert abs(found.shorter) < 0.05 and 0.92 <= found.coverage.value <= 0.98
+    assert abs(found.shorter) < 0.05 and 0.9 <= found.coverage.value <= 0.98
