@@ -58,8 +58,6 @@ def test_a_judge_without_probabilities_cannot_abstain(decided, capsys) -> None:
     assert run([*command, "0.8"]) == 2
     assert "gives no probability" in capsys.readouterr().err
     assert run([*command, "0.4"]) == 2
-    assert (
-        run(["opening", "compare", str(decided), "--baseline", "full", "--candidate", "pruned", "--people", "human"])
-        == 2
-    )
+    models = ["--baseline", "full", "--candidate", "pruned"]
+    assert run(["opening", "compare", str(decided), *models, "--people", "human"]) == 2
     assert "--people needs --judge" in capsys.readouterr().err
