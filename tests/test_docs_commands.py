@@ -32,6 +32,7 @@ FIRST = ("tersor ", "make ", "pip ", "python ", "accelerate ")
 #: A name in the docs -> what stands in for it here: a hub model, a model of another library, or a large folder.
 NAMES = {
     "Qwen/Qwen2.5-7B-Instruct": "chat", "Qwen/Qwen2.5-VL-7B-Instruct": "tiny-vlm-small", "CHECKPOINT": "tiny-vlm-small",
+    "Qwen/Qwen2-VL-7B-Instruct": "tiny-judge",
     "OpenING/": "prompts", "Emu2_output": "answers/full_output", "GILL_output": "answers/pruned_output",
     "repvgg_a0": "tiny-repvgg", "Q": str(zoo.path("tiny-lm")), "vq16/": "tiny-raster",
 }  # fmt: skip
@@ -54,6 +55,7 @@ SHORT = {
     "tersor opening score": ["--help"],
     "tersor opening generate run/ --model chat:gpt-4o": ["--help"],
     "tersor opening compare": ["--help"],
+    "tersor train intjudge": ["--help"],  # the example of the same parts trains
     "tersor bench opening": ["--help"],
     # Of models that nobody has here; tests/drag runs them on small ones.
     "tersor drag convert": ["--help"],

@@ -37,7 +37,9 @@ from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
 from tersor.opening.bench.cli import bench_opening
+from tersor.opening.bench.cli_intjudge import bench_intjudge
 from tersor.opening.cli import opening
+from tersor.opening.intjudge.cli import intjudge
 from tersor.ptq.bench.cli import bench_ptq, bench_ptq_speed
 from tersor.ptq.cli import quantize
 from tersor.rl.bench.cli import bench_zipr1
@@ -50,6 +52,7 @@ _PLOTS = {"matplotlib": ("bench", "plots")}
 _QUANTO = {"optimum.quanto": ("bench", "the comparison with quanto's cache")}
 _PICTURES = {"PIL": "images"}
 _ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
+_JUDGE = dict.fromkeys(("peft", "trl"), "rl")
 _ARENA = dict.fromkeys(("PIL", "scipy"), "arena")
 #: System of `tersor demo` -> its demo.
 DEMOS: dict[str, Demo] = {
@@ -62,6 +65,7 @@ DEMOS: dict[str, Demo] = {
     "meswitch": Demo(home="tersor.experts.demo:run", parts=_PLOTS),
     "zipr1": Demo(home="tersor.rl.demo:run", needs=_PICTURES, parts=_PLOTS),
     "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
+    "intjudge": Demo(home="tersor.opening.intjudge.demo:run", needs=_ARENA | _JUDGE, parts=_PLOTS),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {
@@ -77,6 +81,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "photos": bench_photos,
     "zipr1": bench_zipr1,
     "opening": bench_opening,
+    "intjudge": bench_intjudge,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
@@ -94,6 +99,7 @@ app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
 experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
+train.command()(intjudge)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
 for name, group in {

@@ -13,6 +13,7 @@ from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
 from tersor.kv.demos import minicache, zipcache, zipvl
 from tersor.opening import demo as opening
+from tersor.opening.intjudge import demo as intjudge
 from tersor.ptq import demo as ptq
 from tersor.ptq.bench import speed as ptq_speed
 from tersor.ptq.networks import RepNetConfig
@@ -29,6 +30,7 @@ FEW = {
     experts: {"PROMPTS": 8, "REQUESTS": 8},
     zipr1: {"SAMPLES_PER_KIND": 1, "ROUNDS": 1},
     opening: {"ROUNDS": 1},
+    intjudge: {"BATTLES": 6},
 }
 
 

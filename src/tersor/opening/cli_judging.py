@@ -44,6 +44,14 @@ def judge(
     rejudge_changed: Annotated[
         bool, typer.Option("--rejudge-changed", help="Forget verdicts on answers that were changed since.")
     ] = False,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep battles for people (`serve`) whose winner has a probability below this, from 0.5 to 1; 0 "
+            "forgets them.",
+            show_default=False,
+        ),
+    ] = None,
     max_missing: Annotated[
         float, typer.Option(help="Part of the battles that may be left without a label, from 0 to 1.")
     ] = 0.01,
@@ -60,7 +68,10 @@ def judge(
             raise TersorError(f"{name} {value} must be at least {least}")
     if orders not in ("both", "one") or not 0 <= max_missing <= 1:
         raise TersorError(f"--orders {orders!r} must be 'both' or 'one', and --max-missing {max_missing} from 0 to 1")
+    if abstain_below is not None and (len(judge) > 1 or not (abstain_below == 0 or 0.5 < abstain_below <= 1)):
+        raise TersorError(f"--abstain-below {abstain_below} takes one --judge, and must be above 0.5, up to 1, or 0")
     require("PIL.Image", "arena")
+    from tersor.opening.asked import set_doubtful
     from tersor.opening.copying import take_changes
     from tersor.opening.judging.runner import contestant, run_judge
     from tersor.opening.judging.specs import JudgeOptions, judge_of
@@ -86,10 +97,15 @@ def judge(
             facts[each.id] = {**vars(outcome), "missing": outcome.missing, "prompt": each.prompt_hash}
             for remark in each.remarks():
                 typer.echo(f"tersor: note: {each.id}: {remark}", err=True)
+            if abstain_below is not None:
+                kept = set_doubtful(store, each.id, each.prompt_hash, abstain_below)
+                facts[each.id]["doubtful"] = len(kept.doubtful) if kept is not None else 0
     lines = []
     for name, fact in facts.items():
         rest = ", ".join(f"{count} {what}" for what, count in fact["statuses"].items() if what != "ok")
         lines.append(f"{name}: {fact['decided']} of {fact['battles']} battles decided" + (f" ({rest})" if rest else ""))
+        if fact.get("doubtful"):
+            lines.append(f"it doubts {fact['doubtful']} battles; ask people: tersor opening serve {run} --sample 100")
     chosen = next(iter(facts)) if len(facts) == 1 else "panel:" + "+".join(facts)
     tell(as_json, facts, "\n".join(lines), f"report {run} --judge {chosen}")
     return INCOMPLETE if any(fact["missing"] > max_missing for fact in facts.values()) else 0

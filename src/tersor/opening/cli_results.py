@@ -22,6 +22,7 @@ from tersor.opening.told import Json, Run
 
 if TYPE_CHECKING:
     from tersor.opening.compare import Comparison
+    from tersor.opening.powered import Powered
     from tersor.opening.records import Verdict
     from tersor.opening.store import Store
 
@@ -33,6 +34,7 @@ PromptOption = Annotated[
 ]
 #: What `compare` answers with beside 0.
 FAILED, INCONCLUSIVE = 1, 3
+EXIT = {"pass": 0, "fail": FAILED, "inconclusive": INCONCLUSIVE}
 
 
 def report(
@@ -130,20 +132,39 @@ def compare(
     judge: JudgeOption = None,
     prompt: PromptOption = None,
     margin: Annotated[float, typer.Option(help="How far below one half the candidate's score may be.")] = 0.05,
+    people: Annotated[
+        str | None,
+        typer.Option(help="Who decided a random sample of the battles, such as human; corrects the judge by them."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Is the candidate as good, up to a margin? Exit code 0: it passes; 1: it fails; 3: there are too few votes.
 
+    With --people the judge decides all battles and people a random sample of them: by prediction-powered inference
+    their votes take out the judge's bias, and its verdicts make their interval shorter.
+
     Example: tersor opening compare run --baseline full --candidate pruned --margin 0.05
     """
+    from tersor.opening.asked import read_asked
     from tersor.opening.compare import LONGER, compare_models
+    from tersor.opening.powered import powered_score
 
     with _open(run) as store:
+        if people is not None and judge is None:
+            raise TersorError("--people needs --judge: whom they correct")
         verdicts = store.verdicts(only_judge(store, judge), prompt=prompt)
+        votes, kept = ([], None) if people is None else (store.verdicts(people), read_asked(store))
     known = {name for each in verdicts for name in (each.a, each.b)}
     for option, name in (("--baseline", baseline), ("--candidate", candidate)):
         if known and name not in known:
             raise TersorError(f"{option} {name!r} has no battle; the models are {', '.join(sorted(known))}")
+    if people is not None:
+        doubts = (
+            frozenset(kept.doubtful) if kept is not None and kept.judge.split(" ")[0] == judge else frozenset[str]()
+        )
+        mixed = powered_score(votes, verdicts, candidate, baseline, doubtful=doubts)
+        _say_powered(mixed, candidate, baseline, margin, as_json)
+        raise typer.Exit(EXIT[mixed.verdict(margin)])
     found = compare_models(verdicts, baseline, candidate, margin=margin)
     if as_json:
         more = {"verdict": found.verdict, "needed": found.needed, "needed_as_seen": found.needed_as_seen}
@@ -151,7 +172,7 @@ def compare(
         typer.echo(json.dumps(asdict(found) | more | {"power": power}, allow_nan=False))
     else:
         _print_comparison(found)
-    raise typer.Exit({"pass": 0, "fail": FAILED, "inconclusive": INCONCLUSIVE}[found.verdict])
+    raise typer.Exit(EXIT[found.verdict])
 
 
 def serve(
@@ -160,9 +181,22 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8765,
     votes_per_battle: Annotated[int, typer.Option(help="People who vote on each battle.")] = 1,
     annotators: Annotated[str, typer.Option(help="Names that may vote, with commas; anybody's without it.")] = "",
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            help="Ask about so many battles, drawn at random, and those that a judge doubts; 0 forgets them.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The page for people: two answers side by side, without names, until interrupted by Ctrl-C."""
+    """The page for people: two answers side by side, without names, until interrupted by Ctrl-C.
+
+    A sample, and what `judge --abstain-below` doubts, stay kept in the run; then people are asked about those alone.
+    """
+    if sample is not None and sample < 0:
+        raise TersorError(f"--sample {sample} must not be negative")
     if votes_per_battle < 1 or not 0 <= port <= 65535:
         raise TersorError(
             f"--votes-per-battle {votes_per_battle} must be at least 1, and --port {port} from 0 to 65535"
@@ -170,6 +204,7 @@ def serve(
     from tersor._lazy import require
 
     require("fastapi", "arena")
+    from tersor.opening.asked import read_asked, set_sample
     from tersor.opening.page.app import PageSettings, arena_page
     from tersor.web.app import address, is_local, known_hosts, listen
     from tersor.web.app import serve as answer
@@ -179,8 +214,12 @@ def serve(
     with _open(run) as store:
         if not store.battles():
             raise TersorError(f"{run} has no battles; sample them with: tersor opening sample {shlex.quote(str(run))}")
+        asked = read_asked(store) if sample is None else set_sample(store, sample, seed)
+        only = None if asked is None else asked.order(seed)
+        if asked is not None and not as_json:
+            typer.echo(f"people are asked about {len(asked.doubtful)} doubtful battles and {len(asked.sample)} others")
         listening = listen(host, port)
-        settings = PageSettings(votes=votes_per_battle, annotators=names, key=key, hosts=known_hosts(host))
+        settings = PageSettings(votes=votes_per_battle, annotators=names, key=key, hosts=known_hosts(host), only=only)
         where = address(listening) + (f"?key={key}" if key else "")
         typer.echo(json.dumps({"address": where}) if as_json else f"vote at {where} (Ctrl-C ends)")
         answer(arena_page(store, settings), listening)
@@ -334,6 +373,25 @@ def _print_agreement(told: dict[str, Any]) -> None:
     show(["reference \\ judge", *labels], [[each, *map(str, told["confusion"][each].values())] for each in labels])
     show(
         ["topic", "same winner, %", "n"], [[t, percent(found), str(found["n"])] for t, found in told["topics"].items()]
+    )
+
+
+def _say_powered(found: Powered, candidate: str, baseline: str, margin: float, as_json: bool) -> None:
+    low, high = found.interval
+    if as_json:
+        more = {"interval": [low, high], "bounds": found.bounds, "shorter": found.shorter, "worth": found.worth}
+        told = {"baseline": baseline, "candidate": candidate, "margin": margin, "verdict": found.verdict(margin)}
+        typer.echo(json.dumps(told | asdict(found) | more, allow_nan=False))
+        return
+    one, other = found.bounds
+    alone = 1.959964 * found.alone_error
+    typer.echo(
+        f"{candidate} against {baseline}: people decided {found.people} battles, the judge alone {found.judged} more\n"
+        f"score {found.score:.3f}, 95 % interval {low:.3f} to {high:.3f}; one-sided 95 % bounds {one:.3f} and "
+        f"{other:.3f}; it passes above {0.5 - margin:.3f}\n"
+        f"people alone: {found.alone:.3f}, {found.alone - alone:.3f} to {found.alone + alone:.3f}; the judge makes it "
+        f"{found.shorter:.0%} shorter, as {found.worth:.0f} votes would\n"
+        f"verdict: {found.verdict(margin)}"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +48,9 @@ class Lease:
 
 
 def take(
-    store: Store, annotator: str, *, votes: int = 1, seconds: float = SECONDS, now: float | None = None
-) -> Lease | None:
+    store: Store, annotator: str, *, votes: int = 1, seconds: float = SECONDS, now: float | None = None,
+    only: Sequence[str] | None = None,
+) -> Lease | None:  # fmt: skip
     """A battle for ``annotator``: the one that is still theirs, else the first that needs votes; None when done.
 
     Args:
@@ -56,15 +59,18 @@ def take(
         votes: People wanted for each battle.
         seconds: How long nobody else gets it.
         now: Seconds since 1970, if not now.
+        only: Battles that people are asked about, in their order; None asks about all.
     """
     now = time.time() if now is None else now
-    names = {"now": now, "who": annotator, "votes": votes, "until": now + seconds}
+    names: dict[str, object] = {"now": now, "who": annotator, "votes": votes, "until": now + seconds}
+    names["only"] = None if only is None else json.dumps(list(only))
 
     def job(connection: sqlite3.Connection) -> tuple[object, ...] | None:
         found = connection.execute(
             "SELECT battle.id FROM battle LEFT JOIN lease ON battle_id = battle.id AND annotator = :who "
-            f"WHERE NOT {_VOTED} AND {_OTHERS} < :votes "
-            "ORDER BY coalesce(expires, 0) <= :now, battle.rowid LIMIT 1",
+            "LEFT JOIN json_each(:only) AS wanted ON wanted.value = battle.id "
+            f"WHERE NOT {_VOTED} AND {_OTHERS} < :votes AND (:only IS NULL OR wanted.key IS NOT NULL) "
+            "ORDER BY coalesce(expires, 0) <= :now, wanted.key, battle.rowid LIMIT 1",
             names,
         ).fetchone()
         if found is None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from tersor._errors import TersorError
+from tersor.opening.judging.adapter import adapter_folder, load_adapter, read_facts
 from tersor.opening.judging.base import Question, Record, Reply
-from tersor.opening.pictures import fitted, read_rgb
+from tersor.opening.pictures import Mode, fitted, read_rgb
 from tersor.opening.prompts import LEAST_SIDE, WORDS, JudgePrompt, Message, build
 from tersor.zoo import loading
 
@@ -39,6 +40,18 @@ class _Encoded:
         return self.inputs["input_ids"].shape[1]
 
 
+def talk(message: Message, side: int, mode: Mode) -> list[dict[str, Any]]:
+    """The message as a chat template takes it, with pictures of at most ``side`` pixels a side."""
+    parts = [
+        {"type": "text", "text": each}
+        if isinstance(each, str)
+        else {"type": "image", "image": fitted(read_rgb(each), side, mode)}
+        for each in message.parts
+    ]
+    system = {"role": "system", "content": [{"type": "text", "text": message.system}]}
+    return [system, {"role": "user", "content": parts}]
+
+
 class LocalJudge:
     """Scores the four verdicts after the prompt, several questions at once.
 
@@ -49,16 +62,17 @@ class LocalJudge:
         name: In its id.
         batch: Questions at once; each is four rows.
         padding: Side on which shorter rows are filled; the scores are the same.
+        temperature: Divides the log-probabilities before they become a probability; the label stays the same.
     """
 
     def __init__(
         self, model: Any, processor: Any, prompt: JudgePrompt | None = None, *, name: str, batch: int = 4,
-        padding: Literal["left", "right"] = "left",
+        padding: Literal["left", "right"] = "left", temperature: float = 1.0,
     ) -> None:  # fmt: skip
         self.model, self.processor, self.prompt = model.eval(), processor, prompt or JudgePrompt()
-        self.batch, self.padding = batch, padding
+        self.batch, self.padding, self.temperature = batch, padding, temperature
         self.id, self.prompt_hash, self.prompt_text = f"hf:{name}", self.prompt.hash, self.prompt.text
-        self.settings: dict[str, Any] = {"batch": batch, "dtype": str(model.dtype)}
+        self.settings: dict[str, Any] = {"batch": batch, "dtype": str(model.dtype), "temperature": temperature}
         self.masses: list[float] = []
         tokenizer = processor.tokenizer
         self.verdicts = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in WORDS]
@@ -73,11 +87,19 @@ class LocalJudge:
     def from_pretrained(
         cls, location: str, prompt: JudgePrompt | None = None, *, device: str = "auto", batch: int = 4
     ) -> LocalJudge:
-        """The judge in a checkpoint: a folder, a hub name or a zoo name.
+        """The judge in a checkpoint: a folder, a hub name or a zoo name, or in a folder of `tersor train intjudge`.
+
+        A trained judge is asked with the words that it was trained with, unless ``prompt`` is given.
 
         Raises:
             TersorError: If it cannot be loaded, or reads no pictures.
         """
+        if (folder := adapter_folder(location)) is not None:
+            facts = read_facts(folder)
+            model, processor = load_adapter(folder, device)
+            return cls(
+                model, processor, prompt or facts.prompt, name=location, batch=batch, temperature=facts.temperature
+            )
         found = loading.resolve(location)
         if not loading.is_multimodal(found) and found != location:
             raise TersorError(f"--judge hf:{location} reads no pictures; give a vision-language model")
@@ -120,7 +142,7 @@ class LocalJudge:
 
     def _reply(self, row: Tensor, seconds: float, length: int) -> Reply:
         mass = row.logsumexp(0)
-        chances = (row - mass).exp()
+        chances = (row / self.temperature).softmax(0)
         self.masses.append(mass.item())
         words = list(WORDS)
         values = dict(zip(words, (round(each, 5) for each in row.tolist()), strict=True))
@@ -142,19 +164,13 @@ class LocalJudge:
             side = max(LEAST_SIDE, side // 2)
 
     def _inputs(self, message: Message, side: int) -> dict[str, Tensor]:
-        parts = [
-            {"type": "text", "text": each}
-            if isinstance(each, str)
-            else {"type": "image", "image": fitted(read_rgb(each), side, self.prompt.mode)}
-            for each in message.parts
-        ]
-        talk = [
-            {"role": "system", "content": [{"type": "text", "text": message.system}]},
-            {"role": "user", "content": parts},
-        ]
         found: dict[str, Tensor] = dict(
             self.processor.apply_chat_template(
-                talk, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+                talk(message, side, self.prompt.mode),
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
             )
         )
         return found

@@ -16,7 +16,7 @@ class JudgeOptions:
     """What the kinds of judges take; each uses its own.
 
     Args:
-        prompt: What is shown.
+        prompt: What is shown; a trained judge is shown its own, unless this is another than the default.
         base_url: Of an endpoint.
         key_env: Environment variable with its key.
         concurrency: Open requests at most.
@@ -55,5 +55,6 @@ def judge_of(text: str, options: JudgeOptions) -> Judge:
     if kind == "hf" and name:
         from tersor.opening.judging.local import LocalJudge
 
-        return LocalJudge.from_pretrained(name, options.prompt, device=options.device, batch=options.batch)
+        own = None if options.prompt == JudgePrompt() else options.prompt
+        return LocalJudge.from_pretrained(name, own, device=options.device, batch=options.batch)
     raise TersorError(f"--judge {text!r} must be endpoint:MODEL, hf:CHECKPOINT or scripted:NAME")

@@ -37,6 +37,7 @@ class PageSettings:
         key: What the address must hold to sign in; None where only this machine reaches the page.
         seconds: How long a battle is kept for the person who looks at it.
         hosts: See `tersor.web.app.create_app`.
+        only: Battles that people are asked about, in their order; None asks about all.
     """
 
     votes: int = 1
@@ -44,6 +45,7 @@ class PageSettings:
     key: str | None = None
     seconds: float = SECONDS
     hosts: list[str] | None = None
+    only: Sequence[str] | None = None
     signer: Signer = field(default_factory=Signer, repr=False)
 
 
@@ -89,7 +91,7 @@ def arena_page(store: Store, settings: PageSettings) -> Any:
         return lease if lease is not None and who.name and lease.annotator == who.name else None
 
     def battle_page(who: Visitor, lease: Lease) -> Response:
-        counts, before = progress(store, who.name, settings.votes), dict(voted(store, who.name))
+        counts, before = progress(store, who.name, settings.votes, settings.only), dict(voted(store, who.name))
         return page(
             who, "battle.html", view=gallery.view(lease), token=lease.token, choices=CHOICES, counts=counts,
             chosen=before.get(lease.token), back=bool(before) and next(iter(before)) != lease.token,
@@ -130,9 +132,9 @@ def arena_page(store: Store, settings: PageSettings) -> Any:
         who = visitor(request)
         if not who.name:
             return RedirectResponse("/", 303)
-        lease = take(store, who.name, votes=settings.votes, seconds=settings.seconds)
+        lease = take(store, who.name, votes=settings.votes, seconds=settings.seconds, only=settings.only)
         if lease is None:
-            counts = progress(store, who.name, settings.votes)
+            counts = progress(store, who.name, settings.votes, settings.only)
             return page(who, "done.html", counts=counts, waiting=counts[1] < counts[2])
         return battle_page(who, lease)
 

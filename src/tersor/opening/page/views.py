@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,14 @@ def voted(store: Store, annotator: str) -> list[tuple[str, Label]]:
     ]
 
 
-def progress(store: Store, annotator: str, votes: int) -> tuple[int, int, int]:
-    """Votes of this person, battles that have as many votes as wanted, and all battles."""
+def progress(store: Store, annotator: str, votes: int, only: Sequence[str] | None = None) -> tuple[int, int, int]:
+    """Votes of this person, battles that have as many votes as wanted, and all that people are asked about."""
     own = len(voted(store, annotator))
     done = store.read(
         "SELECT count(*) FROM (SELECT battle_id FROM verdict JOIN battle ON battle.id = battle_id "
-        f"WHERE judge_id LIKE '{HUMAN}:%' AND rep = 0 GROUP BY battle_id HAVING count(*) >= ?)",
+        f"WHERE judge_id LIKE '{HUMAN}:%' AND rep = 0 "
+        "AND (?1 IS NULL OR battle_id IN (SELECT value FROM json_each(?1))) GROUP BY battle_id HAVING count(*) >= ?2)",
+        None if only is None else json.dumps(list(only)),
         votes,
     )
-    return own, done[0][0], store.read("SELECT count(*) FROM battle")[0][0]
+    return own, done[0][0], store.read("SELECT count(*) FROM battle")[0][0] if only is None else len(only)
