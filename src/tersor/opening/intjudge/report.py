@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tersor import _atomic
 from tersor.bench.plots import Line, plot_lines
 from tersor.opening.intervals import Interval
 from tersor.opening.intjudge.calibration import Bin, calibration_error, reliability
-from tersor.opening.intjudge.config import IntJudgeConfig
 from tersor.opening.intjudge.evaluation import Decided
 from tersor.opening.intjudge.pairs import Parts
+
+if TYPE_CHECKING:
+    from tersor.opening.intjudge.config import IntJudgeConfig
 
 MODES = {"fdt": "FDT", "with_ties": "w/ tie", "without_ties": "w/o tie"}
 #: Confidences at which the card says how many battles are left, and how many of those are right.
