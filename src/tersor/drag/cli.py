@@ -65,7 +65,7 @@ def render(
     height: Annotated[int, typer.Option(help="Of the video in pixels.")] = 320,
     width: Annotated[int, typer.Option(help="Of the video in pixels.")] = 576,
     frames: Annotated[int, typer.Option(help="Of the video; 0 takes the scene's.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    steps: Annotated[int, typer.Option(help="Passes in which noise is taken away.")] = 25,
     scale: Annotated[float, typer.Option(help="Factor of what the branch adds; 0 is plain SVD.")] = 1.0,
     guidance: Annotated[float, typer.Option(help="Guidance of the last frame; 1 is none.")] = 3.0,
     motion_bucket: Annotated[int, typer.Option(help="SVD's amount of motion.")] = 128,

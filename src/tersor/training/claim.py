@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: If another run is in it.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -88,6 +89,9 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        if made:
+            with suppress(OSError):  # a run that was refused leaves nothing behind
+                folder.rmdir()
 
 
 def made_once(folder: Path, facts: dict[str, Any], make: Callable[[Path], None]) -> None:
