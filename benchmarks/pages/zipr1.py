@@ -13,7 +13,9 @@ RATIO, RIGHT, LOST = "tokens in attention, sparse layers", "right answers", "rig
 DENSE, RANDOM = "right answers with dense attention", "right answers from random tokens, as many"
 MATTER = "kept visual tokens that matter"
 #: Setting -> the table's name; the records of each are in a file of that name.
-SETTINGS = {"every layer sparse": "zipr1", "first layer dense": "zipr1_first_dense"}
+SETTINGS = {
+    "every layer sparse": "zipr1", "first layer dense": "zipr1_first_dense", "a check, no answers": "zipr1_check",
+}  # fmt: skip
 END = "start at the "
 #: Ways whose points are drawn.
 DRAWN = ("start", "literal", "accuracy only", "pathwise", "entropy", "given answers + ratio")
