@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from tersor._weights import weight_files
+from tersor._weights import fingerprint, weight_files
 
 NAME = "model.safetensors"
 
@@ -42,3 +43,14 @@ def test_a_shard_that_is_no_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.index.json").write_text('{"weight_map": {"a": 1}}')
     with pytest.raises(ValueError, match="points outside"):
         weight_files(tmp_path, NAME)
+
+
+def test_weights_are_known_by_all_of_their_files_and_by_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "b.safetensors").write_bytes(b"two")
+    (tmp_path / "a.safetensors").write_bytes(b"one")
+    before = fingerprint(tmp_path)
+    assert before == hashlib.sha256(b"onetwo").hexdigest()
+    (tmp_path / "config.json").write_text("{}")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "b.safetensors").write_bytes(b"three")
+    assert fingerprint(tmp_path) != before

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def read_frames(path: Path, *, option: str = "") -> list[Any]:
             film.seek(number)
             frames.append(as_seen(film).convert("RGB"))
         return frames
+
+
+def gif_bytes(frames: Sequence[Any], duration: int | list[int]) -> bytes:
+    """Pictures of Pillow as one moving picture that begins anew; ``duration`` of a frame in milliseconds."""
+    written = io.BytesIO()
+    frames[0].save(written, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
+    return written.getvalue()
 
 
 def _check_number(path: Path, option: str, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,14 @@ from typing import Any
 
 from tersor import _atomic
 from tersor._errors import TersorError
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the safetensors of ``folder``, by name: what its weights are known by."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +78,8 @@ def render(
     Example: tersor drag render scene.json --image first.png --model svd/ --controlnet branch/ --out video.gif
     """
     require("diffusers", "drag")
-    from tersor._images import read_picture
+    from tersor._atomic import write_bytes
+    from tersor._images import gif_bytes, read_picture
     from tersor.drag.scene import Scene
 
     if out.suffix != ".gif":
@@ -104,7 +104,7 @@ def render(
             max_guidance_scale=guidance, motion_bucket_id=motion_bucket, generator=torch.Generator().manual_seed(seed),
             decode_chunk_size=8,
         ).frames[0]  # fmt: skip
-    _write_gif(made, out)
+    write_bytes(out, gif_bytes(made, 140))
     facts = {"frames": len(made), "width": width, "height": height, "steps": steps, "seed": seed, "out": str(out)}
     typer.echo(json.dumps(facts) if as_json else f"{len(made)} frames of {width} x {height}: {out}")
 
@@ -181,11 +181,3 @@ def _extractor(kind: str, place: str, pipe: Any, device: str) -> Any:
         from diffusers import StableDiffusionPipeline
 
         return DiffusionFeatures(StableDiffusionPipeline.from_pretrained(place).to(device), place)
-
-
-def _write_gif(frames: list[Any], out: Path) -> None:
-    from tersor._atomic import write_bytes
-
-    written = io.BytesIO()
-    frames[0].save(written, "GIF", save_all=True, append_images=frames[1:], duration=140, loop=0)
-    write_bytes(out, written.getvalue())

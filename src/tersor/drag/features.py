@@ -81,8 +81,9 @@ class DiffusionFeatures:
     @property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
-        facts = {name: value for name, value in asdict_of(self).items() if name not in ("pipe", "size")}
-        return {"kind": "diffusion", **facts, "channels": int(self._block().resnets[-1].out_channels)}
+        told = ("name", "up_block_index", "timestep", "ensemble_size", "prompt")
+        channels = int(self._block().resnets[-1].out_channels)
+        return {"kind": "diffusion", **{each: getattr(self, each) for each in told}, "channels": channels}
 
     def _block(self) -> Any:
         blocks = self.pipe.unet.up_blocks
@@ -173,8 +174,3 @@ class VaeFeatures:
         law = self.vae.encode(2 * image[None].to(self.vae.device, self.vae.dtype) - 1).latent_dist
         latents: Tensor = law.mode()[0].float() * self.vae.config.scaling_factor
         return latents
-
-
-def asdict_of(settings: Any) -> dict[str, Any]:
-    """Fields of a dataclass as they are; `asdict` would copy models."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -129,6 +130,7 @@ def gaussian_maps(tracks: Tracks, frames: range, mode: str = "exact") -> Tensor:
     return maps[:, None].expand(-1, 3, -1, -1).clone()
 
 
+@cache
 def template() -> Tensor:
     """The authors' Gaussian: 200 by 200, within the inscribed circle, in whole numbers up to 255."""
     squared = _grid_distance(_SIDE, _SIDE, _SIDE / 2, _SIDE / 2)

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,17 @@ class Entity:
 
     def circle(self, most: float = float("inf")) -> Circle:
         """The largest circle in the mask; its radius at most ``most`` pixels (paper, section 3.3)."""
+        column, row, radius = self._largest
+        return Circle(column, row, int(min(radius, most)))
+
+    @cached_property
+    def _largest(self) -> tuple[float, float, float]:
+        """Column, row and radius; asked for by each map and each path."""
         ndimage: Any = require("scipy.ndimage", "drag")
         # What lies outside the frame is outside the mask.
         distance = ndimage.distance_transform_edt(np.pad(self.mask, 1))[1:-1, 1:-1]
         row, column = np.unravel_index(distance.argmax(), distance.shape)
-        return Circle(float(column), float(row), int(min(distance.max(), most)))
+        return float(column), float(row), float(distance.max())
 
     def centers(self, num_frames: int) -> np.ndarray:
         """Where its control is in each frame, ``[num_frames, 2]``."""
@@ -144,10 +151,6 @@ class Scene:
             mask = share >= 0.5 if (share >= 0.5).any() else share >= share.max()  # a thin one does not vanish
             made.append(replace(each, mask=mask, path=each.path * factors))
         return Scene(width, height, self.num_frames, tuple(made))
-
-    def by_radius(self) -> Scene:
-        """The large ones first, so that a small entity on a large one is drawn over it."""
-        return replace(self, entities=tuple(sorted(self.entities, key=lambda each: -each.circle().radius)))
 
     @classmethod
     def load(cls, file: str | Path, *, num_frames: int | None = None) -> Scene:

@@ -139,7 +139,8 @@ def generate(
         raise TersorError(f"-n {count} and {len(drawn)} --seeds: give a seed for each image, or leave -n out")
     if drawn is not None and (adaptive or mode in ("law", "grouped")):
         raise TersorError("--seeds does not go with --adaptive and with --mode law or grouped: they test all together")
-    count = count or (16 if drawn is None else len(drawn)) if count != 0 else 0
+    if count is None:
+        count = 16 if drawn is None else len(drawn)
     if not 1 <= count <= _MAX_IMAGES:
         raise TersorError(f"-n {count} must be from 1 to {_MAX_IMAGES:,}")
     of_zipar = adaptive or row_start != "conservative"

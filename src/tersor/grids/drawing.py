@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+from tersor._atomic import write_bytes
 from tersor._errors import TersorError
+from tersor._images import gif_bytes
 from tersor._lazy import require
 from tersor.grids.schedule import ZipARSchedule
 
@@ -178,16 +179,11 @@ def write_gif(schedule: ZipARSchedule, path: Path) -> None:
         MissingExtraError: Without pillow, naming the extra that brings it.
     """
     images = require("PIL.Image", "images")
-    first, *rest = _frames(schedule, images)
+    frames = [*_frames(schedule, images)]
     # GIF counts in hundredths of a second, and viewers slow down what is faster than two.
     duration = max(20, round(1000 * _SECONDS * (1 - _HOLD) / schedule.passes))
-    durations = [duration] * len(rest) + [round(1000 * _SECONDS * _HOLD)]
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        first.save(partial, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    durations = [duration] * (len(frames) - 1) + [round(1000 * _SECONDS * _HOLD)]
+    write_bytes(path, gif_bytes(frames, durations))
 
 
 def _frames(schedule: ZipARSchedule, images: Any) -> Iterator[Image]:

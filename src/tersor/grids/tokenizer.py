@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,14 +205,6 @@ class DiffusersTokenizer:
         given = ids.flatten() if getattr(self.model.config, "lookup_from_codebook", False) else codes
         shape = (len(ids), *ids.shape[1:], codes.shape[1])
         return self.model.decode(given, force_not_quantize=True, shape=shape).sample
-
-
-def fingerprint(folder: str | Path) -> str:
-    """What the weights of the tokenizer in ``folder`` are known by: two that differ make other ids."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def load_tokenizer(folder: str | Path) -> ImageTokenizer:

@@ -377,6 +377,8 @@ def _print_agreement(told: dict[str, Any]) -> None:
 
 
 def _say_powered(found: Powered, candidate: str, baseline: str, margin: float, as_json: bool) -> None:
+    from tersor.opening.powered import Z
+
     low, high = found.interval
     if as_json:
         more = {"interval": [low, high], "bounds": found.bounds, "shorter": found.shorter, "worth": found.worth}
@@ -384,7 +386,7 @@ def _say_powered(found: Powered, candidate: str, baseline: str, margin: float, a
         typer.echo(json.dumps(told | asdict(found) | more, allow_nan=False))
         return
     one, other = found.bounds
-    alone = 1.959964 * found.alone_error
+    alone = Z * found.alone_error
     typer.echo(
         f"{candidate} against {baseline}: people decided {found.people} battles, the judge alone {found.judged} more\n"
         f"score {found.score:.3f}, 95 % interval {low:.3f} to {high:.3f}; one-sided 95 % bounds {one:.3f} and "

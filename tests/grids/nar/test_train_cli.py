@@ -14,13 +14,13 @@ import torch
 from invoke import run
 from nar_models import model, tokenizer
 
+from tersor._weights import fingerprint
 from tersor.grids.cli import images
 from tersor.grids.drawing import as_png
 from tersor.grids.llamagen import LlamaGen, LlamaGenConfig
 from tersor.grids.nar.heads import NARForImageGeneration
 from tersor.grids.nar.tokens import Tokens
 from tersor.grids.nar.train_cli import train
-from tersor.grids.tokenizer import fingerprint
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor._atomic import write_bytes
 from tersor._errors import TersorError
+from tersor._images import gif_bytes
 from tersor._lazy import require
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ def as_gif(clips: Tensor, *, scale: int = 1) -> bytes:
 
     images: Any = require("PIL.Image", "images")
     frames = [images.open(io.BytesIO(as_png(frame, scale=scale))) for frame in clips.unbind(1)]
-    written = io.BytesIO()
-    frames[0].save(written, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME, loop=0)
-    return written.getvalue()
+    return gif_bytes(frames, _FRAME)
 
 
 def summary_line(facts: dict[str, Any], as_json: bool) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from tersor._errors import TersorError
 from tersor._options import FOLDER
+from tersor._weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +43,9 @@ def tokens(
         raise TersorError(f"--out {out} must end in .safetensors")
     if depth < 0:
         raise TersorError(f"--depth {depth} must be a number of frames, or 0 for images")
+    from tersor import zoo
     from tersor.grids.nar.tokens import extract, read_source
-    from tersor.grids.tokenizer import fingerprint, load_tokenizer
+    from tersor.grids.tokenizer import load_tokenizer
 
     source, folder = read_source(images), tokenizer_folder(tokenizer)
     if bool(depth) != bool(source.frames) or (depth and source.frames % depth):
@@ -60,7 +62,7 @@ def tokens(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("encoding", total=source.count)
         found = extract(source, encoder, lambda done, count: progress.update(task, completed=done))
-    name = tokenizer if is_zoo_name(tokenizer) else str(folder.resolve())
+    name = tokenizer if tokenizer in zoo.names() else str(folder.resolve())
     replace(found, tokenizer=(name, fingerprint(folder))).save(out)
     facts = {
         "samples": len(found), "grid": list(found.grid_size), "vocab_size": found.vocab_size,
@@ -213,18 +215,11 @@ def _start(folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     return model
 
 
-def is_zoo_name(name: str) -> bool:
-    """Whether a model of the zoo is called so."""
-    from tersor import zoo
-
-    return name in zoo.names()
-
-
 def tokenizer_folder(name: str) -> Path:
     """Where an image tokenizer is, of the zoo or in a folder."""
     from tersor import zoo
 
-    return zoo.path(name) / "tokenizer" if is_zoo_name(name) else Path(name).expanduser()
+    return zoo.path(name) / "tokenizer" if name in zoo.names() else Path(name).expanduser()
 
 
 def _tokenizer_of(data: Tokens, given: str | None) -> Path | None:
@@ -233,8 +228,6 @@ def _tokenizer_of(data: Tokens, given: str | None) -> Path | None:
     Raises:
         TersorError: If the given one has other weights than the one that made the tokens.
     """
-    from tersor.grids.tokenizer import fingerprint
-
     name, weights = data.tokenizer
     folder = tokenizer_folder(given or name) if given or name else None
     same = folder is not None and fingerprint(folder) == weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from transformers import PrinterCallback
 
+from tersor._weights import fingerprint
 from tersor.bench.runs import Finished, OnProgress
 from tersor.opening.intjudge.calibration import calibration_error, fit_temperature, reliability
 from tersor.opening.intjudge.config import IntJudgeConfig
@@ -125,7 +125,7 @@ def run_table(
         on_progress: Told what is being done.
     """
     location = loading.resolve(model)
-    weights = hashlib.sha256((Path(location) / "model.safetensors").read_bytes()).hexdigest()
+    weights = fingerprint(Path(location))
     finished = Finished(progress, Job(plan, model, n, weights), lambda kept: Row(**kept))
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:

@@ -134,11 +134,10 @@ def blanked(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
 
 
 def _grey(file: Path, folder: Path) -> Path:
-    size = read_rgb(file).size
-    found = folder / f"grey-{size[0]}x{size[1]}.jpg"
+    picture = read_rgb(file)
+    found = folder / f"grey-{picture.width}x{picture.height}.jpg"
     if not found.is_file():
-        picture = read_rgb(file)
-        picture.paste(GREY, (0, 0, *size))
+        picture.paste(GREY, (0, 0, *picture.size))
         folder.mkdir(parents=True, exist_ok=True)
         _atomic.write_bytes(found, save_jpeg(picture))
     return found

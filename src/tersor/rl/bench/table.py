@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor._weights import fingerprint
 from tersor.bench.measure import Estimate, over_seeds
 from tersor.bench.runs import Finished, OnProgress
 from tersor.kv.bench.tiles import KINDS, samples
@@ -77,7 +77,7 @@ def run_table(
         progress: A file that keeps what is done; None keeps nothing.
         on_progress: Told what is being done.
     """
-    job = Job(plan, str(source), n, _weights(source))
+    job = Job(plan, str(source), n, fingerprint(source))
     finished = Finished(progress, job, _read)
 
     def row(model: Any, own: Setting, log: list[dict[str, Any]], seed: int, ends: tuple[float, ...]) -> Row:
@@ -139,8 +139,3 @@ def _ends(plan: Plan) -> tuple[float, float]:
 def _read(kept: dict[str, Any]) -> Row:
     outcomes = {name: Outcome(**kept[name]) for name in ("sparse", "dense", "random")}
     return Row(**outcomes, ends=[Outcome(**each) for each in kept["ends"]], log=kept["log"])
-
-
-def _weights(source: Path) -> str:
-    """Which weights a table is about, by what their file says of itself."""
-    return hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
