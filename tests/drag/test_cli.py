@@ -16,8 +16,6 @@ from tersor.drag.cli import drag, measured
 from tersor.drag.features import VaeFeatures
 from tersor.drag.scene import Entity, Scene
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,7 +8,16 @@ import torch
 from drag_models import square
 
 from tersor._errors import TersorError
-from tersor.drag.maps import MAP_MODES, Tracks, chunks, entity_maps, entity_vectors, gaussian_maps, template
+from tersor.drag.maps import (
+    MAP_MODES,
+    MOST_RADIUS,
+    Tracks,
+    chunks,
+    entity_maps,
+    entity_vectors,
+    gaussian_maps,
+    template,
+)
 from tersor.drag.scene import Entity, Scene
 
 
@@ -103,7 +112,7 @@ def test_small_entities_lie_on_large_ones_and_the_given_order_may_be_kept() -> N
 
 
 def test_radii_have_a_limit_that_grows_with_the_picture() -> None:
-    tracks = Tracks.of(Scene(640, 640, 1, (Entity(square(100, 100, 400, side=640), [(0, 0)]),)))
+    tracks = Tracks.of(Scene(640, 640, 1, (Entity(square(100, 100, 400, side=640), [(0, 0)]),)), max_radius=MOST_RADIUS)
     assert tracks.radii == (100,)
     assert Tracks.of(
         Scene(640, 640, 1, (Entity(square(100, 100, 400, side=640), [(0, 0)]),)), max_radius=None

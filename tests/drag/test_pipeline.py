@@ -13,7 +13,6 @@ from tersor.drag.features import VaeFeatures
 from tersor.drag.pipeline import MAP_FRAMES, DragAnythingPipeline
 
 # Of diffusers' scheduler.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from tersor._errors import TersorError
+from tersor.drag.maps import MOST_RADIUS
 
 #: Class of the authors' branch in its ``config.json``.
 OFFICIAL_CLASS = "DragAnythingSDVModel"
@@ -134,6 +135,7 @@ class SpatioTemporalControlNetModel(
         residual_multipliers: A factor for each skip, 1 where None: the authors' UNet adds most residuals several times.
         entity_features: What features it was trained on, see `tersor.drag.features`; None where nobody knows.
         map_mode: How the Gaussian maps were drawn that it was trained on, see `tersor.drag.maps`.
+        max_radius: Largest radius of an entity that it is meant for, in pixels of a picture with 320 rows; None is any.
 
     Raises:
         TersorError: If parts do not fit together.
@@ -167,6 +169,7 @@ class SpatioTemporalControlNetModel(
         residual_multipliers: Sequence[float] | None = None,
         entity_features: dict[str, Any] | None = None,
         map_mode: str = "exact",
+        max_radius: float | None = None,
     ) -> None:
         super().__init__()
         blocks = len(down_block_types)
@@ -234,7 +237,12 @@ class SpatioTemporalControlNetModel(
             layers = known.get("layers_per_block", 2)
             blocks = len(known.get("down_block_types", (None,) * 4))
             layers = [layers] * blocks if isinstance(layers, int) else layers
-            options = {"residual_multipliers": accumulated(layers), "map_mode": "official", **options}
+            options = {
+                "residual_multipliers": accumulated(layers),
+                "map_mode": "official",
+                "max_radius": MOST_RADIUS,
+                **options,
+            }
         return super().from_pretrained(location, **options)
 
     def encode_condition(self, conditioning: Tensor, entities: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tersor._errors import TersorError
 from tersor.drag.controlnet import SpatioTemporalControlNetModel, accumulated
+from tersor.drag.maps import MOST_RADIUS
 
 #: What only a branch with an entity map has.
 _ENTITY = "controlnet_cond_embedding.blocks_feature."
@@ -49,7 +50,7 @@ def convert_draganything(
                 weights[f"controlnet_down_blocks.{index}.{part}"] *= factor
     else:
         model.register_to_config(residual_multipliers=factors)
-    model.register_to_config(map_mode="official")
+    model.register_to_config(map_mode="official", max_radius=MOST_RADIUS)
     model.load_state_dict(weights, assign=True)
     return model.eval()  # type: ignore[no-any-return]
 

@@ -50,7 +50,7 @@ class Tracks:
     numbers: tuple[int, ...]
 
     @classmethod
-    def of(cls, scene: Scene, *, order: str = "radius", max_radius: float | None = MOST_RADIUS) -> Tracks:
+    def of(cls, scene: Scene, *, order: str = "radius", max_radius: float | None = None) -> Tracks:
         """The discs of a scene.
 
         Args:

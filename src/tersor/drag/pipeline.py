@@ -13,7 +13,7 @@ from tersor._errors import TersorError
 from tersor.drag.controlnet import SpatioTemporalControlNetModel
 from tersor.drag.features import EntityFeatureExtractor, check_record, entity_features
 from tersor.drag.injection import Residuals, injected
-from tersor.drag.maps import MOST_RADIUS, Tracks, chunks, entity_maps, entity_vectors, gaussian_maps
+from tersor.drag.maps import Tracks, chunks, entity_maps, entity_vectors, gaussian_maps
 from tersor.drag.scene import Entity, Scene
 
 #: Seed of the noise that diffusion features are taken at; the user's generator belongs to the video.
@@ -69,7 +69,7 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
         map_mode: str | None = None,
         embedding_mode: str = "full",
         order: str = "radius",
-        max_radius: float | None = MOST_RADIUS,
+        max_radius: float | None = None,
         features: Tensor | Sequence[Tensor] | None = None,
         **options: Any,
     ) -> Any:
@@ -88,7 +88,7 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
             map_mode: See `gaussian_maps`; the branch's own if left out.
             embedding_mode: See `entity_vectors`.
             order: See `Tracks.of`.
-            max_radius: See `Tracks.of`.
+            max_radius: See `Tracks.of`; the branch's own if left out.
             features: Entity features ``[entities, channels]`` instead of those of ``entity_feature_extractor``; of
                 several pictures a list for each.
             **options: Of `StableVideoDiffusionPipeline`, such as ``num_inference_steps`` or ``generator``.
@@ -153,7 +153,7 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
         map_mode: str | None = None,
         embedding_mode: str = "full",
         order: str = "radius",
-        max_radius: float | None = MOST_RADIUS,
+        max_radius: float | None = None,
     ) -> Tensor:
         """What a scene adds to the branch's first features, ``[frames, channels, rows, columns]``; each frame once.
 
@@ -165,15 +165,26 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
             order: See `__call__`.
             max_radius: See `__call__`.
         """
-        branch, tracks = self.controlnet, Tracks.of(scene, order=order, max_radius=max_radius)
+        most = self.controlnet.config.max_radius if max_radius is None else max_radius
+        tracks = Tracks.of(scene, order=order, max_radius=most)
         vectors = entity_vectors(features.float(), embedding_mode).cpu()
-        mode = map_mode or branch.config.map_mode
         device = self._execution_device
         found = []
         for part in chunks(scene.num_frames, MAP_FRAMES):
-            near, what = gaussian_maps(tracks, part, mode), entity_maps(tracks, vectors, part)
-            found.append(branch.encode_condition(near.to(device), what.to(device)))
+            maps = self.control_maps(tracks, vectors, part, map_mode or self.controlnet.config.map_mode)
+            found.append(self.controlnet.encode_condition(*(each.to(device) for each in maps)))
         return torch.cat(found)
+
+    def control_maps(self, tracks: Tracks, vectors: Tensor, frames: range, map_mode: str) -> tuple[Tensor, Tensor]:
+        """The Gaussian and the entity maps of some frames; a training draws them here, too.
+
+        Args:
+            tracks: The discs.
+            vectors: See `entity_vectors`.
+            frames: Which frames.
+            map_mode: See `gaussian_maps`.
+        """
+        return gaussian_maps(tracks, frames, map_mode), entity_maps(tracks, vectors, frames)
 
     def _scenes(self, image: Any, entities: Any, num_frames: int | None) -> list[Scene]:
         """A scene for each picture, on its own size."""

@@ -62,7 +62,7 @@ class TemplateTracker:
                 column = min(max(column, 0), frames.shape[2] - 1)
                 costs = self._costs(self._cut(padded[frame], row, column, edge), patch)
                 best = np.unravel_index(costs.argmin(), costs.shape)
-                found = np.array([column, row]) + self._refined(costs, best)
+                found = np.array([column, row]) + least_place(costs)
                 visible[frame, number] = costs[best] <= self.lost * spread
                 places[frame, number] = found + rest
                 row, column = row + int(best[0]) - self.search, column + int(best[1]) - self.search
@@ -80,19 +80,20 @@ class TemplateTracker:
         found: np.ndarray = ((windows - patch.transpose(2, 0, 1)) ** 2).mean((2, 3, 4))
         return found
 
-    def _refined(self, costs: np.ndarray, best: tuple[np.intp, ...]) -> np.ndarray:
-        """(x, y) from the middle to the least cost, by the quadratic through the costs around it."""
-        row, column = int(best[0]), int(best[1])
-        whole = np.array([column, row], dtype=float) - self.search
-        around = costs[row - 1 : row + 2, column - 1 : column + 2]
-        if min(row, column) < 1 or around.shape != (3, 3):
-            return whole
-        (xx, xy, yy, x, y, _), *_ = np.linalg.lstsq(_QUADRATIC, around.ravel(), rcond=None)
-        bend = np.array([[2 * xx, xy], [xy, 2 * yy]])
-        if np.linalg.eigvalsh(bend).min() <= 1e-12:
-            return whole
-        moved: np.ndarray = whole + np.clip(np.linalg.solve(bend, [-x, -y]), -1.0, 1.0)
-        return moved
+
+def least_place(costs: np.ndarray) -> np.ndarray:
+    """(x, y) from the middle of ``costs``, ``[odd, odd]``, to the least, by the quadratic through those around it."""
+    row, column = (int(each) for each in np.unravel_index(costs.argmin(), costs.shape))
+    whole = np.array([column - costs.shape[1] // 2, row - costs.shape[0] // 2], dtype=float)
+    around = costs[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+    if around.shape != (3, 3):
+        return whole
+    (xx, xy, yy, x, y, _), *_ = np.linalg.lstsq(_QUADRATIC, around.ravel(), rcond=None)
+    bend = np.array([[2 * xx, xy], [xy, 2 * yy]])
+    if np.linalg.eigvalsh(bend).min() <= 1e-12:
+        return whole
+    moved: np.ndarray = whole + np.clip(np.linalg.solve(bend, [-x, -y]), -1.0, 1.0)
+    return moved
 
 
 _ROWS, _COLUMNS = (each.ravel().astype(float) for each in np.mgrid[-1:2, -1:2])

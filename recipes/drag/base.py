@@ -1,0 +1,182 @@
+"""The base of tiny-drag: a Stable Video Diffusion pipeline of the real classes, trained without any control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from PIL import Image
+from shared.run import Progress, Run, set_rate
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from tersor.drag.bench.world import FRAMES, SIDE
+from tersor.drag.data import Clip
+from tersor.drag.objective import Scalings, draw_sigmas
+
+#: Weight of the distance between the codes' distribution and the normal one.
+_DIVERGENCE = 1e-6
+#: Clips of an update of the autoencoder.
+_VAE_CLIPS = 3
+#: Standard deviation of the noise on the first frame, as in SVD.
+NOISE = 0.02
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """How long the parts of the base are trained.
+
+    Args:
+        vae_steps: Updates of the autoencoder.
+        unet_steps: Updates of the UNet.
+        batch_size: Clips of an update.
+        clips: Different clips.
+        vae_rate: Highest learning rate of the autoencoder.
+        unet_rate: Of the UNet.
+    """
+
+    vae_steps: int = 800
+    unet_steps: int = 2000
+    batch_size: int = 8
+    clips: int = 4000
+    vae_rate: float = 2e-3
+    unet_rate: float = 1.5e-3
+
+
+def new_pipeline(seed: int) -> StableVideoDiffusionPipeline:
+    """The pipeline before any training; its image encoder stays as it is drawn here."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLTemporalDecoder(
+        # Norms have 32 groups: with two channels in each, they leave what a picture's mean is.
+        block_out_channels=(64, 64), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
+        latent_channels=4, sample_size=SIDE, force_upcast=False,
+    )  # fmt: skip
+    unet = UNetSpatioTemporalConditionModel(
+        block_out_channels=(64, 64), layers_per_block=1, sample_size=SIDE // 2, in_channels=8, out_channels=4,
+        down_block_types=("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
+        up_block_types=("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"), cross_attention_dim=32,
+        num_attention_heads=(2, 4), projection_class_embeddings_input_dim=96, addition_time_embed_dim=32,
+        num_frames=FRAMES,
+    )  # fmt: skip
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=4, image_size=224,
+            intermediate_size=64, patch_size=56,
+        )
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
+        num_train_timesteps=1000, prediction_type="v_prediction", sigma_max=80.0, sigma_min=0.002, steps_offset=1,
+        timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
+    )  # fmt: skip
+    pipe = StableVideoDiffusionPipeline(vae, clip, unet, scheduler, CLIPImageProcessorPil(crop_size=224, size=224))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def train_vae(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Any) -> None:
+    """Train the autoencoder to give clips back, and set its scale so that latents have unit variance."""
+    vae = pipe.vae
+    optimizer = torch.optim.AdamW(vae.parameters(), plan.vae_rate)
+    run = Run(state, plan, seed, vae, optimizer, Progress())
+    while run.progress.step < plan.vae_steps:
+        step = run.progress.step
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        pixels = _pixels(clips, torch.randint(len(clips), (_VAE_CLIPS,), generator=generator)).flatten(0, 1)
+        set_rate(optimizer, plan.vae_rate * _share(step, plan.vae_steps))
+
+        def update(pixels: Tensor = pixels, generator: torch.Generator = generator) -> float:
+            law = vae.encode(pixels).latent_dist
+            seen = vae.decode(law.sample(generator), num_frames=FRAMES).sample
+            loss = F.l1_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        loss = run.advance(update)
+        if run.progress.step % 100 == 0:
+            run.note({"vae": run.progress.step, "loss": round(loss, 4)})
+        run.save(now=run.progress.step == plan.vae_steps)
+    with torch.no_grad():
+        latents = vae.encode(_pixels(clips, torch.arange(64)).flatten(0, 1)).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+
+
+@torch.no_grad()
+def encoded(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip]) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of all frames, those of the first as SVD is told them, and what the image encoder says of it."""
+    latents, first, told = [], [], []
+    for rows in torch.arange(len(clips)).split(32):
+        pixels = _pixels(clips, rows)
+        codes = pipe.vae.encode(pixels.flatten(0, 1)).latent_dist.mode() * pipe.vae.config.scaling_factor
+        noise = NOISE * torch.randn(pixels[:, 0].shape, generator=torch.Generator().manual_seed(int(rows[0])))
+        latents.append(codes.unflatten(0, pixels.shape[:2]))
+        first.append(pipe.vae.encode(pixels[:, 0] + noise).latent_dist.mode())
+        shown = [Image.fromarray(clips[row].frames[0]) for row in rows.tolist()]
+        told.append(pipe._encode_image(shown, "cpu", 1, False))
+    return torch.cat(latents), torch.cat(first), torch.cat(told)
+
+
+def train_unet(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Any) -> Any:
+    """Train the UNet to take noise away, knowing the first frame; returns its curve."""
+    unet = pipe.unet
+    optimizer = torch.optim.AdamW(unet.parameters(), plan.unet_rate)
+    run = Run(state, plan, seed, unet, optimizer, Progress())
+    latents, first, told = encoded(pipe, clips)
+    losses: list[float] = []
+    while run.progress.step < plan.unet_steps:
+        step = run.progress.step
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(clips), (plan.batch_size,), generator=generator)
+        set_rate(optimizer, plan.unet_rate * _share(step, plan.unet_steps))
+
+        def update(rows: Tensor = rows, generator: torch.Generator = generator) -> float:
+            loss = _denoising(unet, latents[rows], first[rows], told[rows], generator)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        losses.append(run.advance(update))
+        if run.progress.step % 100 == 0:
+            run.note({"unet": run.progress.step, "loss": round(sum(losses) / len(losses), 4)})
+            losses = []
+        run.save(now=run.progress.step == plan.unet_steps)
+    return run.progress.curve
+
+
+def _denoising(
+    unet: UNetSpatioTemporalConditionModel, latents: Tensor, first: Tensor, told: Tensor, generator: torch.Generator
+) -> Tensor:
+    sigmas = draw_sigmas(len(latents), 0.0, 1.6, generator)
+    known = Scalings(sigmas.view(-1, 1, 1, 1, 1))
+    noisy = latents + known.sigma * torch.randn(latents.shape, generator=generator)
+    seen = torch.cat([known.c_in * noisy, first[:, None].expand_as(latents)], dim=2)
+    ids = torch.tensor([[6, 128, NOISE]] * len(latents))
+    out = unet(seen, Scalings(sigmas).timestep, told, ids, return_dict=False)[0]
+    predicted = known.c_out * out + known.c_skip * noisy
+    return (known.weight * (predicted - latents) ** 2).mean()
+
+
+def _pixels(clips: Sequence[Clip], rows: Tensor) -> Tensor:
+    """Frames from -1 to 1, ``[rows, frames, 3, side, side]``."""
+    frames = torch.stack([torch.from_numpy(clips[row].frames) for row in rows.tolist()])
+    return frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+
+
+def _share(step: int, steps: int) -> float:
+    """Share of the learning rate: rises for 50 steps, falls from the middle on."""
+    return min((step + 1) / 50, 1.0, 2 * (steps - step) / steps)
