@@ -26,8 +26,10 @@ from tersor.drag.objective import Scalings, draw_sigmas
 
 #: Weight of the distance between the codes' distribution and the normal one.
 _DIVERGENCE = 1e-6
-#: Clips of an update of the autoencoder.
-_VAE_CLIPS = 3
+#: Channels of latents: a block of 2 x 2 pixels in colours does not fit into SVD's four.
+LATENTS = 8
+#: Clips of an update of the autoencoder, and frames of each.
+_VAE_CLIPS, _VAE_FRAMES = 4, 3
 #: Standard deviation of the noise on the first frame, as in SVD.
 NOISE = 0.02
 
@@ -45,11 +47,11 @@ class BasePlan:
         unet_rate: Of the UNet.
     """
 
-    vae_steps: int = 800
+    vae_steps: int = 1000
     unet_steps: int = 2000
     batch_size: int = 8
     clips: int = 4000
-    vae_rate: float = 2e-3
+    vae_rate: float = 1.5e-3
     unet_rate: float = 1.5e-3
 
 
@@ -59,10 +61,11 @@ def new_pipeline(seed: int) -> StableVideoDiffusionPipeline:
     vae = AutoencoderKLTemporalDecoder(
         # Norms have 32 groups: with two channels in each, they leave what a picture's mean is.
         block_out_channels=(64, 64), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
-        latent_channels=4, sample_size=SIDE, force_upcast=False,
+        latent_channels=LATENTS, sample_size=SIDE, force_upcast=False,
     )  # fmt: skip
     unet = UNetSpatioTemporalConditionModel(
-        block_out_channels=(64, 64), layers_per_block=1, sample_size=SIDE // 2, in_channels=8, out_channels=4,
+        block_out_channels=(64, 64), layers_per_block=1, sample_size=SIDE // 2, in_channels=2 * LATENTS,
+        out_channels=LATENTS,
         down_block_types=("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
         up_block_types=("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"), cross_attention_dim=32,
         num_attention_heads=(2, 4), projection_class_embeddings_input_dim=96, addition_time_embed_dim=32,
@@ -92,13 +95,15 @@ def train_vae(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: B
     while run.progress.step < plan.vae_steps:
         step = run.progress.step
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        pixels = _pixels(clips, torch.randint(len(clips), (_VAE_CLIPS,), generator=generator)).flatten(0, 1)
+        pixels = _pixels(clips, torch.randint(len(clips), (_VAE_CLIPS,), generator=generator))
+        begin = step % (FRAMES - _VAE_FRAMES + 1)
+        pixels = pixels[:, begin : begin + _VAE_FRAMES].flatten(0, 1)
         set_rate(optimizer, plan.vae_rate * _share(step, plan.vae_steps))
 
         def update(pixels: Tensor = pixels, generator: torch.Generator = generator) -> float:
             law = vae.encode(pixels).latent_dist
-            seen = vae.decode(law.sample(generator), num_frames=FRAMES).sample
-            loss = F.l1_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
+            seen = vae.decode(law.sample(generator), num_frames=_VAE_FRAMES).sample
+            loss = F.l1_loss(seen, pixels) + 4 * F.mse_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
@@ -178,5 +183,5 @@ def _pixels(clips: Sequence[Clip], rows: Tensor) -> Tensor:
 
 
 def _share(step: int, steps: int) -> float:
-    """Share of the learning rate: rises for 50 steps, falls from the middle on."""
-    return min((step + 1) / 50, 1.0, 2 * (steps - step) / steps)
+    """Share of the learning rate: rises for 50 steps, then falls."""
+    return min((step + 1) / 50, 1.25 * (steps - step) / steps, 1.0)

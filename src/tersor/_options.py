@@ -16,6 +16,8 @@ from tersor._errors import TersorError
 
 #: The ``metavar`` of an ``--out`` that becomes a folder; every other one becomes a file.
 FOLDER = "FOLDER"
+#: What becomes a file or a folder; the second is diffusers' name.
+_OUT = ("--out", "--output-dir")
 #: What a seed or a count may be at most: tensors hold no larger whole number.
 _LARGEST = 2**63 - 1
 
@@ -51,7 +53,7 @@ def _check(option: Any, value: Any) -> None:
         raise TersorError(f"{name} {value} must be a finite number")
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise TersorError(f"{name} {value} must be at most {_LARGEST:,}")
-    if name == "--out" and isinstance(value, Path):
+    if name in _OUT and isinstance(value, Path):
         try_out(value, name, folder=option.metavar == FOLDER)
 
 

@@ -26,7 +26,9 @@ from tersor._errors import TersorError
 from tersor._lazy import MissingExtraError
 from tersor._options import FOLDER, SettingsCommand, check_options
 from tersor.bench.runs import AsJson, Demo, without
+from tersor.drag.bench.cli import bench_drag
 from tersor.drag.cli import drag
+from tersor.drag.train_cli import DiffusersCommand, train_drag
 from tersor.experts.bench.cli import bench_experts
 from tersor.experts.cli import experts
 from tersor.grids.cli import images
@@ -82,6 +84,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "zipr1": bench_zipr1,
     "opening": bench_opening,
     "intjudge": bench_intjudge,
+    "drag": bench_drag,
 }
 
 #: Parent of every complaint about arguments; typer exports only the child, and which click it stands on varies.
@@ -100,6 +103,7 @@ app.command()(quantize)
 experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
 train.command()(intjudge)
+train.command("drag", cls=DiffusersCommand)(train_drag)
 for name, function in BENCHMARKS.items():
     bench.command(name)(function)
 for name, group in {

@@ -103,9 +103,12 @@ def test_patches_and_latents_lie_where_they_belong() -> None:
 
 
 def test_a_branch_takes_the_features_that_it_was_trained_with() -> None:
-    known = {"kind": "diffusion", "name": "a", "timestep": 261}
+    known = {"kind": "diffusion", "name": "a", "timestep": 261, "seen": [1.0, -2.0]}
     check_record(None, known)
-    check_record(known, dict(known))
-    for changed, message in (({"timestep": 1}, "timestep=261"), ({"kind": "dino"}, "kind='diffusion'")):
+    check_record(known, {**known, "name": "the same in another folder", "seen": [1.01, -2.02]})
+    for changed, message in (
+        ({"timestep": 1}, "timestep=261"), ({"kind": "dino"}, "kind='diffusion'"),
+        ({"name": "b", "seen": [1.2, -2.0]}, "trained on the features of a, and those of b are others"),
+    ):  # fmt: skip
         with pytest.raises(TersorError, match=message):
             check_record(known, {**known, **changed})

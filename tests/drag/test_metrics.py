@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tersor._errors import TersorError
-from tersor.drag.metrics import motion_error, static
-from tersor.drag.tracking import TemplateTracker
+from tersor.drag.metrics import motion_error, static, video_distance
+from tersor.drag.tracking import CoTracker, LucasKanadeTracker, TemplateTracker, least_place
 
 
 def textured(frames: int = 5, step: tuple[float, float] = (2.0, 1.0), side: int = 48) -> np.ndarray:
@@ -71,3 +72,55 @@ def test_what_cannot_be_compared_is_refused() -> None:
     assert motion_error(np.zeros((5, 1, 2)), np.zeros((3, 1, 2)), (8, 8)).points == 3, "the longer one is cut"
     with pytest.raises(TersorError, match="frames must be"):
         TemplateTracker().track(np.zeros((3, 8, 8)), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("step", [(0.0, 0.0), (2.0, 1.0), (1.4, -0.6)])
+def test_lucas_and_kanade_follow_points_to_a_part_of_a_pixel(step) -> None:
+    points = np.array([[20.0, 18.0], [25.5, 24.25]])
+    places, visible = LucasKanadeTracker(window=11).track(textured(step=step), points)
+    wanted = points + np.arange(5)[:, None, None] * np.array(step)
+    assert np.abs(places - wanted).max() < 0.1 and visible.all()
+
+
+def test_a_point_that_left_the_picture_stays_lost() -> None:
+    _, visible = LucasKanadeTracker(window=11).track(textured(frames=8, step=(-4.0, 0.0)), np.array([[10.0, 20.0]]))
+    assert visible[0].all() and not visible[-1].any()
+    assert (np.diff(visible[:, 0].astype(int)) <= 0).all()
+
+
+def test_cotracker_is_asked_as_it_wants_to_be() -> None:
+    """Pixels from 0 to 255 with channels first, and queries of frame, x and y."""
+
+    class Told(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, video: torch.Tensor, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert video.shape == (1, 5, 1, 48, 48) and 100 < video.max() <= 255
+            assert queries.tolist() == [[[0.0, 20.0, 18.0]]]
+            tracks = queries[:, None, :, 1:] + torch.arange(5.0)[None, :, None, None]
+            return tracks, tracks[..., 0] < 23
+
+    places, visible = CoTracker(Told()).track(textured(), np.array([[20.0, 18.0]]))
+    assert places.shape == (5, 1, 2) and places[-1, 0].tolist() == [24.0, 22.0]
+    assert visible[:, 0].tolist() == [True, True, True, False, False]
+
+
+def test_the_least_place_of_a_quadratic_is_its_minimum() -> None:
+    rows, columns = np.mgrid[-3:4, -3:4].astype(float)
+    found = least_place((columns - 1.3) ** 2 + 2 * (rows + 0.4) ** 2 + 0.5 * (columns - 1.3) * (rows + 0.4))
+    np.testing.assert_allclose(found, [1.3, -0.4], atol=1e-9)
+    np.testing.assert_allclose(least_place(columns), [-3, -3])
+
+
+def test_the_video_distance_is_that_of_what_a_network_sees() -> None:
+    real = np.random.default_rng(0).random((40, 2, 4, 4, 3))
+
+    def brightness(videos: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([videos.mean((1, 2, 3, 4)), videos[:, 0].mean((1, 2, 3))], axis=1))
+
+    assert video_distance(real, real, brightness) == pytest.approx(0, abs=1e-9)
+    assert video_distance(real, real + 0.5, brightness) == pytest.approx(0.5)
+    with pytest.raises(TersorError, match="at least 2 samples"):
+        video_distance(real[:1], real, brightness)

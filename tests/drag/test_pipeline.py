@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -108,8 +109,12 @@ def test_features_come_from_an_extractor_of_the_branchs_kind(plain) -> None:
     pipe.entity_feature_extractor = vae
     first = shown(pipe, entities())
     assert torch.equal(shown(pipe, entities()), first)
-    pipe.entity_feature_extractor = VaeFeatures(plain.vae, "another")
-    with pytest.raises(TersorError, match="trained on features with name='tiny'"):
+    pipe.entity_feature_extractor = VaeFeatures(plain.vae, "the same in another folder")
+    assert torch.equal(shown(pipe, entities()), first)
+    other = copy.deepcopy(plain.vae)
+    torch.nn.init.normal_(other.quant_conv.weight)
+    pipe.entity_feature_extractor = VaeFeatures(other, "another")
+    with pytest.raises(TersorError, match="trained on the features of tiny, and those of another are others"):
         shown(pipe, entities())
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tersor.bench.measure import seed_of
 from tersor.drag.data import Clip
 from tersor.drag.features import entity_features
 from tersor.drag.maps import Tracks, entity_vectors
@@ -66,11 +67,11 @@ def planned(count: int, size: int, begin: int, end: int, *, seed: int, rank: int
         yield batch
 
 
-def seeded(*numbers: int) -> torch.Generator:
-    """A generator of its own for each run of numbers, on the CPU."""
-    import numpy as np
-
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+def seeded(seed: int, *places: int) -> torch.Generator:
+    """A generator of its own for each place of a run, on the CPU."""
+    for place in places:
+        seed = seed_of(seed, place) % 2**63
+    return torch.Generator().manual_seed(seed)
 
 
 def kept_numbers(clip: Clip, dropout: float, generator: torch.Generator) -> list[int]:

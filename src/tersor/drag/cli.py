@@ -13,16 +13,18 @@ from tersor._errors import TersorError
 from tersor._lazy import require
 from tersor._options import FOLDER
 from tersor.bench.runs import AsJson, show
+from tersor.drag.train_cli import clip
 
 if TYPE_CHECKING:
     from tersor.drag.metrics import Motion
     from tersor.drag.scene import Scene
+    from tersor.drag.tracking import PointTracker
 
 drag = typer.Typer(help="Move entities of a picture along paths (DragAnything).", no_args_is_help=True)
 
+drag.command()(clip)
+
 SceneFile = Annotated[Path, typer.Argument(metavar="SCENE", help="A scene.json, or the authors' demo.json.")]
-#: Kinds of entity features, as `--features` names them.
-_KINDS = ("vae", "diffusion:FOLDER", "dino:FOLDER")
 
 
 @drag.command()
@@ -55,12 +57,15 @@ def convert(
 def render(
     scene: SceneFile,
     image: Annotated[Path, typer.Option(help="The first frame, of the scene's size.")],
-    model: Annotated[str, typer.Option(help="Folder or hub name of a Stable Video Diffusion pipeline.")],
-    controlnet: Annotated[Path, typer.Option(help="Folder of the control branch, see `tersor drag convert`.")],
+    model: Annotated[str, typer.Option(help="Zoo name, folder or hub name of a Stable Video Diffusion pipeline.")],
+    controlnet: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the control branch, see `tersor drag convert`; left out, the model's own."),
+    ] = None,
     features: Annotated[
-        str,
-        typer.Option(help=f"What entities are known by, as in the branch's training: {', '.join(_KINDS)}."),
-    ] = "vae",
+        str | None,
+        typer.Option(help="What entities are known by, as in the training: vae, diffusion:FOLDER or dino:FOLDER."),
+    ] = None,
     height: Annotated[int, typer.Option(help="Of the video in pixels.")] = 320,
     width: Annotated[int, typer.Option(help="Of the video in pixels.")] = 576,
     frames: Annotated[int, typer.Option(help="Of the video; 0 takes the scene's.")] = 0,
@@ -89,15 +94,13 @@ def render(
     moved, picture = Scene.load(scene, num_frames=frames or None), read_picture(image, option="--image", extra="drag")
     if picture.size != (moved.width, moved.height):
         raise TersorError(f"--image {image} is {picture.size}, the scene {(moved.width, moved.height)}")
-    kind, _, place = features.partition(":")
-    if kind not in ("vae", "diffusion", "dino") or bool(place) == (kind == "vae"):
-        raise TersorError(f"--features {features!r} must be one of {_KINDS}")
     import torch
+
+    from tersor.drag.loading import load_pipeline
 
     with spinner() as status:
         status.update("loading")
-        pipe = _pipeline(model, controlnet, device)
-        pipe.entity_feature_extractor = _extractor(kind, place or model, pipe, device)
+        pipe = load_pipeline(model, controlnet, features, device)
         status.update(f"{moved.num_frames} frames in {steps} steps")
         made = pipe(
             picture, moved, height, width, num_inference_steps=steps, controlnet_conditioning_scale=scale,
@@ -113,6 +116,7 @@ def render(
 def evaluate(
     scene: SceneFile,
     video: Annotated[Path, typer.Option(help="An animated .gif, or a folder of frames.")],
+    tracker: Annotated[str, typer.Option(help="What follows the entities: 'template' or 'lucas-kanade'.")] = "template",
     as_json: AsJson = False,
 ) -> None:
     """How far the entities of a video are from their paths, in pixels of the video, beside a still picture.
@@ -121,9 +125,12 @@ def evaluate(
     """
     from tersor._images import read_frames
     from tersor.drag.scene import Scene
+    from tersor.drag.tracking import TRACKERS
 
+    if tracker not in TRACKERS:
+        raise TersorError(f"--tracker {tracker!r} must be one of {[*TRACKERS]}")
     frames = read_frames(video, option="--video")
-    rows = measured(Scene.load(scene, num_frames=len(frames)), frames)
+    rows = measured(Scene.load(scene, num_frames=len(frames)), frames, TRACKERS[tracker]())
     if as_json:
         typer.echo(json.dumps({name: vars(motion) for name, motion in rows.items()}))
         return
@@ -134,12 +141,11 @@ def evaluate(
     ])  # fmt: skip
 
 
-def measured(scene: Scene, frames: list[Any]) -> dict[str, Motion]:
+def measured(scene: Scene, frames: list[Any], tracker: PointTracker) -> dict[str, Motion]:
     """The motion of a video's entities and of a still picture's, against the scene's paths."""
     import numpy as np
 
     from tersor.drag.metrics import motion_error, static
-    from tersor.drag.tracking import TemplateTracker
 
     width, height = frames[0].size
     resized = scene.resized(width, height)
@@ -148,36 +154,8 @@ def measured(scene: Scene, frames: list[Any]) -> dict[str, Motion]:
     starts = np.array([(circle.x, circle.y) for circle in circles])
     wanted = wanted - wanted[:1] + starts  # as displacements, wherever the path is anchored
     pixels = np.stack([np.asarray(frame, dtype=np.float64) / 255 for frame in frames])
-    found, _ = TemplateTracker().track(pixels, starts)
+    found, _ = tracker.track(pixels, starts)
     return {
         "video": motion_error(found, wanted, (width, height)),
         "still picture": motion_error(static(starts, len(frames)), wanted, (width, height)),
     }
-
-
-def _pipeline(model: str, controlnet: Path, device: str) -> Any:
-    from tersor.drag.controlnet import SpatioTemporalControlNetModel
-    from tersor.drag.pipeline import DragAnythingPipeline
-    from tersor.zoo.inspection import load_checked, refused
-
-    branch = load_checked(SpatioTemporalControlNetModel, controlnet, local_files_only=True)
-    with refused(f"--model {model}"):
-        pipe = DragAnythingPipeline.from_pretrained(model, controlnet=branch)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
-
-
-def _extractor(kind: str, place: str, pipe: Any, device: str) -> Any:
-    from tersor.drag.features import DiffusionFeatures, DinoFeatures, VaeFeatures
-    from tersor.zoo.inspection import refused
-
-    if kind == "vae":
-        return VaeFeatures(pipe.vae, place)
-    with refused(f"--features {kind}:{place}"):
-        if kind == "dino":
-            from transformers import AutoModel
-
-            return DinoFeatures(AutoModel.from_pretrained(place).eval().to(device), place)
-        from diffusers import StableDiffusionPipeline
-
-        return DiffusionFeatures(StableDiffusionPipeline.from_pretrained(place).to(device), place)

@@ -8,10 +8,15 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tersor._errors import TersorError
 from tersor.drag.scene import Scene
+
+#: Side of the picture of `seen`, how many channels of it are kept, and how far apart those of one checkpoint may be:
+#: half precision and another device change little, other weights change everything.
+_SIDE, _KEPT, _SAME = 64, 16, 0.05
 
 
 class EntityFeatureExtractor(Protocol):
@@ -19,7 +24,10 @@ class EntityFeatureExtractor(Protocol):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What it is, as JSON takes it: a control branch keeps it, and takes features of no other."""
+        """What it is, as JSON takes it, with its ``channels``: a control branch keeps it and takes no other's features.
+
+        The checkpoint's name stands in it for people; `seen` is what tells checkpoints apart.
+        """
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Features ``[channels, rows, columns]`` of an image ``[3, height, width]`` from 0 to 1."""
@@ -39,6 +47,17 @@ def entity_features(features: Tensor, scene: Scene) -> Tensor:
     return shares @ features.flatten(1).T / shares.sum(1, keepdim=True)
 
 
+def seen(extractor: EntityFeatureExtractor) -> list[float]:
+    """Mean features of a picture that is always the same, the first channels of them.
+
+    They tell one checkpoint from another, wherever it lies and in whatever precision it runs.
+    """
+    ramp = torch.linspace(0.0, 1.0, _SIDE)
+    across, down = ramp.expand(_SIDE, -1), ramp[:, None].expand(-1, _SIDE)
+    found = extractor(torch.stack([across, down, 1 - across]), torch.Generator().manual_seed(0))
+    return [round(value, 4) for value in found.float().mean((1, 2))[:_KEPT].tolist()]
+
+
 def check_record(known: dict[str, Any] | None, given: dict[str, Any]) -> None:
     """Raise `TersorError` unless a control branch takes the features of an extractor.
 
@@ -48,12 +67,18 @@ def check_record(known: dict[str, Any] | None, given: dict[str, Any]) -> None:
     """
     if known is None:
         return
-    for name in sorted({*known, *given}):
+    for name in sorted({*known, *given} - {"name", "seen"}):
         if known.get(name) != given.get(name):
             raise TersorError(
                 f"the control branch was trained on features with {name}={known.get(name)!r}, and these have "
                 f"{given.get(name)!r}; give the extractor that it was trained with"
             )
+    one, other = torch.tensor(known["seen"]), torch.tensor(given["seen"])
+    if (one - other).norm() > _SAME * one.norm():
+        raise TersorError(
+            f"the control branch was trained on the features of {known['name']}, and those of {given['name']} are "
+            "others; give the checkpoint that it was trained with"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +108,8 @@ class DiffusionFeatures:
         """See `EntityFeatureExtractor`."""
         told = ("name", "up_block_index", "timestep", "ensemble_size", "prompt")
         channels = int(self._block().resnets[-1].out_channels)
-        return {"kind": "diffusion", **{each: getattr(self, each) for each in told}, "channels": channels}
+        facts = {"kind": "diffusion", **{each: getattr(self, each) for each in told}, "channels": channels}
+        return {**facts, "seen": seen(self)}
 
     def _block(self) -> Any:
         blocks = self.pipe.unet.up_blocks
@@ -101,7 +127,7 @@ class DiffusionFeatures:
         law = pipe.vae.encode(2 * given.expand(self.ensemble_size, -1, -1, -1) - 1).latent_dist
         latents = law.sample(generator) * pipe.vae.config.scaling_factor
         steps = torch.full((len(latents),), self.timestep, device=latents.device)
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         noised = pipe.scheduler.add_noise(latents, noise, steps).to(unet.dtype)
         tokens = pipe.tokenizer(
             self.prompt, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True,
@@ -136,7 +162,8 @@ class DinoFeatures:
     @property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
-        return {"kind": "dino", "name": self.name, "channels": int(self.model.config.hidden_size)}
+        channels = int(self.model.config.hidden_size)
+        return {"kind": "dino", "name": self.name, "channels": channels, "seen": seen(self)}
 
     @torch.no_grad()
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -166,7 +193,8 @@ class VaeFeatures:
     @property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
-        return {"kind": "vae", "name": self.name, "channels": int(self.vae.config.latent_channels)}
+        channels = int(self.vae.config.latent_channels)
+        return {"kind": "vae", "name": self.name, "channels": channels, "seen": seen(self)}
 
     @torch.no_grad()
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:

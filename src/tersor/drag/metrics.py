@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tersor._errors import TersorError
+from tersor.bench.frechet import Moments, frechet_distance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What sees videos, such as I3D of whoever has its weights.
+VideoFeatures = Callable[[np.ndarray], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +73,19 @@ def motion_error(
 def static(points: np.ndarray, frames: int) -> np.ndarray:
     """Tracks of a video in which nothing moves, the row to stand beside every figure: ``[frames, points, 2]``."""
     return np.repeat(points[None], frames, axis=0)
+
+
+def video_distance(real: np.ndarray, made: np.ndarray, network: VideoFeatures) -> float:
+    """The Fréchet video distance (FVD, arXiv 1812.01717), by whichever network sees the videos.
+
+    Figures of different networks, sizes or numbers of videos say nothing beside each other.
+
+    Args:
+        real: Float ``[videos, frames, height, width, 3]`` from 0 to 1.
+        made: Likewise.
+        network: Gives ``[videos, width]`` of such videos.
+
+    Raises:
+        TersorError: If a set has fewer than two videos.
+    """
+    return frechet_distance(Moments.of(network(real)), Moments.of(network(made)))

@@ -144,6 +144,11 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
         with injected(self.unet, residuals):
             return super().__call__(image, height, width, frames, **options)
 
+    def base(self) -> StableVideoDiffusionPipeline:
+        """Plain Stable Video Diffusion, of the same parts."""
+        parts = {name: part for name, part in self.components.items() if name != "controlnet"}
+        return StableVideoDiffusionPipeline(**parts)
+
     @torch.no_grad()
     def encode_scene(
         self,

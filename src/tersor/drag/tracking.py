@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 
 from tersor._errors import TersorError
+from tersor._lazy import require
 
 
 class PointTracker(Protocol):
@@ -43,11 +45,7 @@ class TemplateTracker:
 
     def track(self, frames: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `PointTracker`."""
-        if frames.ndim != 4 or points.ndim != 2 or points.shape[1] != 2:
-            raise TersorError(
-                f"frames must be [frames, height, width, channels] and points [points, 2]; got {frames.shape} and "
-                f"{points.shape}"
-            )
+        check(frames, points)
         edge = self.radius + self.search
         padded = np.pad(frames.astype(np.float64), ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="edge")
         places, visible = np.empty((len(frames), len(points), 2)), np.ones((len(frames), len(points)), bool)
@@ -99,3 +97,71 @@ def least_place(costs: np.ndarray) -> np.ndarray:
 _ROWS, _COLUMNS = (each.ravel().astype(float) for each in np.mgrid[-1:2, -1:2])
 #: Terms of a quadratic in (x, y) at nine neighbours.
 _QUADRATIC = np.stack([_COLUMNS**2, _COLUMNS * _ROWS, _ROWS**2, _COLUMNS, _ROWS, np.ones(9)], axis=1)
+
+
+@dataclass(frozen=True)
+class LucasKanadeTracker:
+    """OpenCV's pyramids of Lucas and Kanade: quick, and right for what moves a little from frame to frame.
+
+    Args:
+        window: Side of the patch that is followed.
+        levels: Halvings of the picture.
+
+    Raises:
+        MissingExtraError: Without OpenCV.
+    """
+
+    window: int = 15
+    levels: int = 3
+
+    def track(self, frames: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `PointTracker`."""
+        cv2: Any = require("cv2", "tracking")
+        check(frames, points)
+        grey = [np.rint(255 * frame.mean(-1)).astype(np.uint8) for frame in frames]
+        here = points.astype(np.float32)[:, None]
+        places, seen = [points.astype(float)], [np.ones(len(points), bool)]
+        for before, after in pairwise(grey):
+            here, found, _ = cv2.calcOpticalFlowPyrLK(
+                before, after, here, None, winSize=(self.window, self.window), maxLevel=self.levels
+            )
+            places.append(here[:, 0].astype(float))
+            seen.append(seen[-1] & (found[:, 0] == 1))
+        return np.stack(places), np.stack(seen)
+
+
+@dataclass(frozen=True)
+class CoTracker:
+    """CoTracker (arXiv 2307.07635), which the user installs and loads: its licence forbids commercial use.
+
+    Args:
+        model: Such as ``torch.hub.load("facebookresearch/co-tracker", "cotracker3_offline")``.
+    """
+
+    model: Any
+
+    def track(self, frames: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `PointTracker`."""
+        import torch
+
+        check(frames, points)
+        parameter = next(self.model.parameters())
+        video = torch.from_numpy(255 * frames).permute(0, 3, 1, 2)[None].to(parameter)
+        # A query is the frame that its point lies in, and the point.
+        queries = torch.from_numpy(np.concatenate([np.zeros((len(points), 1)), points], axis=1))[None].to(parameter)
+        with torch.no_grad():
+            found, seen = self.model(video, queries=queries)
+        return found[0].double().cpu().numpy(), seen[0].bool().cpu().numpy()
+
+
+def check(frames: np.ndarray, points: np.ndarray) -> None:
+    """Raise `TersorError` unless these are a video and points, see `PointTracker.track`."""
+    if frames.ndim != 4 or points.ndim != 2 or points.shape[1] != 2:
+        raise TersorError(
+            f"frames must be [frames, height, width, channels] and points [points, 2]; got {frames.shape} and "
+            f"{points.shape}"
+        )
+
+
+#: Trackers that need no weights, by what ``--tracker`` calls them.
+TRACKERS: dict[str, type[PointTracker]] = {"template": TemplateTracker, "lucas-kanade": LucasKanadeTracker}

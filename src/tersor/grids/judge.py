@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tersor._errors import TersorError
+from tersor.bench.frechet import Moments, frechet_distance
 
 _Floats = npt.NDArray[np.float64]
 _WEIGHTS, _REFERENCE = "classifier.safetensors", "reference.safetensors"
@@ -68,47 +69,6 @@ class ClipClassifier(DigitClassifier):
         for layer in (self.conv1, self.conv2, self.conv3):
             x = F.max_pool2d(F.relu(layer(x)), 2)
         return F.relu(self.hidden(x.flatten(1)))
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean ``[width]`` and covariance ``[width, width]`` of ``n`` features, float64."""
-
-    mean: _Floats
-    covariance: _Floats
-    n: int
-
-    @classmethod
-    def of(cls, features: Tensor) -> Moments:
-        """Of features ``[n, width]``; raises `ValueError` for fewer than two."""
-        if features.ndim != 2 or len(features) < 2:
-            raise TersorError(f"a covariance needs features [n, width] of at least 2 images; got {features.shape}")
-        values = features.double().numpy()
-        return cls(values.mean(0), np.cov(values, rowvar=False), len(values))
-
-    def scaled(self, factors: _Floats) -> Moments:
-        """With each channel times its factor ``[width]``; one that has none left is left out."""
-        kept = factors != 0
-        mean, covariance = self.mean * factors, self.covariance * np.outer(factors, factors)
-        return Moments(mean[kept], covariance[np.ix_(kept, kept)], self.n)
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """``|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)``, the distance between the Gaussians of these moments.
-
-    It is 0 for equal moments, and grows a little when they come from fewer images.
-    """
-    root = _square_root(a.covariance)
-    # Similar to A B, so it has the same trace of the root, and symmetric, so its root is real.
-    inner = _square_root(root @ b.covariance @ root)
-    difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(inner))
-
-
-def _square_root(matrix: _Floats) -> _Floats:
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    root: _Floats = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    return root
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from tersor.drag.bench.world import Sample
-from tersor.drag.controlnet import SpatioTemporalControlNetModel
-from tersor.drag.data import Clips
 from tersor.drag.features import VaeFeatures
+from tersor.drag.loading import new_branch
 from tersor.drag.maps import Tracks
 from tersor.drag.pipeline import DragAnythingPipeline
-from tersor.drag.training import DragTraining, OnStep, train
 
 #: Radius in pixels of a point's Gaussian, whatever it belongs to.
 POINT = 3
@@ -70,19 +67,9 @@ def new_arm(svd: Any, arm: str, *, name: str, seed: int) -> DragAnythingPipeline
     """
     torch.manual_seed(seed)
     features = VaeFeatures(svd.vae, name)
-    branch = SpatioTemporalControlNetModel.from_unet(
-        svd.unet, conditioning_embedding_out_channels=(16, 32),
-        entity_embedding_out_channels=(features.record["channels"] // 2, 32), entity_features=features.record,
-    )  # fmt: skip
-    pipe = ARMS[arm](**svd.components, controlnet=branch, entity_feature_extractor=features)
+    pipe = ARMS[arm](**svd.components, controlnet=new_branch(svd, features), entity_feature_extractor=features)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def train_arm(pipe: DragAnythingPipeline, clips: Clips, plan: DragTraining, out: Path, on_step: OnStep) -> None:
-    """Train an arm's branch."""
-    train(pipe, clips, plan, out, on_step=on_step)
-    pipe.controlnet.eval()
 
 
 def videos(pipe: Any, samples: Sequence[Sample], *, steps: int, seed: int, batch: int = 20) -> list[np.ndarray]:
