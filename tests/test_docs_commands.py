@@ -61,6 +61,8 @@ SHORT = {
     "tersor drag convert": ["--help"],
     "tersor drag render": ["--help"],
     "tersor drag evaluate": ["--help"],
+    "tersor drag clip": ["--help"],
+    "tersor train drag": ["--help"],
     "tersor train zipr1": [
         *("--held-out", "1", "--questions", "1", "--steps", "1", "--thresholds", "0.9,0.975"),
         *("--max-completion-length", "2", "--min-tokens", "0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,8 @@ class BasePlan:
         unet_rate: Of the UNet.
     """
 
-    vae_steps: int = 1000
-    unet_steps: int = 2000
+    vae_steps: int = 1400
+    unet_steps: int = 1700
     batch_size: int = 8
     clips: int = 4000
     vae_rate: float = 1.5e-3
@@ -87,7 +87,9 @@ def new_pipeline(seed: int) -> StableVideoDiffusionPipeline:
     return pipe
 
 
-def train_vae(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Any) -> None:
+def train_vae(
+    pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Path
+) -> Progress:
     """Train the autoencoder to give clips back, and set its scale so that latents have unit variance."""
     vae = pipe.vae
     optimizer = torch.optim.AdamW(vae.parameters(), plan.vae_rate)
@@ -115,8 +117,18 @@ def train_vae(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: B
             run.note({"vae": run.progress.step, "loss": round(loss, 4)})
         run.save(now=run.progress.step == plan.vae_steps)
     with torch.no_grad():
-        latents = vae.encode(_pixels(clips, torch.arange(64)).flatten(0, 1)).latent_dist.mode()
+        latents = vae.encode(_pixels(clips, torch.arange(min(64, len(clips)))).flatten(0, 1)).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    return run.progress
+
+
+@torch.no_grad()
+def scored(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip]) -> dict[str, float]:
+    """How well the autoencoder gives clips back."""
+    pixels = _pixels(clips, torch.arange(len(clips))).flatten(0, 1)
+    seen = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode(), num_frames=FRAMES).sample.clamp(-1, 1)
+    error = ((seen - pixels) / 2).square().mean()
+    return {"frames": len(pixels), "psnr": round(-10 * error.log10().item(), 2)}
 
 
 @torch.no_grad()
@@ -134,8 +146,10 @@ def encoded(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip]) -> tuple[
     return torch.cat(latents), torch.cat(first), torch.cat(told)
 
 
-def train_unet(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Any) -> Any:
-    """Train the UNet to take noise away, knowing the first frame; returns its curve."""
+def train_unet(
+    pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Path
+) -> Progress:
+    """Train the UNet to take noise away, knowing the first frame."""
     unet = pipe.unet
     optimizer = torch.optim.AdamW(unet.parameters(), plan.unet_rate)
     run = Run(state, plan, seed, unet, optimizer, Progress())
@@ -160,7 +174,7 @@ def train_unet(pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: 
             run.note({"unet": run.progress.step, "loss": round(sum(losses) / len(losses), 4)})
             losses = []
         run.save(now=run.progress.step == plan.unet_steps)
-    return run.progress.curve
+    return run.progress
 
 
 def _denoising(

@@ -56,6 +56,7 @@ _PICTURES = {"PIL": "images"}
 _ONNX = dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL"), "ptq")
 _JUDGE = dict.fromkeys(("peft", "trl"), "rl")
 _ARENA = dict.fromkeys(("PIL", "scipy"), "arena")
+_DRAG = dict.fromkeys(("PIL", "accelerate", "diffusers", "scipy"), "drag")
 #: System of `tersor demo` -> its demo.
 DEMOS: dict[str, Demo] = {
     "zipcache": Demo(home="tersor.kv.demos.zipcache:run", parts=_PLOTS | _QUANTO),
@@ -68,6 +69,7 @@ DEMOS: dict[str, Demo] = {
     "zipr1": Demo(home="tersor.rl.demo:run", needs=_PICTURES, parts=_PLOTS),
     "opening": Demo(home="tersor.opening.demo:run", needs=_ARENA),
     "intjudge": Demo(home="tersor.opening.intjudge.demo:run", needs=_ARENA | _JUDGE, parts=_PLOTS),
+    "draganything": Demo(home="tersor.drag.demo:run", needs=_DRAG),
 }
 #: Command of `tersor bench` -> its function.
 BENCHMARKS: dict[str, Callable[..., None]] = {

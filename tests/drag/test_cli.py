@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tersor.drag.cli import drag, measured
 from tersor.drag.features import VaeFeatures
 from tersor.drag.scene import Entity, Scene
+from tersor.drag.tracking import TemplateTracker
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,9 @@ def test_a_video_that_does_what_was_asked_is_near_its_paths() -> None:
         pixels[10 + step : 23 + step, 6 + 3 * step : 19 + 3 * step] = thing
         frames.append(Image.fromarray(pixels.astype(np.uint8)))
     scene = Scene(48, 48, 5, (Entity(square(10, 6, 13, side=48), [(0, 0), (12, 4)]),))
-    rows = measured(scene, frames)
+    rows = measured(scene, frames, TemplateTracker())
     assert rows["video"].objmc_mean < 0.3 < 5 < rows["still picture"].objmc_mean
-    large = measured(scene, [frame.resize((96, 96), Image.Resampling.NEAREST) for frame in frames])
+    large = measured(scene, [frame.resize((96, 96), Image.Resampling.NEAREST) for frame in frames], TemplateTracker())
     assert large["still picture"].objmc_mean == pytest.approx(2 * rows["still picture"].objmc_mean, rel=0.02)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
+from tersor.drag import demo as draganything
 from tersor.experts import demo as experts
 from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
@@ -31,6 +32,7 @@ FEW = {
     zipr1: {"SAMPLES_PER_KIND": 1, "ROUNDS": 1},
     opening: {"ROUNDS": 1},
     intjudge: {"BATTLES": 6},
+    draganything: {"SCENES": 4, "PASSES": 2},
 }
 
 

@@ -21,7 +21,12 @@ _WIDTHS = (16, 32, 96, 256)
 
 
 def load_pipeline(
-    model: str, controlnet: Path | None, features: str | None, device: str, *, begin: bool = False
+    model: str,
+    controlnet: Path | None = None,
+    features: str | None = None,
+    device: str = "cpu",
+    *,
+    begin: bool = False,
 ) -> DragAnythingPipeline:
     """A pipeline that is ready to render or to train.
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -36,7 +37,8 @@ MIXED = ("no", "fp16", "bf16")
 #: What of a branch is trained whole beside its adapters: all that begins at zero or at random.
 _WHOLE = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_CURVE = "curve.json"
+#: File of the losses in the folder of a run.
+CURVE = "curve.json"
 #: Denoising steps of a validation video.
 _VALIDATED = 25
 
@@ -188,9 +190,11 @@ class _Run:
             pipe, plan.entity_dropout, plan.fps, plan.motion_bucket_id, plan.noise_aug_strength
         )  # fmt: skip
         self.losses: list[float] = []
+        self.seconds, self.begun = 0.0, time.monotonic()
         if found := checkpoints(out):
             accelerator.load_state(str(found[-1]))
-            self.losses = json.loads((found[-1] / _CURVE).read_text(encoding="utf-8"))
+            kept = json.loads((found[-1] / CURVE).read_text(encoding="utf-8"))
+            self.losses, self.seconds = kept["losses"], kept["seconds"]
 
     def finish(self, on_step: OnStep) -> list[float]:
         """Take the updates that are left and save the branch."""
@@ -224,7 +228,7 @@ class _Run:
                 self._validate(len(self.losses))
         if main:
             save_branch(self.branch, plan.rank, self.out / "controlnet")
-            _atomic.write_text(self.out / _CURVE, json.dumps(self.losses) + "\n")
+            self._write_curve(self.out)
         self.accelerator.wait_for_everyone()
         return self.losses
 
@@ -244,6 +248,11 @@ class _Run:
         found: Tensor = self.accelerator.gather(loss.detach()[None]).mean()
         return found
 
+    def _write_curve(self, folder: Path) -> None:
+        """The loss of each update, and the seconds that they took in all."""
+        seconds = self.seconds + time.monotonic() - self.begun
+        _atomic.write_text(folder / CURVE, json.dumps({"losses": self.losses, "seconds": round(seconds, 1)}) + "\n")
+
     def _due(self, every: int) -> bool:
         done = len(self.losses)
         return done == self.plan.max_train_steps or bool(every and done % every == 0)
@@ -255,7 +264,7 @@ class _Run:
         self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
             save_branch(self.branch, self.plan.rank, partial / "controlnet")
-            _atomic.write_text(partial / _CURVE, json.dumps(self.losses) + "\n")
+            self._write_curve(partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)
             for old in checkpoints(self.out)[: -self.plan.checkpoints_total_limit]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.processing_utils import ProcessorMixin
 
+#: What says which class a checkpoint is of: transformers' file, and that of diffusers' pipelines.
+_WHAT = ("config.json", "model_index.json")
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _BOOK = Path(__file__).parent / "texts" / "book.txt"
 _PHOTOS = Path(__file__).parent / "photos"
@@ -27,7 +29,7 @@ __getattr__, __dir__ = members(__name__, HANDED_ON[__name__])
 
 def names() -> list[str]:
     """The models in the zoo."""
-    return sorted(folder.name for folder in _CHECKPOINTS.iterdir() if (folder / "config.json").is_file())
+    return sorted(folder.name for folder in _CHECKPOINTS.iterdir() if any((folder / each).is_file() for each in _WHAT))
 
 
 def path(name: str) -> Path:
@@ -72,6 +74,8 @@ def _model_class(folder: Path) -> Any:
     """What loads a checkpoint: a class of ours, or the library's auto class for it."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    if (folder / "model_index.json").is_file():
+        raise TersorError(f"{folder.name} is a pipeline; load it with tersor.drag.loading.load_pipeline")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] == ["RepNet"]:
         raise TersorError(f"{folder.name} classifies images; load it with zoo.load_network({folder.name!r})")

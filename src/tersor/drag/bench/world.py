@@ -23,9 +23,12 @@ KINDS = {
     "camera": "everything",
 }
 SIDE, FRAMES = 24, 6
-#: Pixels that a layer moves in all, and its colours' distance from grey.
+#: Pixels that a layer moves in all; those that cross must begin apart.
 LEAST, MOST = 4.0, 8.0
+_CROSSING = (7.0, 9.0)
+#: Pixels of a texture beyond the frame on each side, which come into it.
 _MARGIN = 10
+#: Where the largest circle in the whole frame has its middle, and so everything else.
 _MIDDLE = 11.0
 
 
@@ -144,7 +147,7 @@ def render(name: str, layers: tuple[Layer, ...]) -> Clip:
 def _texture(rng: np.random.Generator, contrast: float) -> np.ndarray:
     """Smooth noise."""
     ndimage: Any = require("scipy.ndimage", "drag")
-    noise = ndimage.gaussian_filter(rng.standard_normal((SIDE + 2 * _MARGIN,) * 2), 1.1)
+    noise = ndimage.gaussian_filter(rng.standard_normal((SIDE + 2 * _MARGIN,) * 2), 1.3)
     found: np.ndarray = contrast * noise / noise.std()
     return found
 
@@ -165,7 +168,7 @@ def _motion(rng: np.random.Generator) -> np.ndarray:
 
 def _ground(rng: np.random.Generator) -> Layer:
     middle = np.full(2, _MIDDLE)
-    return Layer(_texture(rng, 0.08), rng.uniform(0.4, 0.6, 3), "ground", SIDE / 2, middle, np.zeros(2))
+    return Layer(_texture(rng, 0.1), rng.uniform(0.4, 0.6, 3), "ground", SIDE / 2, middle, np.zeros(2))
 
 
 def _thing(rng: np.random.Generator, radius: float, start: np.ndarray) -> Layer:
@@ -192,8 +195,8 @@ def _crossing(rng: np.random.Generator) -> tuple[Layer, ...]:
         layers = [replace(layers[0], motion=_motion(rng) / 2, number=3)]
     for number, turn in ((1, 0.0), (2, rng.uniform(np.pi / 3, 2 * np.pi / 3))):
         way = np.array([np.cos(angle + turn), np.sin(angle + turn)])
-        length, middle = rng.uniform(LEAST, MOST), np.full(2, _MIDDLE) + rng.uniform(-1, 1, 2)
-        own = _thing(rng, rng.uniform(2.5, 3.5), middle - way * length / 2)
+        length, middle = rng.uniform(*_CROSSING), np.full(2, _MIDDLE) + rng.uniform(-1, 1, 2)
+        own = _thing(rng, rng.uniform(2.5, 3.0), middle - way * length / 2)
         layers.append(replace(own, motion=way * length, number=number))
     return tuple(layers)
 

@@ -1,0 +1,120 @@
+"""DragAnything on tiny-drag: entities of new scenes moved along their paths, beside the same model without control."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.utils.flop_counter import FlopCounterMode
+
+from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.records import Record
+from tersor.bench.report import Figure, Section
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.drag.bench.arms import videos
+from tersor.drag.bench.pictures import side_by_side
+from tersor.drag.bench.table import Outcome, outcome
+from tersor.drag.bench.world import KINDS, SIDE, Sample, World
+from tersor.drag.loading import load_pipeline
+from tersor.drag.pipeline import DragAnythingPipeline
+
+MODEL = "tiny-drag"
+#: Scenes, as many of each kind.
+SCENES = 40
+#: Denoising steps of a video.
+PASSES = 10
+#: The paper's ObjMC with and without the branch, on VIPSeg (Table 2 and section 4.4's first row).
+WITH, WITHOUT = 305.7, 410.7
+
+
+def run(on_progress: OnProgress) -> DemoResult:
+    """Make the videos; ``on_progress`` is told what is being done."""
+    pipe = load_pipeline(MODEL)
+    base = pipe.base()
+    base.set_progress_bar_config(disable=True)
+    samples = [World(SCENES, DEMO_SEED).sample(index) for index in range(SCENES)]
+    on_progress(f"{MODEL}: {SCENES} videos along their paths")
+    dragged = videos(pipe, samples, steps=PASSES, seed=DEMO_SEED)
+    on_progress(f"{MODEL}: the same without control")
+    free = videos(base, samples, steps=PASSES, seed=DEMO_SEED)
+    still = [np.repeat(sample.clip.frames[:1] / 255, len(sample.clip.frames), 0) for sample in samples]
+    rows = {name: outcome(samples, made) for name, made in (("drag", dragged), ("free", free), ("still", still))}
+    shown = samples[: len(KINDS)]
+    rows_shown = {
+        "asked for": [sample.clip.frames / 255 for sample in shown],
+        "with the branch": dragged[: len(shown)],
+        "without": free[: len(shown)],
+    }
+    section = Section(
+        title="DragAnything: entities along paths",
+        intro=(
+            f"A Stable Video Diffusion of real classes, {SIDE} by {SIDE} pixels small, and a control branch that was "
+            f"trained beside it, make {SCENES} clips of a world of textured layers that none of them was trained on. It "
+            "knows this world alone, and is no video model."
+        ),
+        figures=[Figure(side_by_side(shown, rows_shown, "Clips asked for, with the branch, and without"),
+                        "A scene of each kind: " + "; ".join(f"{name}, {what}" for name, what in KINDS.items()) + ".")],
+    )  # fmt: skip
+    return DemoResult(_records(samples, rows, operations(pipe, samples[0])), section)
+
+
+def operations(pipe: DragAnythingPipeline, sample: Sample) -> float:
+    """Multiplications of a video with the branch, in those of one without."""
+    counts = []
+    for each in (pipe, pipe.base()):
+        each.set_progress_bar_config(disable=True)
+        with FlopCounterMode(display=False) as counter:
+            videos(each, [sample], steps=PASSES, seed=0)
+        counts.append(counter.get_total_flops())
+    return float(counts[0] / counts[1])
+
+
+def judge(less: Estimate, than_still: Estimate) -> str:
+    """The verdict.
+
+    "holds" where the branch takes away at least the paper's share of the error and beats a still picture, both with
+    their whole intervals; "fails" where one of the two is none.
+
+    Args:
+        less: Share of the error without control that the branch takes away.
+        than_still: Pixels by which a still picture errs more.
+    """
+    if less.value <= 0 or than_still.value <= 0:
+        return "fails"
+    return "holds" if less.low >= 1 - WITH / WITHOUT and than_still.low > 0 else "partly"
+
+
+def less_error(own: Outcome, other: Outcome) -> Estimate:
+    """Share of another's ObjMC that is taken away, over the same scenes."""
+    difference = bootstrap_difference(other.objmc, own.objmc)
+    whole = float(np.mean(other.objmc))
+    return Estimate(difference.value / whole, difference.low / whole, difference.high / whole, difference.interval)
+
+
+def _records(samples: list[Sample], rows: dict[str, Outcome], cost: float) -> list[Record]:
+    record: Any = demo_records("draganything", MODEL)
+    drag, free, still = (rows[name] for name in ("drag", "free", "still"))
+    less, item = less_error(drag, free), "entities along paths"
+    found = [
+        record(
+            item, "error of motion taken away", "share", less, SCENES, claim=1 - WITH / WITHOUT,
+            claim_source=f"ObjMC {WITH} against {WITHOUT} of SVD alone, VIPSeg (arXiv 2403.07420, section 4)",
+            baseline=0.0, peer=less_error(still, free).value, peer_name="still picture",
+            verdict=judge(less, bootstrap_difference(still.objmc, drag.objmc)),
+        ),
+        record(
+            item, "ObjMC", "pixels", bootstrap_interval(drag.objmc), SCENES, baseline=float(np.mean(free.objmc)),
+            peer=float(np.mean(still.objmc)), peer_name="still picture",
+        ),
+        record(item, "operations of a video", "x", cost, 1, baseline=1.0),
+    ]  # fmt: skip
+    for kind in KINDS:
+        places = [place for place, sample in enumerate(samples) if sample.kind == kind]
+        own, other, none = ([row.objmc[place] for place in places] for row in (drag, free, still))
+        found.append(
+            record(
+                f"scene: {kind}", "ObjMC", "pixels", bootstrap_interval(own), len(places),
+                baseline=float(np.mean(other)), peer=float(np.mean(none)), peer_name="still picture",
+            )
+        )  # fmt: skip
+    return found
