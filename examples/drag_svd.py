@@ -1,7 +1,7 @@
-"""Train DragAnything's branch on your clips, then drag: accelerate launch examples/drag_svd.py --data clips/ --out run/.
+"""Train DragAnything's branch and drag: accelerate launch examples/drag_svd.py --data clips/ --out run/.
 
-`tersor train drag` and `tersor drag render` do the same from the command line; this is how the parts are put together, to
-be changed. Clips are folders of frames beside folders of masks, see `tersor drag clip`.
+`tersor train drag` and `tersor drag render` do the same from the command line; this is how the parts are put together,
+to be changed. Clips are folders of frames beside folders of masks, see `tersor drag clip`.
 """
 
 import argparse

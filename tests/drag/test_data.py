@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tersor._errors import TersorError
-from tersor.drag.data import Clip, ClipFolder, read_numbers, write_clip
+from tersor.drag.data import LAYOUTS, Clip, ClipFolder, read_numbers, write_clip
 
 
 def clip(frames: int = 4, side: int = 20) -> Clip:
@@ -46,7 +46,7 @@ def test_a_known_motion_is_taken_in_the_place_of_the_masks() -> None:
     np.testing.assert_allclose(known.scene([3]).entities[0].centers(4)[-1], [4, 8])
 
 
-@pytest.mark.parametrize("names", [("frames", "masks"), ("imgs", "panomasks"), ("JPEGImages", "Annotations")])
+@pytest.mark.parametrize("names", LAYOUTS)
 def test_folders_of_several_data_sets_are_read(tmp_path: Path, names: tuple[str, str]) -> None:
     clips = ClipFolder(written(tmp_path, names), 3, 20, 20)
     assert len(clips) == 1
@@ -81,7 +81,13 @@ def test_what_cannot_be_trained_on_is_named_before_training(tmp_path: Path) -> N
     (folder / "masks" / "two" / "002.png").unlink()
     with pytest.raises(TersorError, match=r"002\.png and 0 more masks are missing"):
         ClipFolder(folder, 3, 20, 20)
-    assert len(ClipFolder(folder, 2, 20, 20)) == 1
+    written(tmp_path, name="whole")
+    some = ClipFolder(folder, 3, 20, 20)
+    assert len(some) == 1 and [*some.left_out] == ["two"] and "masks are missing" in some.left_out["two"]
+    (folder / "frames" / "whole" / "000.png").unlink()
+    assert len(ClipFolder(folder, 2, 20, 20)) == 2
+    for each in (folder / "frames" / "whole").iterdir():
+        each.unlink()
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "masks" / "two" / "000.png")
     with pytest.raises(TersorError, match=r"000\.png holds no entity"):
         ClipFolder(folder, 2, 20, 20)

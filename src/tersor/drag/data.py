@@ -15,8 +15,13 @@ from tersor._images import image_files, opened, read_frames, read_picture
 from tersor._lazy import require
 from tersor.drag.scene import Entity, Scene
 
-#: Names of the two folders of a data set: ours, VIPSeg's, and those of DAVIS and YouTube-VOS.
-LAYOUTS = (("frames", "masks"), ("imgs", "panomasks"), ("JPEGImages", "Annotations"))
+#: Where frames and masks of a data set lie: ours, VIPSeg, DAVIS, YouTube-VOS.
+LAYOUTS = (
+    ("frames", "masks"),
+    ("imgs", "panomasks"),
+    ("JPEGImages/480p", "Annotations/480p"),
+    ("JPEGImages", "Annotations"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +81,6 @@ class Clips(Protocol):
     def __getitem__(self, index: int) -> Clip: ...
 
 
-@dataclass(frozen=True)
 class ClipFolder:
     """Clips of a folder: ``<frames>/<clip>/*`` and ``<masks>/<clip>/*``, named as in `LAYOUTS`.
 
@@ -88,53 +92,53 @@ class ClipFolder:
         height: That frames are resized to.
         width: That frames are resized to.
 
+    Attributes:
+        left_out: Name of a clip that cannot be trained on -> why.
+
     Raises:
-        TersorError: If there is no such folder, or a clip lacks frames, masks, or entities.
+        TersorError: If there is no such folder, or no clip can be trained on.
     """
 
-    folder: Path
-    num_frames: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        pairs = [(self.folder / frames, self.folder / masks) for frames, masks in LAYOUTS]
+    def __init__(self, folder: Path, num_frames: int, height: int, width: int) -> None:
+        pairs = [(folder / frames, folder / masks) for frames, masks in LAYOUTS]
         found = next((pair for pair in pairs if all(each.is_dir() for each in pair)), None)
         if found is None:
-            raise TersorError(f"{self.folder} must hold {' or '.join(f'{a}/ and {b}/' for a, b in LAYOUTS)}")
-        clips = sorted(each for each in found[0].iterdir() if each.is_dir() and not each.name.startswith("."))
-        if not clips:
-            raise TersorError(f"{found[0]} holds no clips; each is a folder of frames")
-        object.__setattr__(self, "files", [self._files(clip, found[1] / clip.name) for clip in clips])
+            raise TersorError(f"{folder} must hold {' or '.join(f'{a}/ and {b}/' for a, b in LAYOUTS)}")
+        self.num_frames, self.size = num_frames, (width, height)
+        self.left_out: dict[str, str] = {}
+        self._files: list[list[tuple[Path, Path]]] = []
+        for clip in sorted(each for each in found[0].iterdir() if each.is_dir() and not each.name.startswith(".")):
+            try:
+                self._files.append(self._pairs(clip, found[1] / clip.name))
+            except TersorError as error:
+                self.left_out[clip.name] = str(error)
+        if not self._files:
+            why = next(iter(self.left_out.values()), f"{found[0]} holds no folders of frames")
+            raise TersorError(f"{folder} holds no clip to train on: {why}")
 
-    def _files(self, frames: Path, masks: Path) -> list[tuple[Path, Path]]:
+    def _pairs(self, frames: Path, masks: Path) -> list[tuple[Path, Path]]:
         listed = image_files(frames, below=False)[: self.num_frames]
         if len(listed) < self.num_frames:
-            raise TersorError(f"{frames} has {len(listed)} frames, fewer than {self.num_frames}; leave it out")
+            raise TersorError(f"{frames} has {len(listed)} frames, fewer than {self.num_frames}")
         pairs = [(each, masks / f"{each.stem}.png") for each in listed]
-        missing = [str(mask) for _, mask in pairs if not mask.is_file()]
-        if missing:
+        if missing := [mask for _, mask in pairs if not mask.is_file()]:
             raise TersorError(f"{missing[0]} and {len(missing) - 1} more masks are missing; each frame needs one")
         if not read_numbers(pairs[0][1]).any():
             raise TersorError(f"{pairs[0][1]} holds no entity; the first frame of a clip needs one")
         return pairs
 
     def __len__(self) -> int:
-        return len(self._listed())
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Clip:
         image: Any = require("PIL.Image", "drag")
-        files = self._listed()[index]
-        size = (self.width, self.height)
-        frames = [read_picture(frame, extra="drag").resize(size, image.Resampling.BICUBIC) for frame, _ in files]
+        files = self._files[index]
+        frames = [read_picture(each, extra="drag").resize(self.size, image.Resampling.BICUBIC) for each, _ in files]
         masks = [
-            np.asarray(image.fromarray(read_numbers(mask)).resize(size, image.Resampling.NEAREST)) for _, mask in files
+            np.asarray(image.fromarray(read_numbers(mask)).resize(self.size, image.Resampling.NEAREST))
+            for _, mask in files
         ]
         return Clip(files[0][0].parent.name, np.stack([np.asarray(each) for each in frames]), np.stack(masks))
-
-    def _listed(self) -> list[list[tuple[Path, Path]]]:
-        found: list[list[tuple[Path, Path]]] = vars(self)["files"]
-        return found
 
 
 def read_numbers(file: Path) -> np.ndarray:

@@ -49,7 +49,7 @@ def run(on_progress: OnProgress) -> DemoResult:
         title="DragAnything: entities along paths",
         intro=(
             f"A Stable Video Diffusion of real classes, {SIDE} by {SIDE} pixels small, and a control branch that was "
-            f"trained beside it, make {SCENES} clips of a world of textured layers that none of them was trained on. It "
+            f"trained beside it, make {SCENES} clips of a world of textured layers that it was not trained on. It "
             "knows this world alone, and is no video model."
         ),
         figures=[Figure(side_by_side(shown, rows_shown, "Clips asked for, with the branch, and without"),

@@ -18,8 +18,8 @@ from tersor.drag.scene import Entity, Scene
 
 #: Seed of the noise that diffusion features are taken at; the user's generator belongs to the video.
 FEATURE_SEED = 0
-#: Frames whose maps are in memory at once.
-MAP_FRAMES = 4
+#: Frames whose maps are in memory at once: one entity map of 576 x 1024 pixels alone is 0.4 GB.
+MAP_FRAMES = 1
 
 
 class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]

@@ -106,6 +106,9 @@ def train_drag(
         if value < 1:
             raise TersorError(f"{name}={value} must be at least 1")
     clips = ClipFolder(train_data_dir, num_frames, height, width)
+    if clips.left_out:
+        name, why = next(iter(clips.left_out.items()))
+        typer.echo(f"left out: {len(clips.left_out)} clips, such as {name}: {why}", err=True)
     pipe = load_pipeline(
         pretrained_model_name_or_path, controlnet_model_name_or_path, features, "cpu", begin=True
     )  # fmt: skip
