@@ -43,9 +43,11 @@ COMPLETE = (["experts", "inspect"], ["opening", "import-outputs"])
 #: A command -> options that make it short.
 SHORT = {
     "tersor generate": ["--max-new-tokens", "4"],
+    "tersor demo --only": [],
     "tersor demo": ["--only", "meswitch"],
     "tersor bench kv": ["--samples", "1", "--continuations", "0", "--task", "needle", "--context-bytes", "256"],
     "tersor bench photos": ["--repeats", "2"],
+    "tersor train nar": ["--size", "32x1x2", "--batch-size", "2"],
     "tersor quantize": ["--images", "16", "--iterations", "2"],
     "tersor experts router train": ["--steps", "2", "--batch", "2"],
     # Without an end, or without an endpoint here.
