@@ -154,6 +154,11 @@ class Sampler:
     generator: Generators = None
 
     @property
+    def reads_scores_only(self) -> bool:
+        """Whether no processor reads the ids before a cell."""
+        return all(isinstance(each, _SCORES_ONLY) for each in self.processors)
+
+    @property
     def shared_generator(self) -> torch.Generator | None:
         """The generator of all images, where there is no list of them."""
         assert self.generator is None or isinstance(self.generator, torch.Generator)

@@ -124,10 +124,7 @@ class SpeculativeDecoder(RasterDecoder):
         """See `tersor.grids.decoding.Reader`."""
         # After a wrong draft processors may leave no token; that is checked for what is decided.
         scores = self.process(ready, logits, ids, check=False)
-        law = self.sampler.probabilities(scores)
-        if self.allowed is not None:
-            law = law.index_select(-1, self.allowed)
-        law = law.nan_to_num(1 / law.shape[-1])
+        law = self.law(scores)
         if ready.number == 0:
             self.vocabulary = scores.shape[-1]
             self._enter(self.window.tested)
@@ -139,6 +136,13 @@ class SpeculativeDecoder(RasterDecoder):
         found = self.draws.test(law, drafts, before)
         self._decide(ready, scores, law, found == drafts)
         return self._ids(found)
+
+    def law(self, scores: Tensor) -> Tensor:
+        """The distributions of cells over the ids that they may hold; any id where nothing is left."""
+        law = self.sampler.probabilities(scores)
+        if self.allowed is not None:
+            law = law.index_select(-1, self.allowed)
+        return law.nan_to_num(1 / law.shape[-1])
 
     def _decide(self, ready: Ready, scores: Tensor, law: Tensor, kept: Tensor) -> None:
         """Count what is decided: all up to the first cell that changed in some image, and that cell.

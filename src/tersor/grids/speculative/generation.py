@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 from transformers.utils import ModelOutput
 
-from tersor.grids.raster.adapters import Size
+from tersor.grids.geometry import RasterGrid
+from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size
 from tersor.grids.raster.generation import Method, remove
-from tersor.grids.sampling import Generators
+from tersor.grids.sampling import Generators, Sampler
 from tersor.grids.speculative.config import SpeculativeConfig
 from tersor.grids.speculative.decoding import SpeculativeDecoder
+from tersor.grids.speculative.paces import OwnPaces
 
 
 @dataclass
@@ -165,4 +168,14 @@ def remove_speculative(model: Any) -> Any:
     return remove(model)
 
 
-_METHOD = Method("speculative decoding", speculative, SpeculativeConfig, SpeculativeDecoder, SpeculativeOutput)
+def _decoder(
+    config: SpeculativeConfig, grid: RasterGrid, adapter: RasterAdapter, prefix: Prefix, sampler: Sampler, cache: Cache,
+    **options: Any,
+) -> SpeculativeDecoder:  # fmt: skip
+    """Each image at its own pace where that can be, else all of them in lock-step."""
+    images = len(prefix.ids)
+    kind = OwnPaces if OwnPaces.takes(config, sampler, images, options) else SpeculativeDecoder
+    return kind(config, grid, adapter, prefix, sampler, cache, **options)
+
+
+_METHOD = Method("speculative decoding", speculative, SpeculativeConfig, _decoder, SpeculativeOutput)
