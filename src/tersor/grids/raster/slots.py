@@ -36,10 +36,8 @@ def write(memory: Tensor, dim: int, slots: Run | Tensor, states: Tensor) -> None
     if isinstance(slots, Run):
         memory.narrow(dim, *slots).copy_(states)
     elif slots.ndim == 2:
-        slots = slots.to(memory.device)
-        memory.transpose(1, dim)[torch.arange(len(slots), device=slots.device)[:, None], slots] = states.transpose(
-            1, dim
-        )
+        rows = torch.arange(len(slots), device=memory.device)[:, None]
+        memory.transpose(1, dim)[rows, slots.to(memory.device)] = states.transpose(1, dim)
     else:
         memory.index_copy_(dim, slots.to(memory.device), states)
 
@@ -50,6 +48,8 @@ class Slots:
     A fed token attends to the whole prefix, and to every slot whose offset is not above its own: decided tokens
     of rows above, and its own row up to itself. A token that is fed again, when what stood in for it is decided,
     takes the slot that it had: nothing stale is left, and nothing is moved.
+
+    That is for images side by side, at the same places. `address_by_place` gives each image places of its own.
 
     Args:
         cache: Empty; its layers are replaced by `SlotLayer`.
@@ -99,7 +99,7 @@ class Slots:
         self.slot_of = {place: self.valid.shape[1] + place for place in range(self.capacity - self.valid.shape[1])}
         for layer in self.cache.layers:
             layer.memory = tuple(
-                each.unflatten(0, (branches, -1)).transpose(0, 1).flatten(0, 1).contiguous() for each in layer.memory
+                each.view(branches, -1, *each.shape[1:]).transpose(0, 1).flatten(0, 1) for each in layer.memory
             )
             for each in layer.memory:
                 # What a fast image has filled is hidden from a slow one, but computed.
@@ -111,7 +111,7 @@ class Slots:
         self.written = prefix + places
         self.held = prefix + int(places.max()) + 1
         hidden = torch.arange(self.held - prefix, device=places.device) > places[:, :, None]
-        padding = ~self.valid.unflatten(0, (self.branches, -1))[:, images].transpose(0, 1).flatten(0, 1)
+        padding = ~self.valid.view(self.branches, -1, prefix)[:, images].transpose(0, 1).flatten(0, 1)
         padding = padding[:, None].expand(-1, places.shape[1], -1)
         return additive(torch.cat([padding, hidden], dim=-1), dtype).unsqueeze(1)
 

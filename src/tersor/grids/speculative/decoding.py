@@ -22,7 +22,7 @@ from tersor.grids.speculative.schedule import Window
 
 
 class SpeculativeDecoder(RasterDecoder):
-    """Decodes one batch of images; all of them decide as many cells a pass as the slowest one can.
+    """Decodes one batch of images in lock-step: all of them decide as many cells a pass as the slowest one can.
 
     After a pass each tested cell holds a token that follows the distribution of this pass. Up to the first one that
     changed they are decided, because what they were computed from is. All later ones are drafts of the next pass.

@@ -30,9 +30,9 @@ class SpeculativeOutput(ModelOutput):
         scores: Processed scores ``[batch, vocabulary]`` of each cell, in raster order, with ``output_scores=True``.
         forward_passes: The prefix's pass counts.
         tokens_per_pass: Cells over passes.
-        fed_tokens: Tokens of each image that went through the model, drafts included, prefix not.
-        cells_per_pass: How many cells each pass decided.
-        row_start_pass: The pass that decided each row's first token.
+        fed_tokens: Tokens of an image that went through the model, drafts included, prefix not; the mean of a batch.
+        cells_per_pass: How many cells each pass decided, counted when the last image of the batch has them.
+        row_start_pass: The pass that decided each row's first token, of the last image too.
         acceptance: By row, the share of cells that hold the draft which they had before the pass that decided them.
     """
 
