@@ -77,6 +77,11 @@ class SpeculativeDecoder(RasterDecoder):
         """The other way round."""
         return ids if self.allowed is None else torch.searchsorted(self.allowed, ids)
 
+    @property
+    def width(self) -> int:
+        """How many ids a cell may hold."""
+        return self.vocabulary if self.allowed is None else len(self.allowed)
+
     def steps(self) -> Iterator[Ready]:
         """See `RasterDecoder`."""
         decided = 0
@@ -96,7 +101,7 @@ class SpeculativeDecoder(RasterDecoder):
         def on_device(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, device=device)
 
-        law, width = None, self.vocabulary if self.allowed is None else len(self.allowed)
+        law, width = None, self.width
         if self.first_drafts.startswith("law"):
             assert self.laws is not None
             law = self.laws.index_select(1, on_device([each - self.begin for each in origins]))

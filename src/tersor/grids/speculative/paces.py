@@ -59,7 +59,7 @@ class OwnPaces(SpeculativeDecoder):
         kept = self.image.new_zeros(images, cells, dtype=torch.bool)
         rows = [*range(images)] if cells > 1 else []
         self.slots.address_by_place(self.branches)
-        lead = max(self.window.size, _MOST_NOISE // (images * self.vocabulary))
+        lead = max(self.window.size, _MOST_NOISE // (images * self.width))
         while rows:
             if self.before_pass is not None:
                 self.before_pass(self.image)
@@ -106,8 +106,7 @@ class OwnPaces(SpeculativeDecoder):
             return
         images, places, origins = self._on_device(new).unbind(1)
         if self.first_drafts == "random":
-            width = self.vocabulary if self.allowed is None else len(self.allowed)
-            self.image[images, places] = self._ids(self.draws.random(1, len(new), width, self.image.device))[0]
+            self.image[images, places] = self._ids(self.draws.random(1, len(new), self.width, self.image.device))[0]
         else:
             self.image[images, places] = self.image[images, origins]
 
