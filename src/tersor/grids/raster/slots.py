@@ -171,7 +171,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         keys, values = self.memory
         write(keys, 2, self.slots.written, key_states)
         write(values, 2, self.slots.written, value_states)
-        self.keys, self.values = (
-            each.narrow(0, 0, len(key_states)).narrow(2, 0, self.slots.held) for each in self.memory
-        )
+        if len(key_states) < len(keys):  # images that are complete feed nothing
+            keys, values = keys.narrow(0, 0, len(key_states)), values.narrow(0, 0, len(key_states))
+        self.keys, self.values = keys.narrow(2, 0, self.slots.held), values.narrow(2, 0, self.slots.held)
         return self.keys, self.values
