@@ -75,9 +75,7 @@ def test_a_conversation_reads_as_its_prompt(served: Live, expected: dict[str, st
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_32_at_once_over_four_experts_and_the_router_are_each_answered_right(
-    served: Live, reference: ExpertHost
-) -> None:
+def test_32_at_once_over_four_experts_and_the_router_are_answered_right(served: Live, reference: ExpertHost) -> None:
     asked = [(NAMES[n % 4], examples(NAMES[n % 4], 8, seed=3, held_out=True)[n % 8].prompt, n % 2) for n in range(32)]
     asked[::8] = [("auto", "what is 12 plus 345?", 0)] * 4
     wanted = [offline(reference, prompt, None if who == "auto" else who, 10) for who, prompt, _ in asked]

@@ -165,6 +165,7 @@ def test_an_expert_that_computes_no_numbers_is_found_and_asked_no_more(
     assert engine.refused("bad") is None, "another content of that name"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_killed_batching_thread_comes_back_within_ten_seconds(fresh: ExpertHost, reference: ExpertHost) -> None:
     with Engine(fresh, ContinuousBatcher(fresh)) as engine:
         tells = ask(

@@ -61,26 +61,42 @@ class ContinuousBatcher:
             self.host, num_blocks=self.blocks, max_batch_tokens=self.step_tokens, page_size=PAGE,
             max_requests_per_batch=self.places, generation_config=ours,
         ) as batch:  # fmt: skip
-            jobs: dict[str, Job] = {}
-            batch.on_end = lambda name: engine.ended(jobs.pop(name))
-            self._batch = batch
+            self._batch, status = batch, batch.manager.background_thread_status
             engine.started()
             try:
-                while not engine.closing:
-                    for job in engine.take(self.places - len(engine.running), LOOK):
-                        jobs[job.id] = job
-                        self._add(batch, job)
-                        if job.over:  # it was cancelled between the two
-                            batch.cancel_request(job.id)
-                    while batch.manager.get_result(timeout=0) is not None:
-                        pass  # answers were told token by token
-                    if not batch.running:
-                        fault = batch.manager.background_thread_status.fatal_error
-                        raise fault or BatchStoppedError("the batching thread ended")
+                self._feed(engine, batch)
             finally:
                 self._batch = None
-                for name in list(jobs):
-                    batch.cancel_request(name)
+                for job in list(engine.running):
+                    batch.cancel_request(job.id)
+        if not engine.closing:
+            raise status.fatal_error or BatchStoppedError("the batching thread ended")
+
+    def _feed(self, engine: Engine, batch: ExpertBatch) -> None:
+        """Let jobs join and leave until the batch stops, or the engine closes."""
+        jobs: dict[str, Job] = {}
+        failed: set[str] = set()
+
+        def left(name: str) -> None:
+            if jobs[name].over:
+                engine.ended(jobs.pop(name))
+            else:  # the library failed it: alone, or with the whole batch, which is for the engine to tell
+                failed.add(name)
+
+        batch.on_end = left
+        while batch.running and not engine.closing:
+            for job in engine.take(self.places - len(engine.running), LOOK):
+                jobs[job.id] = job
+                try:
+                    self._add(batch, job)
+                except ExpertBusyError:  # the batch has stopped
+                    return
+                if job.over:  # it was cancelled between the two
+                    batch.cancel_request(job.id)
+            while batch.manager.get_result(timeout=0) is not None:
+                pass  # answers were told token by token
+            while batch.running and failed:
+                engine.ended(jobs.pop(failed.pop()))
 
     def cancel(self, job: Job) -> None:
         """See `Batcher`."""

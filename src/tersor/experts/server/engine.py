@@ -98,7 +98,9 @@ class Engine:
         """Experts that computed no numbers, with the generation of the content that did."""
         self._alive = False
         self._loading: set[str] = set()
-        self._no_room: set[str] = set()
+        self._no_room: dict[str, int] = {}
+        """Experts that found no room, and how many jobs had ended when they looked."""
+        self._ends = 0
         self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="load")
         self._thread = threading.Thread(target=self._supervise, name="batch", daemon=True)
 
@@ -179,10 +181,11 @@ class Engine:
         """A job is no more in the batch; one that was told nothing as its last event is told so."""
         with self.changed:
             held = self.running.pop(job, False)
-            self._no_room.clear()  # there may be room now
-            self.changed.notify_all()
         if held and job.expert is not None:
             self.host.release(job.expert)
+        with self.changed:
+            self._ends += 1  # there may be room now
+            self.changed.notify_all()
         job.finish(Failure(503, "batch_stopped", "the batch stopped before this answer was complete; try again"))
 
     # ---- inside -----------------------------------------------------------------------------------------------------
@@ -211,22 +214,22 @@ class Engine:
             there = self.host.tier(name) == "device"
         except UnknownExpertError:
             return True  # it was unloaded meanwhile, which holding it will say
-        if not there and name not in self._loading and name not in self._no_room and not self.closing:
+        idle = name not in self._loading and self._no_room.get(name) != self._ends
+        if not there and idle and not self.closing:
             self._loading.add(name)
-            self._loaders.submit(self._load, name)
+            self._loaders.submit(self._load, name, self._ends)
         return True if there else None if name in self._no_room else False
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str, ends: int) -> None:
+        """Bring an expert to the device; ``ends`` is how many jobs had ended before."""
         failure = None
         try:
             self.host.hold(name)
             self.host.release(name)
-            with self.changed:
-                self._no_room.clear()
         except ExpertBusyError as error:
             with self.changed:
                 if self.running or self._loading - {name}:  # who holds the room will leave it
-                    self._no_room.add(name)
+                    self._no_room[name] = ends
                 else:
                     failure = Failure(503, "out_of_memory", str(error), "model")
         except UnknownExpertError as error:
@@ -238,6 +241,8 @@ class Engine:
             failure = Failure(503, "out_of_memory" if short else "expert_unreadable", why, "model")
         with self.changed:
             self._loading.discard(name)
+            if failure is not None or self.host.list_experts().get(name) == "device":
+                self._no_room.pop(name, None)
             lost = [job for job in self.waiting.jobs if failure and job.expert == name]
             self.waiting.jobs = [job for job in self.waiting.jobs if job not in lost]
             self.changed.notify_all()
