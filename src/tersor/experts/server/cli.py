@@ -139,11 +139,14 @@ def _router(name: str, bank: Path) -> Router | None:
 
 def _host(bank: Path, base: str | None, device: str, **budgets: Any) -> ExpertHost:
     """The base with all experts of a bank."""
+    from transformers.utils import logging as library
+
     from tersor.experts.delta import MANIFEST, read_manifest
     from tersor.experts.host import ExpertHost
     from tersor.experts.sources import load_model
     from tersor.zoo.loading import target_device
 
+    library.disable_progress_bar()
     folders = sorted(each.parent for each in bank.glob(f"*/{MANIFEST}"))
     if not folders:
         raise TersorError(f"{bank} holds no delta: make it with `tersor experts pack --out {bank}`")
