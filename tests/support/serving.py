@@ -21,6 +21,7 @@ from tersor.experts.server.app import Server, ServerSettings, api
 from tersor.experts.server.batching import ContinuousBatcher, StaticBatcher
 from tersor.experts.server.engine import Batcher, Engine, EngineSettings
 from tersor.experts.server.models import Models
+from tersor.experts.server.page import add_page
 from tersor.web.app import address, listen
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -92,6 +93,7 @@ def live(
     *,
     engine: EngineSettings | None = None,
     router: Router | None = None,
+    page: bool = False,
     **settings: Any,
 ) -> Iterator[Live]:
     """A server on a free port."""
@@ -99,8 +101,11 @@ def live(
 
     with Engine(host, batcher, engine) as running:
         server = Server(Models(host, running, router), ServerSettings(**settings))
+        app = api(server)
+        if page:
+            add_page(app, server)
         listening = listen("127.0.0.1", 0)
-        config = uvicorn.Config(api(server), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         made = uvicorn.Server(config)
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

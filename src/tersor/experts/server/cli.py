@@ -67,9 +67,12 @@ def serve(
 
     Example: tersor experts serve bank/ --port 8000
     """
-    for name, value in (("--timeout", timeout), ("--max-wait-ms", max_wait_ms), ("--max-body", max_body)):
+    positive = {"--timeout": timeout, "--max-wait-ms": max_wait_ms, "--max-body": max_body, "--places": places}
+    for name, value in positive.items():
         if value <= 0:
             raise TersorError(f"{name} {value} must be above 0")
+    if batching not in ("auto", "continuous", "static"):
+        raise TersorError(f"--batching {batching!r} must be 'auto', 'continuous' or 'static'")
     secrets = _keys(keys)
     require("fastapi", "serve")
     require("prometheus_client", "serve")
@@ -83,7 +86,6 @@ def serve(
     if recipe is not None and batching == "continuous":
         raise TersorError(f"--cache {cache} needs --batching static: continuous batching has a cache of its own")
     chooses = _router(router, bank)
-    listening = listen(host, port)
     from tersor.experts.server.app import Server, ServerSettings, api
     from tersor.experts.server.batching import batcher_named
     from tersor.experts.server.engine import Engine, EngineSettings
@@ -93,29 +95,29 @@ def serve(
     engine_settings = EngineSettings(max_queue=max_queue, max_experts=max_experts)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
-    with spinner() as status:
-        status.update("loading the base")
-        served = _host(
-            bank, base, device, max_resident=max_resident, max_resident_bytes=max_resident_bytes, max_cpu=max_cpu
-        )
-        batcher = batcher_named(
-            batching, served, places=places, tokens=tokens, step_tokens=step_tokens, wait=max_wait_ms / 1000,
-            session=None if recipe is None else lambda: recipe.on(served.model),
-        )  # fmt: skip
-    with Engine(served, batcher, engine_settings) as engine:
-        server = Server(
-            Models(served, engine, chooses),
-            ServerSettings(
-                keys=secrets, hosts=known_hosts(host), max_body=max_body, seconds=timeout, lenient=lenient,
-                bank=bank if allow_runtime_updates else None, log_prompts=log_prompts,
-            ),
-        )  # fmt: skip
-        app = api(server)
-        add_page(app, server)
-        how = type(batcher).__name__.removesuffix("Batcher").lower()
-        typer.echo(f"{len(served.list_experts())} experts, {how} batches: {address(listening)}v1", err=True)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-        answer(app, listening, extra="serve", grace=grace)
+    with listen(host, port) as listening:
+        with spinner() as status:
+            status.update("loading the base")
+            budgets = {"max_resident": max_resident, "max_resident_bytes": max_resident_bytes, "max_cpu": max_cpu}
+            served = _host(bank, base, device, **budgets)
+            batcher = batcher_named(
+                batching, served, places=places, tokens=tokens, step_tokens=step_tokens, wait=max_wait_ms / 1000,
+                session=None if recipe is None else lambda: recipe.on(served.model),
+            )  # fmt: skip
+        with Engine(served, batcher, engine_settings) as engine:
+            server = Server(
+                Models(served, engine, chooses),
+                ServerSettings(
+                    keys=secrets, hosts=known_hosts(host), max_body=max_body, seconds=timeout, lenient=lenient,
+                    bank=bank if allow_runtime_updates else None, log_prompts=log_prompts,
+                ),
+            )  # fmt: skip
+            app = api(server)
+            add_page(app, server)
+            how = type(batcher).__name__.removesuffix("Batcher").lower()
+            typer.echo(f"{len(served.list_experts())} experts, {how} batches: {address(listening)}v1", err=True)
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+            answer(app, listening, extra="serve", grace=grace)
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:
