@@ -69,8 +69,8 @@ def _cold(repeats: int, on_progress: OnProgress) -> list[Record]:
     from tersor.experts.bench.serving import time_cold_load
 
     on_progress("a cold load beside 8 streams")
-    times = time_cold_load("100m", streams=8, repeats=repeats, seed=SEED)
-    record = record_maker(SYSTEM, model="Llama 100m", shapes="random, 100m, bfloat16, 4-bit deltas", seed=SEED)
+    times = time_cold_load("50m", streams=8, repeats=repeats, seed=SEED)
+    record = record_maker(SYSTEM, model="Llama 50m", shapes="random, 50m, float32, 8-bit deltas", seed=SEED)
     median = float(np.median(times.otherwise))
     item = "8 streams while an expert is loaded from its files"
     return [

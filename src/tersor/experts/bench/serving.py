@@ -21,7 +21,7 @@ from tersor.experts.compress import compress_expert
 from tersor.experts.config import DeltaConfig
 from tersor.experts.host import ExpertHost
 from tersor.experts.server.batching import ContinuousBatcher, StaticBatcher
-from tersor.experts.server.engine import Batcher, Engine
+from tersor.experts.server.engine import Batcher, Engine, EngineSettings
 from tersor.experts.server.jobs import Event, Job
 from tersor.experts.server.sampling import Picked, Sampling
 from tersor.kv.zipcache import ZipCache
@@ -136,7 +136,7 @@ def running(kind: str) -> Iterator[Engine]:
     else:
         session: Any = {"session": lambda: ZipCache().on(base)} if kind == COMPRESSED else {}
         made = StaticBatcher(host, places=REQUESTS, wait=0.0 if kind == ALONE else 0.01, **session)
-    with Engine(host, made) as engine:
+    with Engine(host, made, EngineSettings(max_queue=10_000)) as engine:
         yield engine
     host.close()
 
@@ -160,8 +160,8 @@ def time_cold_load(shape: str, *, streams: int, repeats: int, seed: int) -> Cold
         repeats: How often the expert is loaded.
         seed: Of the weights.
     """
-    model = random_model(shape, seed=seed)
-    config, hashes = DeltaConfig(bits=4), base_hashes(model)
+    model = random_model(shape, seed=seed).float()  # which CPUs are faster in
+    config, hashes = DeltaConfig(bits=8), base_hashes(model)
     host = ExpertHost(model)
     host.load_expert("warm", random_expert(model, config, seed=1, hashes=hashes), pin=True)
     cold = random_expert(model, config, seed=2, hashes=hashes)
