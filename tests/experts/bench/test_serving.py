@@ -10,6 +10,7 @@ from tersor.experts.bench import serving
 from tersor.experts.bench.serving import COMPRESSED, CONTINUOUS, STATIC, exact_answers, time_batches, time_cold_load
 
 
+@pytest.mark.slow
 def test_every_kind_of_batch_is_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "TOKENS", 3)
     times = time_batches(apart=0.001, repeats=2, with_alone=False)
@@ -19,6 +20,7 @@ def test_every_kind_of_batch_is_timed_in_turns(monkeypatch: pytest.MonkeyPatch) 
         assert all(0 < first < whole for first, whole in zip(times.first[kind], rounds, strict=True))
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_experts() -> None:
     assert sum(exact_answers(CONTINUOUS, 8, seed=7)) >= 24, "of 32"
 

@@ -23,7 +23,7 @@ def check(soak: Soak, requests: int) -> None:
 
 
 def test_nothing_is_lost_while_clients_leave_experts_swap_and_threads_die() -> None:
-    check(run_soak(seconds=4, requests=60, concurrency=12, seed=3, on_progress=lambda _: None), 60)
+    check(run_soak(seconds=3, requests=60, concurrency=12, seed=3, on_progress=lambda _: None), 60)
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def router() -> Router:
     return Router.from_pretrained(zoo.path("tiny-experts") / "router")
 
 
-@pytest.fixture(scope="module", params=["static", "continuous"])
+@pytest.fixture(scope="module", params=[pytest.param("static", marks=pytest.mark.slow), "continuous"])
 def served(request: Any, host: ExpertHost, router: Router, bank: Path) -> Iterator[Live]:
     with live(host, make_batcher(request.param, host), router=router, bank=bank) as found:
         yield found

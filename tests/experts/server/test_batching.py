@@ -22,7 +22,7 @@ from tersor.experts.server.jobs import Ended, Event, Failure, Job
 from tersor.experts.server.sampling import Sampling
 from tersor.kv.zipcache import ZipCache
 
-KINDS = ["static", "continuous"]
+KINDS = [pytest.param("static", marks=pytest.mark.slow), "continuous"]
 END = frozenset({1})
 
 

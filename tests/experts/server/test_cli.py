@@ -52,6 +52,7 @@ def test_a_folder_without_deltas_is_refused(tmp_path: Path) -> None:
         run(app, "experts", "serve", str(tmp_path), "--port", "0")
 
 
+@pytest.mark.slow
 def test_a_server_answers_ends_what_runs_and_stops(bank: Path) -> None:
     router = zoo.path("tiny-experts") / "router"
     command = [sys.executable, "-m", "tersor", "experts", "serve", str(bank), "--base", str(bank.parent / "base")]

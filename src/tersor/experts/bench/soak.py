@@ -112,11 +112,7 @@ class _Clients:
             name = model
         began = time.monotonic()
         for _ in range(TRIES):
-            try:
-                status, text, tokens = await self._ask(client, name, prompt, stream=rng.random() < 0.5)
-            except Exception:  # whatever the client raises, there is no answer
-                self.soak.lost += 1
-                return
+            status, text, tokens = await self._ask(client, name, prompt, stream=rng.random() < 0.5)
             self.soak.statuses[status] += 1
             if status == 200:
                 right = text == self.expected[model, prompt]
@@ -237,6 +233,8 @@ async def _drive(
         async def ask(own: random.Random) -> None:
             try:
                 await clients.one(client, own)
+            except Exception:  # whatever the client raises, there is no answer
+                soak.lost += 1
             finally:
                 places.release()
 
@@ -253,8 +251,7 @@ async def _drive(
                     if fault == "nan":
                         await _ask_bad(client, clients, bad)
                     else:
-                        clients.killed = time.monotonic()
-                        await asyncio.to_thread(_kill, clients.engine)
+                        clients.killed = await asyncio.to_thread(_kill, clients.engine)
             if number % max(1, requests // 50) == 0:
                 memory.append(_resident_memory())
                 on_progress(
@@ -278,12 +275,13 @@ async def _ask_bad(client: Any, clients: _Clients, bad: Path) -> None:
     await client.post(f"{clients.at}v1/unload_expert", json={"name": "bad"}, timeout=PATIENCE)
 
 
-def _kill(engine: Engine) -> None:
-    """Have the thread that runs the batch end as if it had been killed."""
-    batch = getattr(engine.batcher, "_batch", None)
-    thread = None if batch is None else batch.manager._generation_thread
-    if thread is not None and thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+def _kill(engine: Engine) -> float:
+    """Have the thread that runs the batch end as if it had been killed; returns when."""
+    while (batch := getattr(engine.batcher, "_batch", None)) is None or not batch.running:
+        time.sleep(0.01)  # it is just being started again
+    thread = batch.manager._generation_thread
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    return time.monotonic()
 
 
 def _packed(bank: Path) -> tuple[ExpertHost, Path]:

@@ -30,6 +30,8 @@ from tersor.web.app import create_app
 
 T = TypeVar("T")
 LOG = logging.getLogger("tersor.experts.server")
+#: Times the limit that are read of a body that is too large.
+DRAINED = 8
 _GONE = {"responses": "/v1/chat/completions", "embeddings": "/v1/chat/completions or /v1/completions"}
 
 
@@ -104,15 +106,19 @@ async def read_limited(request: Request, limit: int) -> bytes:
     """The body.
 
     Raises:
-        ApiError: 413, if it is larger, as soon as that is known.
+        ApiError: 413, if it is larger. Some of the rest is read before, so that the client hears of it, and the
+            connection is closed, so that no other request comes over it.
     """
-    found = bytearray()
+    found, size = bytearray(), 0
     async for part in request.stream():
-        found += part
-        if len(found) > limit:
-            raise refuse(
-                f"the body is larger than the {limit:,} bytes that are let in", status=413, code="body_too_large"
-            )
+        size += len(part)
+        if size <= limit:
+            found += part
+        elif size > DRAINED * limit:
+            break
+    if size > limit:
+        message = f"the body is larger than the {limit:,} bytes that are let in"
+        raise ApiError(Failure(413, "body_too_large", message), {"Connection": "close"})
     return bytes(found)
 
 
