@@ -154,11 +154,10 @@ def serving_table(records: list[Record]) -> str:
         ]
         rows.append([item, *cells])
     titles = ["requests", "tokens/s", "times one at a time", "first token, ms", "exact answers, % [95 %]"]
-    streams = [
-        [each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in records if "streams" in each.item
-    ]
-    about = table(["what", "quantity", "measured", "unit", "to compare with"], streams)
-    return table(titles, rows) + "\n" + about + "\n" + provenance(records)
+    loads = [each for each in records if "streams" in each.item]
+    beside = [[each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in loads]
+    about = table(["what", "quantity", "measured", "unit", "to compare with"], beside)
+    return "\n".join([table(titles, rows), provenance(records), about, provenance(loads)])
 
 
 def soak_table(records: list[Record]) -> str:

@@ -22,6 +22,7 @@ def check(soak: Soak, requests: int) -> None:
     assert set(soak.statuses) <= {200, 400, 404, 413, 500, 503} and soak.statuses[500] == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_clients_leave_experts_swap_and_threads_die() -> None:
     check(run_soak(seconds=3, requests=60, concurrency=12, seed=3, on_progress=lambda _: None), 60)
 

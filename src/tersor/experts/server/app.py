@@ -300,8 +300,9 @@ def api(server: Server) -> Any:
     app = create_app(hosts=server.settings.hosts, extra="serve")
 
     def schema(kind: Any) -> dict[str, Any]:
-        found = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        found.pop("$defs", None)
+        found = kind.model_json_schema()
+        options = found.pop("$defs")["StreamOptions"]  # what stands alone refers to nothing
+        found["properties"]["stream_options"] = {"anyOf": [options, {"type": "null"}]}
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": found}}}}
 
     named = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from pathlib import Path
@@ -62,6 +63,7 @@ def serve(
         bool, typer.Option("--allow-runtime-updates", help="Let requests load experts of BANK, and unload them.")
     ] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Say in the log what was asked.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON object.")] = False,
 ) -> None:
     """Answer as many experts behind one endpoint that speaks OpenAI's format; a page at / shows them.
 
@@ -115,7 +117,9 @@ def serve(
             app = api(server)
             add_page(app, server)
             how = type(batcher).__name__.removesuffix("Batcher").lower()
-            typer.echo(f"{len(served.list_experts())} experts, {how} batches: {address(listening)}v1", err=True)
+            facts = {"address": f"{address(listening)}v1", "models": server.models.names(), "batching": how}
+            line = f"{len(served.list_experts())} experts, {how} batches: {facts['address']}"
+            typer.echo(json.dumps(facts) if as_json else line, err=not as_json)
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
             answer(app, listening, extra="serve", grace=grace)
 
