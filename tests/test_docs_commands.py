@@ -52,6 +52,7 @@ SHORT = {
     "tersor experts router train": ["--steps", "2", "--batch", "2"],
     # Without an end, or without an endpoint here.
     "tersor opening serve": ["--help"],
+    "tersor experts serve": ["--help"],
     "tersor opening judge": ["--help"],
     "tersor opening doctor": ["--help"],
     "tersor opening score": ["--help"],
