@@ -6,6 +6,8 @@ BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --build-constraints constraints.txt
 # uv does not read pip's setting for local wheels, so hand it on; empty is harmless.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Python is started a hundred times by the suite: modules are compiled once, also where that is switched off.
+export PYTHONDONTWRITEBYTECODE :=
 # No test and no demo may reach for the network, and two test workers share the cores.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SUITE = OMP_NUM_THREADS=1 $(OFFLINE) $(1)/python -m pytest -n 2

@@ -121,11 +121,13 @@ def router_table(records: list[Record]) -> str:
 
 def speed_table(records: list[Record]) -> str:
     """Markdown: every timing with its spread."""
-    rows = []
-    for record in records:
-        spread = "" if record.low is None else f" [{format_number(record.low)}, {format_number(record.high)}]"
-        other = "" if record.peer is None else f"{format_number(record.peer)} {record.peer_name}"
-        rows.append([record.item, record.quantity, f"{format_number(record.measured)}{spread}", record.unit, other])
+    rows = [
+        [
+            each.item, each.quantity, _spread(each), each.unit,
+            "" if each.peer is None else f"{format_number(each.peer)} {each.peer_name}",
+        ]
+        for each in records
+    ]  # fmt: skip
     return table(["what", "quantity", "measured", "unit", "to compare with"], rows) + "\n" + provenance(records)
 
 
@@ -139,16 +141,53 @@ def provenance(records: list[Record]) -> str:
     )
 
 
+def serving_table(records: list[Record]) -> str:
+    """Markdown: what each kind of batch writes a second, how soon and how well, and a load beside streams."""
+    kinds = ("tokens a second", "speed over one at a time", "time to the first token", "exact answers")
+    rows = []
+    for item, known in by_item(records).items():
+        if not known.keys() & set(kinds):
+            continue
+        cells = [
+            "" if kind not in known else interval(known[kind]) if kind == kinds[-1] else _spread(known[kind])
+            for kind in kinds
+        ]
+        rows.append([item, *cells])
+    titles = ["requests", "tokens/s", "times one at a time", "first token, ms", "exact answers, % [95 %]"]
+    loads = [each for each in records if "streams" in each.item]
+    beside = [[each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in loads]
+    about = table(["what", "quantity", "measured", "unit", "to compare with"], beside)
+    return "\n".join([table(titles, rows), provenance(records), about, provenance(loads)])
+
+
+def soak_table(records: list[Record]) -> str:
+    """Markdown: what a server saw under load."""
+    rows = [[each.quantity, _spread(each), each.unit, "" if each.n is None else f"{each.n:,}"] for each in records]
+    return table([records[0].item, "measured", "unit", "n"], rows) + "\n" + provenance(records)
+
+
+def _spread(record: Record) -> str:
+    spread = "" if record.low is None else f" [{format_number(record.low)}, {format_number(record.high)}]"
+    return f"{format_number(record.measured)}{spread}"
+
+
+def _other(record: Record) -> str:
+    if record.peer is not None:
+        return f"{format_number(record.peer)} {record.peer_name}"
+    return "" if record.baseline is None else format_number(record.baseline)
+
+
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    quality, routes, speed = (
-        read_jsonl(RESULTS / f"{name}.jsonl") for name in ("experts", "experts_router", "experts_speed")
-    )
+    names = ("experts", "experts_router", "experts_speed", "experts_serving", "experts_soak")
+    quality, routes, speed, serving, soak = (read_jsonl(RESULTS / f"{name}.jsonl") for name in names)
     return {
         TABLES / "meswitch_storage.md": storage_table(),
         TABLES / "meswitch.md": quality_table(quality) + "\n![Divergence by bits](assets/meswitch_bits.svg)\n",
         TABLES / "meswitch_planted.md": planted_table(quality),
         TABLES / "meswitch_router.md": router_table(routes),
         TABLES / "meswitch_speed.md": speed_table(speed),
+        TABLES / "serving.md": serving_table(serving),
+        TABLES / "serving_soak.md": soak_table(soak),
         ASSETS / "meswitch_bits.svg": quality_plot(quality),
     }

@@ -120,3 +120,33 @@ def test_two_threads_that_want_one_expert_share_one_load(
     assert len(reads) == 1
     assert len(found) == 4
     assert all(each is found[0] for each in found)
+
+
+def test_a_copy_to_the_device_holds_nobody_else_up(
+    deltas: dict[str, ExpertDelta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one expert is on its way, others are released and held, and what it will take is counted already."""
+    host = ExpertHost(build("llama"), max_resident=2)
+    for name in NAMES:
+        host.load_expert(name, deltas[name])
+    host.hold(NAMES[0])
+    begun, go_on, place = threading.Event(), threading.Event(), host._bank._place
+
+    def slow(delta: ExpertDelta) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return place(delta)
+
+    monkeypatch.setattr(host._bank, "_place", slow)
+    loading = threading.Thread(target=host.hold, args=(NAMES[1],))
+    loading.start()
+    assert begun.wait(20)
+    host.hold(NAMES[0])
+    host.release(NAMES[0])
+    with pytest.raises(ExpertBusyError, match="no room"):
+        host.hold(NAMES[2])
+    go_on.set()
+    loading.join(20)
+    assert host.list_experts()[NAMES[1]] == "device"
+    for name in NAMES[:2]:
+        host.release(name)

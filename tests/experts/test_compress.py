@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from tiny_models import build
 from tuned_models import IDS, logits, tuned
 
-from tersor.experts.compress import compress_expert, compress_linear
+from tersor.experts.compress import Job, compress_expert, compress_linear
 from tersor.experts.config import DeltaConfig
 from tersor.experts.host import merge_expert
+from tersor.experts.sources import Source
 
 FEW = "ignore:only .* calibration tokens"
 BLIND = "ignore:no calibration data"
@@ -185,3 +187,27 @@ def test_few_tokens_and_none_are_said(base: Any, expert: Any) -> None:
         compress_expert(base, expert, calibration=["some text"])
     with pytest.warns(UserWarning, match=r"torch\.float32 and torch\.bfloat16"):
         compress_expert(base, tuned(base, 1).bfloat16(), DeltaConfig(num_salient=0))
+
+
+@pytest.mark.parametrize("broken", ["base", "expert"])
+def test_each_tensor_is_read_once_before_the_work_and_a_broken_one_is_found(
+    base: Any, expert: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    read: Counter[tuple[Source, str]] = Counter()
+    honest = Source.find
+
+    def find(self: Source, name: str) -> torch.Tensor:
+        read[self, name] += 1
+        return honest(self, name)
+
+    monkeypatch.setattr(Source, "find", find)
+    models = {"base": copy.deepcopy(base), "expert": copy.deepcopy(expert)}
+    with Job.of(models["base"], models["expert"], None, calibration=None):
+        assert set(read.values()) == {1} and len(read) >= len(base.state_dict())
+    with torch.no_grad():
+        models[broken].model.norm.weight[3] = torch.nan
+    with (
+        pytest.raises(ValueError, match=r"norm\.weight of .* holds NaN"),
+        Job.of(models["base"], models["expert"], None, calibration=None),
+    ):
+        pytest.fail("the work began")

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from tersor import zoo
+from tersor.bench.measure import Estimate
 from tersor.cli import run
-from tersor.ptq import calibration
+from tersor.ptq import calibration, speed
 from tersor.ptq.reparam import merge
 
 
@@ -23,6 +24,12 @@ def photos(tmp_path: Path) -> Path:
     for file in zoo.photos()[:12]:
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """As if integers were so many times as fast as floating point, whatever the machine does meanwhile."""
+    monkeypatch.setattr(speed, "speedup", lambda times: Estimate(ratio, 0.9 * ratio, 1.1 * ratio, "95% bootstrap"))
+    monkeypatch.setattr(speed, "time_files", lambda *args, **options: None)
 
 
 def command(photos: Path, out: Path, *options: str) -> list[str]:
@@ -45,6 +52,7 @@ def test_it_writes_file_and_report_and_goes_on(photos, tmp_path, monkeypatch, ca
             raise KeyboardInterrupt
         return calibrate(block, *rest)
 
+    timed(monkeypatch, 2.0)
     monkeypatch.setattr(calibration, "calibrate_block", stop)
     assert run(command(photos, out, "--evaluation", str(classes))) == 130
     assert not out.exists() and len(list((tmp_path / "net.onnx.stages").glob("*.safetensors"))) == 2
@@ -72,6 +80,20 @@ def test_fewer_bits_say_that_they_are_simulated(photos, tmp_path, capsys) -> Non
     assert "simulated" in capsys.readouterr().out
     clips = [node for node in onnx.load(tmp_path / "low.onnx").graph.node if node.op_type == "Clip"]
     assert len(clips) == 10, "all but the image, the mean and what enters the head"
+
+
+def test_where_integers_win_nowhere_the_file_is_the_network_in_floating_point(
+    photos, tmp_path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "net.onnx"
+    timed(monkeypatch, 0.5)
+    monkeypatch.setattr(speed, "slower_stages", lambda found, *rest: [stage.name for stage in found.plan.stages])
+    assert run(command(photos, out, "--iterations", "0", "--images", "4", "--opset", "19")) == 0
+    told = capsys.readouterr().out
+    assert "no stage is clearly faster in integers here" in told and "--keep-float none" in told
+    proto = onnx.load(out)
+    assert not any("Quantize" in node.op_type for node in proto.graph.node)
+    assert [each.version for each in proto.opset_import if not each.domain] == [19]
 
 
 def line(capsys) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,7 @@ from tersor.ptq.layers import integer_layers
 from tersor.ptq.networks import KINDS
 
 
+@cache
 def quantized(kind: str, bits: str) -> Quantized:
     return quantize(unruly(kind), images(64), RepAPQConfig.of(bits, iterations=3, init_images=64))
 

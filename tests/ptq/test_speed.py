@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,53 +55,81 @@ def test_stages_that_are_not_there_and_all_of_them_are_refused(found: Quantized)
         without_integers(found, [stage.name for stage in found.plan.stages], images(2), QUICK)
 
 
-def faked(monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float]) -> None:
-    """As if a file's speed depended on how many layers of it run in floating point."""
-
-    def ratio(times: Any) -> Estimate:
-        value = ratios[times]
-        return Estimate(value, value - 0.01, value + 0.01, "95% bootstrap")
-
-    monkeypatch.setattr(speed, "time_files", lambda exact, integer, *args, **kwargs: integer.float_layers)
-    monkeypatch.setattr(speed, "speedup", ratio)
+def estimate(value: float, spread: float = 0.01) -> Estimate:
+    return Estimate(value, value - spread, value + spread, "95% bootstrap")
 
 
-def test_a_slow_file_keeps_the_stages_that_are_slow(
-    found: Quantized, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exact = export_float(found.merged, images(2), tmp_path / "float.onnx")
+def decided(
+    found: Quantized, monkeypatch: pytest.MonkeyPatch, files: dict[int, Estimate], slow: Sequence[str]
+) -> tuple[Quantized, OnnxFile, list[str], Estimate, int]:
+    """What `fast_enough` decides, and how many files it wrote.
+
+    Args:
+        found: The network.
+        monkeypatch: Fakes the timings.
+        files: Speed of a file by how many of its layers run in floating point.
+        slow: Stages that are not clearly faster in integers.
+    """
+    exact = OnnxFile(Path("float.onnx"), 1, {}, False)
     written: list[OnnxFile] = []
 
     def write(what: Quantized) -> OnnxFile:
-        written.append(export_quantized(what.model, images(2), tmp_path / "net.onnx"))
+        kept = len(integer_layers(found.model)) - len(integer_layers(what.model))
+        written.append(OnnxFile(Path("net.onnx"), 1, {"Conv": kept}, False))
         return written[-1]
 
-    faked(monkeypatch, {0: 0.5, 3: 1.2})
-    monkeypatch.setattr(speed, "slower_stages", lambda *args: {"stages.1": 0.4})
-    kept, file, names, value = fast_enough(found, exact, write, images(16), QUICK)
-    assert (names, file.float_layers, value.value, len(written)) == (["stages.1"], 3, 1.2, 2)
+    monkeypatch.setattr(speed, "time_files", lambda exact, integer, *args, **kwargs: integer.float_layers)
+    monkeypatch.setattr(speed, "speedup", lambda layers: files[layers])
+    monkeypatch.setattr(speed, "slower_stages", lambda *args: dict.fromkeys(slow))
+    return *fast_enough(found, exact, write, images(16), QUICK), len(written)
+
+
+def test_a_file_that_is_clearly_faster_is_taken_as_it_is(found: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, file, names, _, written = decided(found, monkeypatch, {0: estimate(1.5)}, ["stages.1"])
+    assert kept is found and not names and file.float_layers == 0 and written == 1
+
+
+@pytest.mark.parametrize("whole", [estimate(0.5), estimate(1.1, spread=0.2)], ids=["slow", "within the spread"])
+def test_else_stages_that_are_not_clearly_faster_stay_as_they_are(
+    found: Quantized, monkeypatch: pytest.MonkeyPatch, whole: Estimate
+) -> None:
+    timed = {0: whole, 3: estimate(1.2)}
+    kept, file, names, value, written = decided(found, monkeypatch, timed, ["stages.1"])
+    assert (names, file.float_layers, value.value, written) == (["stages.1"], 3, 1.2, 2)
     assert len(integer_layers(kept.model)) == 4
-    faked(monkeypatch, {0: 1.5})
-    kept, file, names, _ = fast_enough(found, exact, write, images(16), QUICK)
-    assert kept is found and not names and file.float_layers == 0
-    faked(monkeypatch, {0: 0.5, 6: 0.99})
-    monkeypatch.setattr(speed, "slower_stages", lambda *args: {s.name: 0.1 for s in found.plan.stages})
-    *_, names, _ = fast_enough(found, exact, write, images(16), QUICK)
-    assert names == [stage.name for stage in found.plan.stages][:-1], "one stays in integers"
 
 
-def test_stages_are_timed_alone(found: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_stage_wins_the_network_stays_in_floating_point(
+    found: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [stage.name for stage in found.plan.stages]
+    cases = {
+        "no stage": ({0: estimate(0.5)}, every, 1),
+        "all but one, and that does not make up for the rest": ({0: estimate(0.5), 6: estimate(0.9)}, every[:-1], 2),
+        "each alone, but not together": ({0: estimate(0.9)}, [], 1),
+    }
+    for timed, slow, files in cases.values():
+        kept, file, names, value, written = decided(found, monkeypatch, timed, slow)
+        assert names == every and written == files
+        assert kept.model is found.merged and file.path == Path("float.onnx")
+        assert (value.low, value.value, value.high) == (1, 1, 1)
+
+
+def test_a_stage_goes_to_integers_only_if_it_wins_by_more_than_the_spread(
+    found: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
+    ratios = [estimate(1.3), estimate(1.3, spread=0.4), estimate(0.7), estimate(1.02)]
 
     def ratio(times: Any) -> Estimate:
         seen.append(times)
-        return Estimate(0.1 * len(seen), 0, 1, "95% bootstrap")
+        return ratios[len(seen) - 1]
 
     monkeypatch.setattr(speed, "speedup", ratio)
     monkeypatch.setattr(speed, "STAGE_ROUNDS", 1)
-    slow = slower_stages(found, images(4), QUICK)
-    assert list(slow) == [stage.name for stage in found.plan.stages]
-    assert all({"floating point", "integers"} == set(times.samples) for times in seen)
+    names = [stage.name for stage in found.plan.stages]
+    assert list(slower_stages(found, images(4), QUICK)) == names[1:3] and len(names) == 4
+    assert all({"floating point", "integers"} == set(times.samples) for times in seen), "each is timed alone"
 
 
 def test_both_files_are_timed_in_turns(found: Quantized, tmp_path: Any) -> None:

@@ -10,6 +10,7 @@ from tersor.bench.records import Record, read_jsonl
 from tersor.cli import run
 from tersor.drag import demo as draganything
 from tersor.experts import demo as experts
+from tersor.experts.bench import quality, routing
 from tersor.grids.nar import demo as nar
 from tersor.grids.zipar import demo as zipar
 from tersor.kv.demos import minicache, zipcache, zipvl
@@ -41,6 +42,10 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     for demo, settings in FEW.items():
         for name, value in settings.items():
             monkeypatch.setattr(demo, name, value)
+    for row, distilled in quality.ROWS.items():
+        if "distill" in distilled:
+            monkeypatch.setitem(quality.ROWS, row, {**distilled, "distill_steps": 2})
+    monkeypatch.setattr(routing, "training_requests", lambda honest=routing.training_requests: honest(400))
     tiny = RepNetConfig(stem=8, widths=(8,), depths=(1,), strides=(2,), image_size=32)
     monkeypatch.setitem(ptq_speed.SHAPES, "repvgg_a0", tiny)
 

@@ -54,10 +54,17 @@ class Entry:
     stamp: tuple[tuple[str, int, int], ...] = ()
     cached: ExpertDelta | None = None
     resident: ResidentExpert | None = None
+    reserved: int = 0
+    """Bytes on the device that are kept free for it while it is copied there."""
     running: int = 0
     pinned: bool = False
     used: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def on_device(self) -> int:
+        """Bytes on the device, those that are on the way there included."""
+        return self.reserved if self.resident is None else self.resident.delta.nbytes
 
     @property
     def tier(self) -> str:
@@ -140,7 +147,8 @@ class ExpertBank:
     def acquire(self, name: str) -> ResidentExpert:
         """The expert on the device, loaded if need be, and kept there until as many `release` calls.
 
-        Two threads that ask for one name wait for one load; others go on.
+        Two threads that ask for one name wait for one load; others go on, as no lock is held while files are read or
+        tensors are copied.
 
         Raises:
             ExpertBusyError: If everything that could make room is in use.
@@ -157,8 +165,14 @@ class ExpertBank:
                     delta = entry.cached or _read(entry)
                     with self._lock:
                         self._make_room(entry, delta.nbytes)
-                        entry.resident = self._place(delta)
-                        entry.cached = delta
+                        entry.reserved = delta.nbytes
+                    try:
+                        resident = self._place(delta)
+                    except BaseException:
+                        entry.reserved = 0
+                        raise
+                    with self._lock:
+                        entry.resident, entry.cached, entry.reserved = resident, delta, 0
                         self._trim_cache()
                 return entry.resident
         except BaseException:
@@ -173,8 +187,8 @@ class ExpertBank:
     def _make_room(self, entry: Entry, needed: int) -> None:
         """Drop idle experts from the device until ``entry`` fits, the least recently used first."""
         while True:
-            there = [each for each in self._entries.values() if each.resident is not None]
-            held = sum(each.resident.delta.nbytes for each in there if each.resident is not None)
+            there = [each for each in self._entries.values() if each.resident is not None or each.reserved]
+            held = sum(each.on_device for each in there)
             if self._resident.holds(len(there) + 1, held + needed):
                 return
             idle = [each for each in there if not each.running and not each.pinned]

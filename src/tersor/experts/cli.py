@@ -12,12 +12,14 @@ from tersor._console import prefixed, spinner
 from tersor._errors import TersorError
 from tersor._options import FOLDER
 from tersor.experts.router.cli import router
+from tersor.experts.server.cli import serve
 
 if TYPE_CHECKING:
     from tersor.experts.delta import ExpertDelta
 
 experts = typer.Typer(help="Fine-tuned experts as packed deltas of one base.", no_args_is_help=True)
 experts.add_typer(router, name="router")
+experts.command()(serve)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Base = Annotated[str, typer.Option(help="Folder or hub name of the base.")]

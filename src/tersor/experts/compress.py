@@ -124,15 +124,14 @@ class Job:
             for source, anatomy in ((old, before), (new, after)):
                 source.check_shapes({**anatomy.linears, **anatomy.others})
                 source.check_buffers()
-                for name in (*anatomy.linears, *anatomy.others):
-                    source.read(name)  # what is missing or not finite, before the work
             rows = {"sequences": sequences, "length": length, "batch": batch}
             data = None if calibration is None else _data(calibration, tokenizer, new.folder, **rows)
-            hashes = tensor_hashes(old)
+            # They read each tensor once, so that what is missing or not finite is found here, before the work.
+            hashes, others = tensor_hashes(old), tensor_hashes(new)
             identity = {
                 "config": config.to_dict(),
                 "base": model_hash(hashes),
-                "expert": model_hash(tensor_hashes(new)),
+                "expert": model_hash(others),
                 "calibration": None if data is None else _digest(data),
             }
             yield cls(old, new, config, before, after, hashes, identity, data, expert)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.config import ExpertBusyError
@@ -40,12 +42,31 @@ def _private(manager: Any, path: str) -> Any:
     return found
 
 
-class ExpertBatch:
-    """A running batch. Results come from ``manager`` as the library documents: ``get_result``, iteration, handlers."""
+class Asked(NamedTuple):
+    """A request of a batch: its expert, which is held on the device, and what draws its tokens for the library."""
 
-    def __init__(self, host: ExpertHost, manager: Any) -> None:
+    expert: str | None
+    resident: ResidentExpert | None
+    pick: Callable[[Tensor], int] | None
+
+
+class ExpertBatch:
+    """A running batch. Results come from ``manager`` as the library documents: ``get_result``, iteration, handlers.
+
+    Attributes:
+        limit: Tokens of a request at most, its answer included: what the cache and the model's positions hold.
+        on_end: Called with the id of each request that left the batch, in whatever way, after its expert is free again.
+    """
+
+    def __init__(self, host: ExpertHost, manager: Any, tokens: int) -> None:
+        """``tokens`` is what the cache holds."""
         self.host, self.manager = host, manager
-        self._requests: dict[str, tuple[str | None, ResidentExpert | None]] = {}
+        self.on_end: Callable[[str], None] | None = None
+        positions = getattr(host.model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit = min(tokens, positions or tokens)
+        self._draws = False
+        self._requests: dict[str, Asked] = {}
+        self._kept: list[Asked] = []
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._around("batch_processor.inputs_and_outputs.prepare_batch_tensors", after=self._route)
@@ -57,7 +78,7 @@ class ExpertBatch:
 
     def _around(self, path: str, *, before: Any = None, after: Any = None) -> None:
         """Have a private method of the manager call ``before`` with its arguments, or ``after`` with its result and
-        its first argument.
+        them.
         """
         inner = _private(self.manager, path)
 
@@ -66,23 +87,59 @@ class ExpertBatch:
                 before(*args, **kwargs)
             result = inner(*args, **kwargs)
             if after is not None:
-                after(result, *(args or tuple(kwargs.values()))[:1])
+                after(result, *args, *kwargs.values())
             return result
 
         owner, _, name = path.rpartition(".")
         setattr(attrgetter(owner)(self.manager), name, call)
 
-    def add_request(self, input_ids: Sequence[int], expert: str | None = None, **kwargs: Any) -> str:
+    def let_requests_draw(self) -> None:
+        """Have requests that bring a ``pick`` draw their own tokens.
+
+        Raises:
+            UnsupportedError: If the installed transformers draws elsewhere.
+        """
+        if not self._draws:
+            self._around("batch_processor.model_runner._sample", after=self._pick)
+            self._draws = True
+
+    @property
+    def running(self) -> bool:
+        """Whether the manager's thread runs and takes requests."""
+        status = self.manager.background_thread_status
+        return bool(self.manager.is_running() and status.can_accept_new_requests() is None)
+
+    def add_request(
+        self,
+        input_ids: Sequence[int],
+        expert: str | None = None,
+        *,
+        pick: Callable[[Tensor], int] | None = None,
+        **kwargs: Any,
+    ) -> str:
         """Queue a prompt for an expert, None is the base; returns the request's id.
 
         Args:
+            input_ids: Of the prompt.
+            expert: Who answers.
+            pick: Draws a token from the model's own logits ``[vocabulary]`` (float32), in the batch's thread; what it
+                raises ends the batch. The library draws where there is none.
             kwargs: As the library's ``add_request`` takes them, such as ``max_new_tokens`` and ``streaming``; the
                 tokens that end the answer are the expert's own by default.
 
         Raises:
             UnknownExpertError: If the name is not registered.
-            ValueError: If the id is in use.
+            ExpertBusyError: If the batch has stopped, or there is no room for the expert.
+            ValueError: If the id is in use, or prompt and answer together are longer than `limit`.
         """
+        new = kwargs.get("max_new_tokens") or 1
+        if len(input_ids) + new > self.limit:  # which would end the batch for all
+            raise TersorError(
+                f"a prompt of {len(input_ids)} tokens and max_new_tokens={new} are more than the {self.limit} that the "
+                "cache holds for a request; shorten one of them"
+            )
+        if pick is not None:
+            self.let_requests_draw()
         name = kwargs.pop("request_id", None) or f"request-{next(self._numbers)}"
         resident = None if expert is None else self.host.hold(expert)
         if expert is not None and (ends := self.host.settings(expert).get("eos_token_id")) is not None:
@@ -90,13 +147,14 @@ class ExpertBatch:
         with self._lock:
             taken = name in self._requests
             if not taken:
-                self._requests[name] = (expert, resident)
+                self._requests[name] = Asked(expert, resident, pick)
         if taken:
             if expert is not None:
                 self.host.release(expert)
             raise TersorError(f"request id {name!r} is in use; give another one")
         try:
-            self.manager.add_request(list(input_ids), request_id=name, **kwargs)
+            if not self.running or self.manager.add_request(list(input_ids), request_id=name, **kwargs) is None:
+                raise ExpertBusyError("the batch has stopped, so it takes no request; start another one")
         except BaseException:
             self._forget([name])
             raise
@@ -111,25 +169,35 @@ class ExpertBatch:
         self._forget(list(self._requests))
         self.host.route(None)
 
-    def _route(self, _: None, requests: Sequence[Any]) -> None:
+    def _route(self, _: None, requests: Sequence[Any], *rest: Any) -> None:
         """Tell the host which tokens of the step, and which of the kept ones, belong to which expert."""
+        asked = [self._requests[request.state.request_id] for request in requests]
         tokens: list[ResidentExpert | None] = []
-        kept: list[ResidentExpert | None] = []
-        for request in requests:
-            expert = self._requests[request.state.request_id][1]
-            tokens += [expert] * request.query_length
-            kept += [expert] * bool(request.has_new_token)
+        for request, own in zip(requests, asked, strict=True):
+            tokens += [own.resident] * request.query_length
+        self._kept = [own for request, own in zip(requests, asked, strict=True) if request.has_new_token]
         # The library computes as many logits as there are requests; the last ones stand for prompts that are not read
         # to their end yet, and are dropped.
-        kept += [None] * (len(requests) - len(kept))
-        self._tell(tokens, kept)
+        nobody = [None] * (len(requests) - len(self._kept))
+        self._tell(tokens, [*(own.resident for own in self._kept), *nobody])
+
+    def _pick(self, _: None, scores: Tensor, output_ids: Tensor) -> None:
+        """Put the tokens that requests draw for themselves ``[.., rows]`` in the place of the library's."""
+        for row, own in enumerate(self._kept):
+            if own.pick is not None:
+                output_ids[0, row] = own.pick(scores[0, row])
 
     def _tell(self, tokens: Sequence[ResidentExpert | None], kept: Sequence[ResidentExpert | None]) -> None:
         model = self.host.model
         self.host.route(PackedRoutes(tokens, kept, model.get_output_embeddings(), model.device))
 
     def _cancelled(self, states: Sequence[Any]) -> None:
-        self._forget([state.request_id for state in states])
+        names = [state.request_id for state in states]
+        router = self.manager.output_router
+        with router._lock:  # the library drops a handler with the last result, and a cancelled request has none
+            for name in names:
+                router.result_handlers.pop(name, None)
+        self._forget(names)
 
     def _delivered(self, outputs: Sequence[Any]) -> None:
         self._forget([output.request_id for output in outputs if output.is_finished()])
@@ -137,9 +205,11 @@ class ExpertBatch:
     def _forget(self, names: Sequence[str]) -> None:
         for name in names:
             with self._lock:
-                expert = self._requests.pop(name, (None, None))[0]
-            if expert is not None:
-                self.host.release(expert)
+                own = self._requests.pop(name, None)
+            if own is not None and own.expert is not None:
+                self.host.release(own.expert)
+            if own is not None and self.on_end is not None:
+                self.on_end(name)
 
 
 @contextmanager
@@ -175,16 +245,12 @@ def continuous_batching(
         )
     settings |= {"allow_block_sharing": False, "use_async_batching": False, "use_cuda_graph": False}
     attention = host.model.config._attn_implementation
-    manager = host.model.init_continuous_batching(
-        generation_config=config,
-        continuous_batching_config=ContinuousBatchingConfig(
-            num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, **settings
-        ),
-    )
+    batching = ContinuousBatchingConfig(num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, **settings)
+    manager = host.model.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
     try:
         # The library makes it when its thread starts; made now, no step goes by unseen.
         manager.batch_processor = _private(manager, "_create_batch_processor")()
-        batch = ExpertBatch(host, manager)
+        batch = ExpertBatch(host, manager, num_blocks * batching.page_size)
     except BaseException:
         # The library puts back only what a manager that ran had replaced.
         host.model.set_attn_implementation(attention)

@@ -126,7 +126,7 @@ def _rows(name: str, value: Any, rows: list[int], count: int) -> Any:
 
 def _generate(model: Any, configs: list[ExpertGenerationConfig], kwargs: dict[str, Any]) -> Any:
     config = copy.deepcopy(configs[0])
-    ends, pads = [_ids(each.eos_token_id) for each in configs], [_pad(each) for each in configs]
+    ends, pads = [token_ids(each.eos_token_id) for each in configs], [_pad(each) for each in configs]
     if all(each == ends[0] for each in ends) and all(each == pads[0] for each in pads):
         return model.generate(generation_config=config, **kwargs)
     config.eos_token_id = None
@@ -161,12 +161,13 @@ def _together(answers: dict[tuple[int, ...], Tensor], configs: list[ExpertGenera
     return found
 
 
-def _ids(token: Any) -> list[int]:
+def token_ids(token: Any) -> list[int]:
+    """The ids that a setting names: none, one, or several."""
     return [] if token is None else [int(token)] if isinstance(token, int) else [int(each) for each in token]
 
 
 def _pad(config: GenerationConfig) -> int | None:
-    ends = _ids(config.eos_token_id)
+    ends = token_ids(config.eos_token_id)
     return config.pad_token_id if config.pad_token_id is not None else ends[0] if ends else None
 
 

@@ -137,8 +137,17 @@ class ExpertHost:
         self._bank.remove(name)
 
     def list_experts(self) -> dict[str, str]:
-        """Registered names and where each expert is: "disk", "cpu" or "device"."""
+        """Registered names and where each is: "disk", "cpu" or "device"."""
         return {entry.name: entry.tier for entry in self._bank.entries()}
+
+    def tier(self, name: str) -> str:
+        """Where one expert is."""
+        return self._bank.entry(name).tier
+
+    def vocabulary(self, name: str) -> int:
+        """Number of an expert's tokens, which may be more or fewer than the base's."""
+        own = self._bank.entry(name).manifest.expert_config
+        return int(own.get("text_config", own)["vocab_size"])
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Keep an expert on the device whatever else is loaded, or let it go again."""
@@ -324,11 +333,9 @@ class ExpertHost:
 
     def merge(self, name: str) -> Any:
         """A new plain model with the expert's weights, for any other engine; the base is not touched."""
-        entry = self._bank.entry(name)
-        self._bank.acquire(name)
+        resident = self._bank.acquire(name)
         try:
-            assert entry.resident is not None  # acquired
-            return merge_expert(self.model, entry.resident.delta)
+            return merge_expert(self.model, resident.delta)
         finally:
             self._bank.release(name)
 

@@ -37,11 +37,11 @@ def tensor_hash(tensor: Tensor, *, full: bool) -> str:
 
 
 def tensor_hashes(source: Source) -> Hashes:
-    """Both hashes of every tensor of a model."""
+    """Both hashes of every tensor of a model; raises `TersorError` for one that is missing or not finite."""
     return {
         name: (tensor_hash(tensor, full=False), tensor_hash(tensor, full=True))
         for name in source.names()
-        for tensor in (source.find(name),)
+        for tensor in (source.read(name),)
     }
 
 

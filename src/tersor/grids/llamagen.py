@@ -20,7 +20,6 @@ from tersor.grids.conditions import CaptionEmbedding, ClassEmbedding, as_classes
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.original import is_state, load_strictly, read_weights
 from tersor.grids.raster.requests import (
-    check_cfg_interval,
     check_criteria,
     check_guidance,
     check_mode,
@@ -29,7 +28,7 @@ from tersor.grids.raster.requests import (
     stop_if_late,
 )
 from tersor.grids.rotary import Rotation, kept_rotation
-from tersor.grids.sampling import Generators, Sampler, additive, check_generators, prefix_mask
+from tersor.grids.sampling import Generators, Sampler, additive, check_cfg_interval, check_generators, prefix_mask
 from tersor.grids.schedule import RasterSchedule
 
 

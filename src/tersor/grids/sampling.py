@@ -70,6 +70,14 @@ def guide(logits: Tensor, samples: int, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+def check_cfg_interval(cells: int, scale: float | None) -> None:
+    """Raise `ValueError` unless guidance may end after so many cells, or never for -1."""
+    if not isinstance(cells, int) or isinstance(cells, bool) or cells < -1:
+        raise TersorError(f"cfg_interval={cells!r} must be a number of tokens, or -1 for all")
+    if cells != -1 and scale is None:
+        raise TersorError(f"cfg_interval={cells} ends guidance, and there is none; give guidance_scale")
+
+
 def exponential(like: Tensor, generator: Generators) -> Tensor:
     """Noise of a race: the largest of ``p / noise`` is one draw from p, the one that `torch.multinomial` makes.
 
@@ -144,6 +152,11 @@ class Sampler:
     processors: Sequence[Callable[[Tensor | None, Tensor], Tensor]]
     do_sample: bool
     generator: Generators = None
+
+    @property
+    def reads_scores_only(self) -> bool:
+        """Whether no processor reads the ids before a cell."""
+        return all(isinstance(each, _SCORES_ONLY) for each in self.processors)
 
     @property
     def shared_generator(self) -> torch.Generator | None:

@@ -138,7 +138,8 @@ def quantize(
         compared = compare_files(files, given if labelled is None else batches(labelled, preprocessing))
         normalize = (preprocessing.mean, preprocessing.deviation) if uint8_input else None
         target = Target(opset=opset, free_size=free_size, normalize=normalize)
-        files[OURS] = export_quantized(found.model, given, out, target)
+        export = export_float if found.model is found.merged else export_quantized
+        files[OURS] = export(found.model, given, out, target)
     records = [*file_records(model, bits, compared, seed), speed_record(model, bits, speed, seed)]
     source = "the calibration" if evaluation is None else "the evaluation folder"
     page = out.with_suffix(".html")
@@ -161,20 +162,25 @@ def quantize(
             f"{PLAIN} {100 * float(record.peer or 0):.1f} %"
         )
     typer.echo(f"{out}: {facts['bytes']:,} bytes, {facts['share_of_float']:.1%} of floating point; report: {page}")
-    for line in _speed_lines(speed, files[OURS], stay):
+    for line in _speed_lines(speed, files[OURS], stay, whole=found.model is found.merged):
         typer.echo(line)
     if files[OURS].simulation:
         typer.echo("fewer than 8 bits are simulated: the file gives their numbers, at no gain over 8 bits")
 
 
-def _speed_lines(speed: Estimate, file: OnnxFile, stay: list[str]) -> list[str]:
-    """What the terminal says about time, and why."""
+def _speed_lines(speed: Estimate, file: OnnxFile, stay: list[str], *, whole: bool) -> list[str]:
+    """What the terminal says about time, and why; ``whole``: all of the network stays in floating point."""
+    if whole:
+        return [
+            "no stage is clearly faster in integers here, so that the file is the network in floating point; "
+            "--keep-float none writes integers all the same"
+        ]
     lines = [
         f"speed here: {speed.value:.2f} times floating point [{speed.low:.2f}, {speed.high:.2f}], processor time of an "
         f"image on one thread, in turns; {file.float_layers} layers run in floating point"
     ]
     if stay:
-        lines.append(f"stages in floating point, where integers are slower here: {', '.join(stay)} (--keep-float)")
+        lines.append(f"stages in floating point, where integers are not faster here: {', '.join(stay)} (--keep-float)")
     if speed.high < 1 and not file.simulation and not stay:
         lines.append(
             "slower than floating point: values go to integers and back around what has no integer kernel; "

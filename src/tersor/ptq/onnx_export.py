@@ -119,9 +119,11 @@ def export_quantized(
     return OnnxFile(Path(path), Path(path).stat().st_size, census(path), low)
 
 
-def export_float(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> OnnxFile:
-    """Write a floating-point model for comparison; arguments as of `export_quantized`."""
-    _write(copy.deepcopy(model).eval(), example, Path(path), _names(model, example), Target())
+def export_float(
+    model: nn.Module, example: Tensor, path: str | os.PathLike[str], target: Target | None = None
+) -> OnnxFile:
+    """Write a floating-point model; arguments as of `export_quantized`."""
+    _write(copy.deepcopy(model).eval(), example, Path(path), _names(model, example), target or Target())
     return OnnxFile(Path(path), Path(path).stat().st_size, census(path), False)
 
 

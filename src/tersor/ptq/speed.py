@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def speedup(times: PairedTimes) -> Estimate:
 
 
 @torch.no_grad()
-def slower_stages(found: Quantized, images: Tensor, config: RepAPQConfig) -> dict[str, float]:
-    """Stages that are slower in integers, each timed alone: their speed over that in floating point, slowest first."""
+def slower_stages(found: Quantized, images: Tensor, config: RepAPQConfig) -> dict[str, Estimate]:
+    """Stages that are not clearly faster in integers, each timed alone: their speed over that in floating point."""
     slow = {}
     with tempfile.TemporaryDirectory() as folder:
         for stage in found.plan.stages:
@@ -57,10 +58,15 @@ def slower_stages(found: Quantized, images: Tensor, config: RepAPQConfig) -> dic
                 export_float(exact, x, Path(folder) / "float.onnx"),
                 export_quantized(integer, x, Path(folder) / "integers.onnx"),
             )
-            ratio = speedup(time_files(*files, x, rounds=STAGE_ROUNDS)).value
-            if ratio < 1:
+            ratio = speedup(time_files(*files, x, rounds=STAGE_ROUNDS))
+            if not _wins(ratio):
                 slow[stage.name] = ratio
-    return dict(sorted(slow.items(), key=lambda each: each[1]))
+    return slow
+
+
+def _wins(ratio: Estimate) -> bool:
+    """Whether integers are faster by more than the spread of the timings."""
+    return ratio.low > 1
 
 
 def _blocks(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -70,7 +76,7 @@ def _blocks(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 def fast_enough(
     found: Quantized, exact: OnnxFile, write: Callable[[Quantized], OnnxFile], images: Tensor, config: RepAPQConfig
 ) -> tuple[Quantized, OnnxFile, list[str], Estimate]:
-    """A file that is not slower than floating point here: stages that are faster as they are stay so.
+    """A file that is not slower than floating point here: in integers are only stages that are clearly faster so.
 
     Args:
         found: What `quantize` gave.
@@ -81,18 +87,19 @@ def fast_enough(
 
     Returns:
         The model, its file, the stages that stay in floating point, and how many times as fast as floating point it is.
-        No stage stays where the file is fast enough, or has fewer than 8 bits, which no kernel runs.
+        Where no stage is clearly faster in integers, all of them stay, and the file is ``exact``. No stage stays where
+        the whole file is clearly faster, or has fewer than 8 bits, which no kernel runs.
     """
     file = write(found)
     speed = speedup(time_files(exact, file, images[:1]))
-    if speed.value >= 1 or file.simulation:
+    if _wins(speed) or file.simulation:
         return found, file, list(found.plan.kept), speed
-    slow = list(slower_stages(found, images, config))
-    if len(slow) + len(found.plan.kept) == len(found.plan.stages):
-        slow.pop()  # the one that loses least
-    if slow:
-        slow += found.plan.kept
+    slow = [*slower_stages(found, images, config), *found.plan.kept]
+    if len(slow) > len(found.plan.kept) and len(slow) < len(found.plan.stages):
         found = without_integers(found, slow, images, config)
         file = write(found)
         speed = speedup(time_files(exact, file, images[:1]))
+    if len(slow) == len(found.plan.stages) or speed.high < 1:
+        names = [stage.name for stage in found.plan.stages]
+        return replace(found, model=found.merged), exact, names, Estimate(1.0, 1.0, 1.0, speed.interval)
     return found, file, slow, speed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,28 +24,52 @@ HEADERS = {
 }
 
 
-def create_app(*, hosts: list[str] | None = None) -> Any:
+class Guard:
+    """Middleware that adds `HEADERS` to every answer, and knows the server by some names only.
+
+    Args:
+        app: What answers.
+        hosts: See `create_app`.
+    """
+
+    def __init__(self, app: Any, hosts: list[str] | None) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI wants it; answers are sent on as they come, so that streams stay streams."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+        async def sent(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *ours]
+            await send(message)
+
+        given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        if self.hosts is not None and _PORT.sub("", given).strip("[]") not in self.hosts:
+            from starlette.responses import PlainTextResponse
+
+            await PlainTextResponse("unknown host", status_code=400)(scope, receive, sent)
+        else:
+            await self.app(scope, receive, sent)
+
+
+def create_app(*, hosts: list[str] | None = None, extra: str = "arena") -> Any:
     """A FastAPI app without pages about itself, whose answers carry `HEADERS`.
 
     Args:
         hosts: Names that the browser may know the server by; all of them if None. A page of another site cannot reach
             a local server by a name of its own then (DNS rebinding).
+        extra: The extra that brings FastAPI to whoever asks.
 
     Raises:
-        MissingExtraError: Without the extra "arena".
+        MissingExtraError: Without the extra.
     """
-    app: Any = require("fastapi", "arena").FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-
-    @app.middleware("http")  # type: ignore[untyped-decorator]
-    async def guarded(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-        name = _PORT.sub("", request.headers.get("host", "")).strip("[]")
-        if hosts is not None and name not in hosts:
-            told = require("fastapi.responses", "arena").PlainTextResponse("unknown host", status_code=400)
-        else:
-            told = await answer(request)
-        told.headers.update(HEADERS)
-        return told
-
+    app: Any = require("fastapi", extra).FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, hosts=hosts)
     return app
 
 
@@ -83,10 +106,20 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Answer requests on a socket of `listen` until the process is interrupted, which is how this ends."""
-    uvicorn: Any = require("uvicorn", "arena")
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, date_header=False)
+def serve(app: Any, listening: socket.socket, *, extra: str = "arena", grace: int | None = None) -> None:
+    """Answer requests on a socket of `listen` until the process is interrupted, which is how this ends.
+
+    Args:
+        app: What answers.
+        listening: Where.
+        extra: The extra that brings uvicorn to whoever asks.
+        grace: Seconds that requests which run may take to their end; None waits for them.
+    """
+    uvicorn: Any = require("uvicorn", extra)
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, date_header=False,
+        timeout_graceful_shutdown=grace,
+    )  # fmt: skip
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listening])
 

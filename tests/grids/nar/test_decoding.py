@@ -213,6 +213,8 @@ def test_half_precision_mixes_in_float32() -> None:
         ({"top_k": -1}, "top_k=-1"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"cfg_interval": -2}, "cfg_interval=-2"),
+        ({"cfg_interval": True}, "cfg_interval=True must be"),
+        ({"cfg_interval": 3, "guidance_scale": 1}, "ends guidance, and there is none"),
         ({"num_return_sequences": 0}, "at least 1"),
         ({"grid_size": (2, 2, 2)}, "must have 2 axes"),
         ({"grid_size": (2, 0)}, "at least 1 token"),

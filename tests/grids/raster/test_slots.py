@@ -158,3 +158,12 @@ def test_a_static_cache_gives_the_same(cases, name, options) -> None:
     expected = case.zipar(inputs, window_size=2, **options)
     out = case.zipar(inputs, window_size=2, cache_implementation="static", **options)
     assert torch.equal(out.sequences, expected.sequences)
+
+
+def test_rows_write_slots_of_their_own() -> None:
+    memory, states = torch.zeros(3, 2, 5, 4), torch.randn(2, 2, 3, 4)
+    slots = torch.tensor([[0, 1, 4], [2, 3, 3]])
+    states[1, :, 2] = states[1, :, 1]
+    write(memory, 2, slots, states)
+    assert torch.equal(memory[0][:, [0, 1, 4]], states[0]) and torch.equal(memory[1][:, [2, 3]], states[1, :, :2])
+    assert not memory[0, :, 2:4].any() and not memory[1][:, [0, 1, 4]].any() and not memory[2].any()

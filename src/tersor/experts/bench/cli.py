@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: What can be measured: time on random weights of real shapes, and quality on tiny-experts.
 PARTS = ("decode", "switch", "mixed", "registered", "load", "quality", "router")
+#: And of the server, where it is asked for: batches, a load beside streams, ten minutes of misuse.
+SERVER = ("serving", "cold", "soak")
 COUNTS = (1, 2, 4, 8, 16)
 SYSTEM, SEED = "meswitch", 1
 #: Prompts of `quality`, requests of `router`, and the seed that draws them: no training and no choice of a setting did.
@@ -26,7 +28,10 @@ HARDEST = "add"
 
 def bench_experts(
     what: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be repeated; by default all.")
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join((*PARTS, *SERVER))}; may be repeated; by default all but the last three."
+        ),
     ] = None,
     shape: Annotated[str, typer.Option(help="'1b', '100m' or 'tiny': sizes of the random model that is timed.")] = "1b",
     bits: Annotated[int, typer.Option(help="Bits of the timed deltas: 1, 2, 3, 4 or 8.")] = 2,
@@ -37,8 +42,8 @@ def bench_experts(
 ) -> None:
     """Measure experts: time per token, switches, mixed batches, loading; quality by bits and channels; the router."""
     parts = what or list(PARTS)
-    if wrong := [part for part in parts if part not in PARTS]:
-        raise TersorError(f"--what {wrong[0]!r} must be one of {PARTS}")
+    if wrong := [part for part in parts if part not in PARTS + SERVER]:
+        raise TersorError(f"--what {wrong[0]!r} must be one of {PARTS + SERVER}")
     if repeats < 1 or threads < 1:
         raise TersorError(f"--repeats {repeats} and --threads {threads} must be at least 1")
     from tersor.experts.config import DeltaConfig
@@ -52,13 +57,18 @@ def bench_experts(
         raise TersorError(f"--shape {shape!r} must be one of {tuple(SHAPES)}")
     records: list[Record] = []
     with spinner() as status:
-        if set(parts) - {"quality", "router"}:
+        if set(parts) - {"quality", "router", *SERVER}:
             torch.set_num_threads(threads)
             records += _speed(parts, shape, config, repeats, status.update)
         if "quality" in parts:
             records += _quality(status.update)
         if "router" in parts:
             records += _router(status.update)
+        if set(parts) & set(SERVER):
+            from tersor.experts.bench.cli_server import server_records
+
+            torch.set_num_threads(threads)
+            records += server_records(parts, repeats, status.update)
     report_records(records, out, as_json, lambda: _print(records))
 
 

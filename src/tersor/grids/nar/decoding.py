@@ -17,7 +17,7 @@ from tersor._errors import TersorError
 from tersor.grids.cache import FrontCache
 from tersor.grids.decoding import AppendingReader, Ready, decode, ready_steps
 from tersor.grids.geometry import check_sizes
-from tersor.grids.sampling import Generators, Sampler
+from tersor.grids.sampling import Generators, Sampler, check_cfg_interval
 from tersor.grids.schedule import NARSchedule
 
 
@@ -61,8 +61,7 @@ class Sampling:
             raise TersorError(
                 f"top_k={self.top_k!r} must be a whole number from 0, top_p={self.top_p} above 0 and up to 1"
             )
-        if not isinstance(self.cfg_interval, int) or self.cfg_interval < -1:
-            raise TersorError(f"cfg_interval={self.cfg_interval!r} must be a number of tokens, or -1 for all")
+        check_cfg_interval(self.cfg_interval, self.guidance_scale if self.guided else None)
 
     @property
     def guided(self) -> bool:

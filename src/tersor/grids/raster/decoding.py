@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,19 +126,8 @@ class RasterDecoder:
 
     def process(self, ready: Ready, logits: Tensor, ids: Tensor, *, check: bool = True) -> Tensor:
         """Scores ``[batch, cells, vocabulary]`` of the pass's cells: guided, of allowed ids only, processed."""
-        step, logits = ready.step, logits.float()
-        if self.guidance is not None:
-            # As the library's own guidance has it; raw logits differ from this by a constant a row.
-            logits = logits.log_softmax(-1)
-            guided = guide(logits, len(ids), self.guidance)
-            if self.guided_cells != -1:
-                before = torch.tensor([row * self.grid.columns + column for row, column in step.cells])
-                late = (before > self.guided_cells).to(logits.device)
-                guided = torch.where(late[:, None], logits[: len(ids)], guided)
-            logits = guided
-        if self.allowed is not None:
-            kept = logits.index_select(-1, self.allowed)
-            logits = torch.full_like(logits, -torch.inf).index_copy_(-1, self.allowed, kept)
+        step = ready.step
+        logits = self.restrict(logits.float(), len(ids), step.cells)
         # The virtual raster prefix of a cell: its length is right, undecided cells hold the pad id or a draft.
         scores = self.sampler.process(
             logits,
@@ -149,3 +138,25 @@ class RasterDecoder:
         if self.scores is not None:
             self.scores |= {cell: scores[:, index] for index, cell in enumerate(step.cells)}
         return scores
+
+    def restrict(self, logits: Tensor, images: int, cells: Sequence[tuple[int, ...]] = ()) -> Tensor:
+        """Guided logits of allowed ids only.
+
+        Args:
+            logits: Float32 ``[rows, cells, vocabulary]``.
+            images: How many rows are conditional.
+            cells: Coordinates; needed where guidance ends.
+        """
+        if self.guidance is not None:
+            # As the library's own guidance has it; raw logits differ from this by a constant a row.
+            logits = logits.log_softmax(-1)
+            guided = guide(logits, images, self.guidance)
+            if self.guided_cells != -1:
+                before = torch.tensor([row * self.grid.columns + column for row, column in cells])
+                late = (before > self.guided_cells).to(logits.device)
+                guided = torch.where(late[:, None], logits[:images], guided)
+            logits = guided
+        if self.allowed is not None:
+            kept = logits.index_select(-1, self.allowed)
+            logits = torch.full_like(logits, -torch.inf).index_copy_(-1, self.allowed, kept)
+        return logits

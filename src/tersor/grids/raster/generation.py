@@ -19,7 +19,6 @@ from tersor.grids.raster.attention import with_grouped_attention
 from tersor.grids.raster.decoding import RasterDecoder
 from tersor.grids.raster.requests import (
     Request,
-    check_cfg_interval,
     check_guidance,
     check_ids,
     check_lengths,
@@ -31,7 +30,7 @@ from tersor.grids.raster.requests import (
     prepare,
     take_guidance,
 )
-from tersor.grids.sampling import Generators
+from tersor.grids.sampling import Generators, check_cfg_interval
 
 
 @dataclass(frozen=True)

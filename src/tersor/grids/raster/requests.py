@@ -247,14 +247,6 @@ def check_guidance(scale: float | None) -> float | None:
     return None if scale is None or scale == 1 else float(scale)
 
 
-def check_cfg_interval(cells: int, scale: float | None) -> None:
-    """Raise `ValueError` unless guidance may end after so many cells, or never for -1."""
-    if not isinstance(cells, int) or isinstance(cells, bool) or cells < -1:
-        raise TersorError(f"cfg_interval={cells!r} must be a number of tokens, or -1 for all")
-    if cells != -1 and scale is None:
-        raise TersorError(f"cfg_interval={cells} ends guidance, and there is none; give guidance_scale")
-
-
 def prepare(model: Any, options: dict[str, Any]) -> tuple[Any, list[Any], list[Any], dict[str, Any]]:
     """Config, stopping criteria, processors and what is left of the options, as ``generate`` prepares them.
 

@@ -22,7 +22,7 @@ from tersor.grids.speculative.schedule import Window
 
 
 class SpeculativeDecoder(RasterDecoder):
-    """Decodes one batch of images; all of them decide as many cells a pass as the slowest one can.
+    """Decodes one batch of images in lock-step: all of them decide as many cells a pass as the slowest one can.
 
     After a pass each tested cell holds a token that follows the distribution of this pass. Up to the first one that
     changed they are decided, because what they were computed from is. All later ones are drafts of the next pass.
@@ -77,6 +77,11 @@ class SpeculativeDecoder(RasterDecoder):
         """The other way round."""
         return ids if self.allowed is None else torch.searchsorted(self.allowed, ids)
 
+    @property
+    def width(self) -> int:
+        """How many ids a cell may hold."""
+        return self.vocabulary if self.allowed is None else len(self.allowed)
+
     def steps(self) -> Iterator[Ready]:
         """See `RasterDecoder`."""
         decided = 0
@@ -96,7 +101,7 @@ class SpeculativeDecoder(RasterDecoder):
         def on_device(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, device=device)
 
-        law, width = None, self.vocabulary if self.allowed is None else len(self.allowed)
+        law, width = None, self.width
         if self.first_drafts.startswith("law"):
             assert self.laws is not None
             law = self.laws.index_select(1, on_device([each - self.begin for each in origins]))
@@ -124,10 +129,7 @@ class SpeculativeDecoder(RasterDecoder):
         """See `tersor.grids.decoding.Reader`."""
         # After a wrong draft processors may leave no token; that is checked for what is decided.
         scores = self.process(ready, logits, ids, check=False)
-        law = self.sampler.probabilities(scores)
-        if self.allowed is not None:
-            law = law.index_select(-1, self.allowed)
-        law = law.nan_to_num(1 / law.shape[-1])
+        law = self.law(scores)
         if ready.number == 0:
             self.vocabulary = scores.shape[-1]
             self._enter(self.window.tested)
@@ -139,6 +141,13 @@ class SpeculativeDecoder(RasterDecoder):
         found = self.draws.test(law, drafts, before)
         self._decide(ready, scores, law, found == drafts)
         return self._ids(found)
+
+    def law(self, scores: Tensor) -> Tensor:
+        """The distributions of cells over the ids that they may hold; any id where nothing is left."""
+        law = self.sampler.probabilities(scores)
+        if self.allowed is not None:
+            law = law.index_select(-1, self.allowed)
+        return law.nan_to_num(1 / law.shape[-1])
 
     def _decide(self, ready: Ready, scores: Tensor, law: Tensor, kept: Tensor) -> None:
         """Count what is decided: all up to the first cell that changed in some image, and that cell.

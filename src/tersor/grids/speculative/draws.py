@@ -58,6 +58,18 @@ class SeedExact:
             return law.argmax(-1)
         return (law / torch.stack(self.noise[-law.shape[1] :], dim=1)).argmax(-1)
 
+    def draw_at(self, law: Tensor, images: Tensor, cells: Tensor) -> Tensor:
+        """Ids of cells that differ from image to image.
+
+        Args:
+            law: Their distributions.
+            images: Which images, ``[rows, 1]``.
+            cells: Which of the cells that entered and did not leave, ``[rows, cells]``.
+        """
+        if not self.sampler.do_sample:
+            return law.argmax(-1)
+        return (law / torch.stack(self.noise, dim=1)[images, cells]).argmax(-1)
+
     def random(self, images: int, cells: int, ids: int, device: torch.device) -> Tensor:
         """Any ids; not from the user's generator, whose draws belong to the cells."""
         own = torch.Generator(device).manual_seed(cells)

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 from transformers.utils import ModelOutput
 
-from tersor.grids.raster.adapters import Size
+from tersor.grids.geometry import RasterGrid
+from tersor.grids.raster.adapters import Prefix, RasterAdapter, Size
 from tersor.grids.raster.generation import Method, remove
-from tersor.grids.sampling import Generators
+from tersor.grids.sampling import Generators, Sampler
 from tersor.grids.speculative.config import SpeculativeConfig
 from tersor.grids.speculative.decoding import SpeculativeDecoder
+from tersor.grids.speculative.paces import OwnPaces
 
 
 @dataclass
@@ -27,9 +30,9 @@ class SpeculativeOutput(ModelOutput):
         scores: Processed scores ``[batch, vocabulary]`` of each cell, in raster order, with ``output_scores=True``.
         forward_passes: The prefix's pass counts.
         tokens_per_pass: Cells over passes.
-        fed_tokens: Tokens of each image that went through the model, drafts included, prefix not.
-        cells_per_pass: How many cells each pass decided.
-        row_start_pass: The pass that decided each row's first token.
+        fed_tokens: Tokens of an image that went through the model, drafts included, prefix not; the mean of a batch.
+        cells_per_pass: How many cells each pass decided, counted when the last image of the batch has them.
+        row_start_pass: The pass that decided each row's first token, of the last image too.
         acceptance: By row, the share of cells that hold the draft which they had before the pass that decided them.
     """
 
@@ -165,4 +168,14 @@ def remove_speculative(model: Any) -> Any:
     return remove(model)
 
 
-_METHOD = Method("speculative decoding", speculative, SpeculativeConfig, SpeculativeDecoder, SpeculativeOutput)
+def _decoder(
+    config: SpeculativeConfig, grid: RasterGrid, adapter: RasterAdapter, prefix: Prefix, sampler: Sampler, cache: Cache,
+    **options: Any,
+) -> SpeculativeDecoder:  # fmt: skip
+    """Each image at its own pace where that can be, else all of them in lock-step."""
+    images = len(prefix.ids)
+    kind = OwnPaces if OwnPaces.takes(config, sampler, images, options) else SpeculativeDecoder
+    return kind(config, grid, adapter, prefix, sampler, cache, **options)
+
+
+_METHOD = Method("speculative decoding", speculative, SpeculativeConfig, _decoder, SpeculativeOutput)

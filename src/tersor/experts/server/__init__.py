@@ -1,0 +1,1 @@
+"""Many experts behind one endpoint that speaks OpenAI's wire format."""
