@@ -30,7 +30,9 @@ def write(folder: Path, config: dict[str, Any], **shapes: list[int]) -> Path:
 
 
 def test_every_checkpoint_of_the_zoo_passes() -> None:
-    for name in zoo.names():
+    pipelines = {name for name in zoo.names() if (zoo.path(name) / "model_index.json").is_file()}
+    assert pipelines == {"tiny-drag"}, "its test loads it"
+    for name in {*zoo.names()} - pipelines:
         assert check_config(zoo.path(name))["architectures"]
 
 

@@ -56,6 +56,10 @@ def load_pipeline(
             raise TersorError(f"--controlnet was trained on {branch.config.entity_features}; give --features")
     with refused(f"--model {model}"):
         pipe = DragAnythingPipeline.from_pretrained(location, controlnet=branch)
+    # Half precision is slow on a CPU, and a training chooses its own.
+    dtype = torch.float32 if device == "cpu" or begin else torch.float16
+    for part in (pipe.vae, pipe.image_encoder, pipe.unet, *([branch] if branch is not None else [])):
+        torch.nn.Module.to(part, dtype)
     pipe.entity_feature_extractor = _extractor(kind, place or model, pipe, device)
     if branch is None:
         pipe.register_modules(controlnet=new_branch(pipe, pipe.entity_feature_extractor))
