@@ -28,4 +28,5 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "1 of 1: " in capsys.readouterr().out
     assert (tmp_path / "run" / "controlnet" / "config.json").is_file()
-    assert Image.open(tmp_path / "run" / "first.gif").size == (16, 16)
+    with Image.open(tmp_path / "run" / "first.gif") as film:
+        assert film.size == (16, 16)

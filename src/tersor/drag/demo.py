@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,12 +11,11 @@ from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_inter
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
-from tersor.drag.bench.arms import videos
-from tersor.drag.bench.pictures import side_by_side
-from tersor.drag.bench.table import Outcome, outcome
 from tersor.drag.bench.world import KINDS, SIDE, Sample, World
-from tersor.drag.loading import load_pipeline
-from tersor.drag.pipeline import DragAnythingPipeline
+
+if TYPE_CHECKING:
+    from tersor.drag.bench.table import Outcome
+    from tersor.drag.pipeline import DragAnythingPipeline
 
 MODEL = "tiny-drag"
 #: Scenes, as many of each kind.
@@ -29,6 +28,11 @@ WITH, WITHOUT = 305.7, 410.7
 
 def run(on_progress: OnProgress) -> DemoResult:
     """Make the videos; ``on_progress`` is told what is being done."""
+    from tersor.drag.bench.arms import videos
+    from tersor.drag.bench.pictures import side_by_side
+    from tersor.drag.bench.table import outcome
+    from tersor.drag.loading import load_pipeline
+
     pipe = load_pipeline(MODEL)
     base = pipe.base()
     base.set_progress_bar_config(disable=True)
@@ -60,6 +64,8 @@ def run(on_progress: OnProgress) -> DemoResult:
 
 def operations(pipe: DragAnythingPipeline, sample: Sample) -> float:
     """Multiplications of a video with the branch, in those of one without."""
+    from tersor.drag.bench.arms import videos
+
     counts = []
     for each in (pipe, pipe.base()):
         each.set_progress_bar_config(disable=True)

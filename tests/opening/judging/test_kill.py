@@ -84,7 +84,7 @@ def test_five_kills_among_2000_battles_change_nothing(store, mini_root) -> None:
 
 
 def test_an_interrupt_ends_at_once_and_keeps_what_was_said(run) -> None:
-    with running(latency=0.2) as server:
+    with running(latency=1.0) as server:
         process = start(run, server.base, 0)
         while len(run.raw("endpoint:mock")) < 16:
             time.sleep(0.02)
