@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from tersor import zoo
 from tersor._errors import TersorError
@@ -54,6 +55,7 @@ def load_pipeline(
         known = (branch.config.entity_features or {}).get("kind", "vae")
         if features is None and known != "vae":
             raise TersorError(f"--controlnet was trained on {branch.config.entity_features}; give --features")
+    logging.disable_progress_bar()
     with refused(f"--model {model}"):
         pipe = DragAnythingPipeline.from_pretrained(location, controlnet=branch)
     # Half precision is slow on a CPU, and a training chooses its own.
