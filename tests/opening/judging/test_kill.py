@@ -35,6 +35,8 @@ def start(store: Store, base: str, rep: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(JUDGE), str(store.folder), base, str(rep)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src")},
+        # What a shell starts in the background ignores interrupts, and so would the judge.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
