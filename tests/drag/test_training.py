@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from drag_models import branch, svd
 
 from tersor._errors import TersorError
@@ -140,6 +142,24 @@ def test_videos_of_the_first_clip_are_made_before_and_at_the_end(tmp_path: Path)
     ]  # fmt: skip
 
 
+def test_in_half_precision_the_branch_stays_in_float32_and_videos_are_made(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        pipe = pipeline()
+        plan = dataclasses.replace(
+            PLAN, max_train_steps=1, mixed_precision="bf16", gradient_checkpointing=True, validation_steps=1
+        )
+        assert np.isfinite(train(pipe, clips(2), plan, tmp_path)).all()
+        assert (pipe.unet.dtype, pipe.controlnet.dtype, pipe.vae.dtype) == (
+            torch.bfloat16,
+            torch.float32,
+            torch.float32,
+        )
+        assert len([*(tmp_path / "validation").iterdir()]) == 2
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_what_cannot_be_trained_is_refused_before_it_starts(tmp_path: Path) -> None:
     pipe = pipeline()
     with pytest.raises(TersorError, match="there are no clips"):
@@ -154,6 +174,12 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(tmp_path: Path) -> N
     )
     with pytest.raises(TersorError, match="takes features of 12 channels, the extractor gives 4"):
         train(wrong, clips(1), PLAN, tmp_path)
+    changed = pipeline()
+    vae = copy.deepcopy(changed.vae)
+    torch.nn.init.normal_(vae.quant_conv.weight)
+    changed.entity_feature_extractor = VaeFeatures(vae, "another")
+    with pytest.raises(TersorError, match="trained on the features of tiny, and those of another are others"):
+        train(changed, clips(1), PLAN, tmp_path)
     for changes, said in (
         ({"max_train_steps": 0}, "max_train_steps=0 must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),

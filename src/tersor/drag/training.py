@@ -26,6 +26,7 @@ from tersor._images import gif_bytes
 from tersor.drag.batches import Batch, Encoder, planned, seeded
 from tersor.drag.controlnet import SpatioTemporalControlNetModel
 from tersor.drag.data import Clip, Clips
+from tersor.drag.features import check_record
 from tersor.drag.injection import injected
 from tersor.drag.objective import LOSS_MASKS, Scalings, draw_sigmas, masked_loss
 from tersor.drag.pipeline import DragAnythingPipeline
@@ -271,6 +272,7 @@ class _Run:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    @torch.no_grad()
     def _validate(self, step: int) -> None:
         """A video of the first clip's scene; before the first update, too, so that what cannot be made fails then."""
         if not (self.plan.validation_steps and self.accelerator.is_main_process):
@@ -279,11 +281,14 @@ class _Run:
         training = self.branch.training
         self.branch.eval()
         frames, height, width = clip.masks.shape
-        made = self.pipe(
+        latents = self.pipe(
             Image.fromarray(clip.frames[0]), clip.scene(), height, width, frames, fps=self.plan.fps,
             motion_bucket_id=self.plan.motion_bucket_id, noise_aug_strength=self.plan.noise_aug_strength,
-            num_inference_steps=_VALIDATED, generator=seeded(self.plan.seed),
-        ).frames[0]  # fmt: skip
+            num_inference_steps=_VALIDATED, generator=seeded(self.plan.seed), output_type="latent",
+        ).frames  # fmt: skip
+        # The VAE stays in float32, whatever the UNet is in.
+        pixels = self.pipe.decode_latents(latents.float(), frames, 8)
+        made = self.pipe.video_processor.postprocess_video(pixels, "pil")[0]
         self.branch.train(training)
         _atomic.write_bytes(self.out / "validation" / f"step-{step:07}.gif", gif_bytes(made, 1000 // self.plan.fps))
 
@@ -333,9 +338,10 @@ def _check(pipe: DragAnythingPipeline, clips: Clips) -> None:
     height, width = clip.masks.shape[1:]
     pipe._check_sizes(height, width)
     channels = 2 * pipe.controlnet.config.entity_embedding_out_channels[0]
-    given = pipe.entity_feature_extractor.record["channels"]
-    if given != channels:
-        raise TersorError(f"the branch takes features of {channels} channels, the extractor gives {given}")
+    given = pipe.entity_feature_extractor.record
+    if given["channels"] != channels:
+        raise TersorError(f"the branch takes features of {channels} channels, the extractor gives {given['channels']}")
+    check_record(pipe.controlnet.config.entity_features, given)
 
 
 def _to_train(branch: SpatioTemporalControlNetModel, rank: int) -> list[nn.Parameter]:
