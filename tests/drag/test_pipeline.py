@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from drag_models import FRAMES, SIDE, branch, entities, features, picture, svd
+from drag_models import FRAMES, SIDE, branch, entities, features, picture, square, svd
 
 from tersor._errors import TersorError
+from tersor.drag.controlnet import SpatioTemporalControlNetModel
 from tersor.drag.features import VaeFeatures
 from tersor.drag.pipeline import MAP_FRAMES, DragAnythingPipeline
-
-# Of diffusers' scheduler.
+from tersor.drag.scene import Entity, Scene
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,23 @@ def test_scenes_must_be_as_many_as_pictures_and_of_their_size(plain) -> None:
         shown(drag(plain), entities(), image=[picture(), picture()], features=features())
     with pytest.raises(TersorError, match=r"entity 'box 0': mask is \(32, 32\), the scene \(32, 16\)"):
         shown(drag(plain), entities(), image=picture().crop((0, 0, 16, 32)), features=features())
+
+
+def test_one_frame_of_maps_is_in_memory_at_once_at_full_size(plain, monkeypatch) -> None:
+    """25 frames of 576 by 1,024 pixels on the branch of the published size, counted without any numbers."""
+    with torch.device("meta"):
+        full = SpatioTemporalControlNetModel()
+    pipe, sizes = drag(plain), []
+
+    def counted(self: Any, tracks: Any, vectors: Any, frames: range, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+        found = [torch.empty(len(frames), width, 576, 1024, device="meta") for width in (3, vectors.shape[1])]
+        sizes.append(sum(each.nbytes for each in found))
+        return found[0], found[1]
+
+    monkeypatch.setattr(DragAnythingPipeline, "control_maps", counted)
+    monkeypatch.setattr(DragAnythingPipeline, "_execution_device", torch.device("meta"))
+    pipe.register_modules(controlnet=full)
+    scene = Scene(1024, 576, 25, (Entity(square(100, 200, 90, side=1024)[:576], [(0, 0), (40, 8)]),))
+    found = pipe.encode_scene(scene, torch.zeros(1, 320))
+    assert found.shape == (25, 320, 72, 128) and len(sizes) == 25
+    assert max(sizes) == (3 + 160) * 576 * 1024 * 4

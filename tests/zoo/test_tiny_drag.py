@@ -1,0 +1,75 @@
+"""tiny-drag is what its card says: a real SVD pipeline whose branch moves what it is told to move."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from PIL import Image
+
+from tersor import zoo
+from tersor._errors import TersorError
+from tersor.drag.bench.arms import videos
+from tersor.drag.bench.table import outcome
+from tersor.drag.bench.world import FRAMES, SIDE, World
+from tersor.drag.loading import load_pipeline
+from tersor.drag.maps import Tracks, gaussian_maps
+from tersor.drag.scene import Entity, Scene
+
+NAME = "tiny-drag"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return load_pipeline(NAME)
+
+
+def test_it_is_a_real_pipeline_of_a_few_megabytes(pipe: Any) -> None:
+    assert type(pipe.unet) is UNetSpatioTemporalConditionModel and pipe.unet.dtype == torch.float32
+    files = [each for each in zoo.path(NAME).rglob("*") if each.is_file()]
+    assert sum(each.stat().st_size for each in files) < 12e6
+    with pytest.raises(TersorError, match="is a pipeline; load it with"):
+        zoo.load_model(NAME)
+
+
+def test_the_card_quotes_the_lock(pipe: Any) -> None:
+    card, lock = zoo.card(NAME), json.loads((zoo.path(NAME) / "recipe.lock.json").read_text())
+    for part, count in lock["parameters"].items():
+        assert f"{count:,}" in card and count == sum(each.numel() for each in getattr(pipe, part).parameters())
+    assert f"{lock['scores']['vae']['psnr']:.1f} dB" in card and f"{lock['minutes']:.0f} minutes" in card
+    assert lock["minutes"] <= 60
+
+
+def test_it_moves_entities_of_new_scenes_nearer_to_their_paths(pipe: Any) -> None:
+    samples = [World(24, 31).sample(index) for index in range(24)]
+    found = outcome(samples, videos(pipe, samples, steps=10, seed=1, batch=12))
+    free = outcome(samples, videos(pipe.base(), samples, steps=10, seed=1, batch=12))
+    assert np.mean(found.objmc) < 0.85 * np.mean(free.objmc)
+
+
+def leak(frames: np.ndarray, maps: np.ndarray) -> float:
+    """Correlation between what departs from a frame's mean and the Gaussian maps."""
+    grey = frames.mean(-1)
+    return float(np.corrcoef((grey - grey.mean((1, 2), keepdims=True)).ravel(), maps.ravel())[0, 1])
+
+
+@pytest.mark.xfail(reason="the branch of today draws a disc where its control is: 0.35 (docs/draganything.md)")
+def test_control_maps_do_not_show_in_the_video(pipe: Any) -> None:
+    """Of a first frame in one colour; a sum of frame and maps would be seen."""
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[8:15, 5:12] = True
+    scene = Scene(SIDE, SIDE, FRAMES, (Entity(mask, [(0, 0), (7, 2)]),))
+    maps = gaussian_maps(Tracks.of(scene), range(FRAMES))[:, 0].numpy()
+    found = []
+    for colour in ((110, 130, 120), (90, 90, 150), (150, 120, 100)):
+        made = pipe(
+            Image.new("RGB", (SIDE, SIDE), colour), scene, SIDE, SIDE, num_inference_steps=10, output_type="np",
+            max_guidance_scale=1.0, generator=torch.Generator().manual_seed(0),
+        ).frames[0]  # fmt: skip
+        found.append(leak(made, maps))
+        assert leak(made + 0.2 * maps[..., None] / 255, maps) > 0.3
+    assert abs(np.mean(found)) < 0.1, found
