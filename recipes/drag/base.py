@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tersor.bench.measure import seed_of
 from tersor.drag.bench.world import FRAMES, SIDE
 from tersor.drag.data import Clip
-from tersor.drag.objective import Scalings, draw_sigmas
+from tersor.drag.objective import Noised, Scalings, draw_sigmas
 
 #: Weight of the distance between the codes' distribution and the normal one.
 _DIVERGENCE = 1e-6
@@ -92,33 +94,46 @@ def train_vae(
 ) -> Progress:
     """Train the autoencoder to give clips back, and set its scale so that latents have unit variance."""
     vae = pipe.vae
-    optimizer = torch.optim.AdamW(vae.parameters(), plan.vae_rate)
-    run = Run(state, plan, seed, vae, optimizer, Progress())
-    while run.progress.step < plan.vae_steps:
-        step = run.progress.step
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         pixels = _pixels(clips, torch.randint(len(clips), (_VAE_CLIPS,), generator=generator))
         begin = step % (FRAMES - _VAE_FRAMES + 1)
         pixels = pixels[:, begin : begin + _VAE_FRAMES].flatten(0, 1)
-        set_rate(optimizer, plan.vae_rate * _share(step, plan.vae_steps))
+        law = vae.encode(pixels).latent_dist
+        seen = vae.decode(law.sample(generator), num_frames=_VAE_FRAMES).sample
+        return F.l1_loss(seen, pixels) + 4 * F.mse_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
 
-        def update(pixels: Tensor = pixels, generator: torch.Generator = generator) -> float:
-            law = vae.encode(pixels).latent_dist
-            seen = vae.decode(law.sample(generator), num_frames=_VAE_FRAMES).sample
-            loss = F.l1_loss(seen, pixels) + 4 * F.mse_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.item()
-
-        loss = run.advance(update)
-        if run.progress.step % 100 == 0:
-            run.note({"vae": run.progress.step, "loss": round(loss, 4)})
-        run.save(now=run.progress.step == plan.vae_steps)
+    progress = _train("vae", vae, loss, plan.vae_steps, plan.vae_rate, plan, seed, state)
     with torch.no_grad():
         latents = vae.encode(_pixels(clips, torch.arange(min(64, len(clips)))).flatten(0, 1)).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    return progress
+
+
+def _train(
+    name: str, model: Any, loss: Callable[[int, torch.Generator], Tensor], steps: int, rate: float, plan: BasePlan,
+    seed: int, state: Path,
+) -> Progress:  # fmt: skip
+    """Make the loss of a part smaller; its curve has the mean of every hundred updates."""
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
+    run, losses = Run(state, plan, seed, model, optimizer, Progress()), list[float]()
+
+    def update() -> float:
+        step = run.progress.step
+        found = loss(step, torch.Generator().manual_seed(seed_of(seed, step)))
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return found.item()
+
+    while run.progress.step < steps:
+        set_rate(optimizer, rate * _share(run.progress.step, steps))
+        losses.append(run.advance(update))
+        if run.progress.step % 100 == 0:
+            run.note({name: run.progress.step, "loss": round(sum(losses) / len(losses), 4)})
+            losses = []
+        run.save(now=run.progress.step == steps)
     return run.progress
 
 
@@ -150,44 +165,18 @@ def train_unet(
     pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Path
 ) -> Progress:
     """Train the UNet to take noise away, knowing the first frame."""
-    unet = pipe.unet
-    optimizer = torch.optim.AdamW(unet.parameters(), plan.unet_rate)
-    run = Run(state, plan, seed, unet, optimizer, Progress())
     latents, first, told = encoded(pipe, clips)
-    losses: list[float] = []
-    while run.progress.step < plan.unet_steps:
-        step = run.progress.step
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(clips), (plan.batch_size,), generator=generator)
-        set_rate(optimizer, plan.unet_rate * _share(step, plan.unet_steps))
+        sigmas = draw_sigmas(len(rows), 0.0, 1.6, generator)
+        noise = torch.randn(latents[rows].shape, generator=generator)
+        noised = Noised.of(latents[rows], first[rows], sigmas, noise)
+        ids = torch.tensor([[6, 128, NOISE]] * len(rows))
+        out = pipe.unet(noised.seen, Scalings(sigmas).timestep, told[rows], ids, return_dict=False)[0]
+        return (noised.known.weight * (noised.predicted(out) - latents[rows]) ** 2).mean()
 
-        def update(rows: Tensor = rows, generator: torch.Generator = generator) -> float:
-            loss = _denoising(unet, latents[rows], first[rows], told[rows], generator)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.item()
-
-        losses.append(run.advance(update))
-        if run.progress.step % 100 == 0:
-            run.note({"unet": run.progress.step, "loss": round(sum(losses) / len(losses), 4)})
-            losses = []
-        run.save(now=run.progress.step == plan.unet_steps)
-    return run.progress
-
-
-def _denoising(
-    unet: UNetSpatioTemporalConditionModel, latents: Tensor, first: Tensor, told: Tensor, generator: torch.Generator
-) -> Tensor:
-    sigmas = draw_sigmas(len(latents), 0.0, 1.6, generator)
-    known = Scalings(sigmas.view(-1, 1, 1, 1, 1))
-    noisy = latents + known.sigma * torch.randn(latents.shape, generator=generator)
-    seen = torch.cat([known.c_in * noisy, first[:, None].expand_as(latents)], dim=2)
-    ids = torch.tensor([[6, 128, NOISE]] * len(latents))
-    out = unet(seen, Scalings(sigmas).timestep, told, ids, return_dict=False)[0]
-    predicted = known.c_out * out + known.c_skip * noisy
-    return (known.weight * (predicted - latents) ** 2).mean()
+    return _train("unet", pipe.unet, loss, plan.unet_steps, plan.unet_rate, plan, seed, state)
 
 
 def _pixels(clips: Sequence[Clip], rows: Tensor) -> Tensor:

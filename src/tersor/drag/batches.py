@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -94,8 +93,8 @@ def kept_numbers(clip: Clip, dropout: float, generator: torch.Generator) -> list
 class Encoder:
     """Makes of clips what a training needs, by the frozen parts of a pipeline.
 
-    What is the same whenever a clip is drawn, its entities' features and what the image encoder says of its first
-    frame, is computed once and kept by the clip's name.
+    What is the same whenever a clip is drawn, its entities' features and discs and what the image encoder says of its
+    first frame, is computed once and kept by the clip's name.
 
     Args:
         pipe: Its VAE, image encoder, entity features and way to draw maps are used.
@@ -110,7 +109,7 @@ class Encoder:
     fps: int
     motion_bucket_id: int
     noise_aug_strength: float
-    _known: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _known: dict[str, tuple[Tensor, Tensor, Tracks]] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[Clip], generator: torch.Generator) -> Batch:
@@ -126,32 +125,33 @@ class Encoder:
         kept = [kept_numbers(clip, self.entity_dropout, generator) for clip in clips]
         known = [self._of(clip, start) for clip, start in zip(clips, (pixels[:, 0] + 1) / 2, strict=True)]
         maps = [
-            self._maps(clip, own, vectors) for clip, own, (_, vectors) in zip(clips, kept, known, strict=True)
+            self._maps(clip, own, vectors, tracks)
+            for clip, own, (_, vectors, tracks) in zip(clips, kept, known, strict=True)
         ]  # fmt: skip
         covered = torch.stack([
             torch.isin(torch.from_numpy(clip.masks), torch.tensor(own)) for clip, own in zip(clips, kept, strict=True)
         ])  # fmt: skip
         rows, columns = latents.shape[-2:]
         return Batch(
-            latents.unflatten(0, pixels.shape[:2]), first, torch.cat([told for told, _ in known]),
+            latents.unflatten(0, pixels.shape[:2]), first, torch.cat([told for told, *_ in known]),
             ids.repeat(len(clips), 1), torch.stack([near for near, _ in maps]).to(device),
             torch.stack([what for _, what in maps]).to(device), latent_masks(covered, (rows, columns)).to(device),
         )  # fmt: skip
 
-    def _of(self, clip: Clip, start: Tensor) -> tuple[Tensor, Tensor]:
-        """What the image encoder says of a clip's first frame, and the features of all its entities."""
+    def _of(self, clip: Clip, start: Tensor) -> tuple[Tensor, Tensor, Tracks]:
+        """What the image encoder says of a clip's first frame, and features and discs of all its entities."""
         if clip.name not in self._known:
             extractor = self.pipe.entity_feature_extractor
             assert extractor is not None  # `train` has looked
             found = extractor(start, torch.Generator().manual_seed(FEATURE_SEED))
             told = self.pipe._encode_image([Image.fromarray(clip.frames[0])], self.pipe.vae.device, 1, False)
-            self._known[clip.name] = told, entity_features(found, clip.scene()).float().cpu()
+            scene = clip.scene()
+            tracks = Tracks.of(scene, max_radius=self.pipe.controlnet.config.max_radius)
+            self._known[clip.name] = told, entity_features(found, scene).float().cpu(), tracks
         return self._known[clip.name]
 
-    def _maps(self, clip: Clip, numbers: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps of one clip, drawn as the pipeline draws those of a scene."""
-        config: Any = self.pipe.controlnet.config
-        rows = [clip.numbers().index(number) for number in numbers]
-        tracks = Tracks.of(clip.scene(numbers), max_radius=config.max_radius)
-        frames = range(len(clip.frames))
-        return self.pipe.control_maps(tracks, entity_vectors(vectors[rows]), frames, config.map_mode)
+    def _maps(self, clip: Clip, numbers: Sequence[int], vectors: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor]:
+        """The maps of some entities of a clip, drawn as the pipeline draws those of a scene."""
+        kept = tracks.only([clip.numbers().index(number) for number in numbers])
+        mode: str = self.pipe.controlnet.config.map_mode
+        return self.pipe.control_maps(kept, entity_vectors(vectors), range(kept.num_frames), mode)

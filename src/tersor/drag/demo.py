@@ -11,6 +11,7 @@ from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_inter
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.drag.bench.evaluation import error_taken_away
 from tersor.drag.bench.world import KINDS, SIDE, Sample, World
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ def run(on_progress: OnProgress) -> DemoResult:
 
     pipe = load_pipeline(MODEL)
     base = pipe.base()
-    base.set_progress_bar_config(disable=True)
     samples = [World(SCENES, DEMO_SEED).sample(index) for index in range(SCENES)]
     on_progress(f"{MODEL}: {SCENES} videos along their paths")
     dragged = videos(pipe, samples, steps=PASSES, seed=DEMO_SEED)
@@ -68,7 +68,6 @@ def operations(pipe: DragAnythingPipeline, sample: Sample) -> float:
 
     counts = []
     for each in (pipe, pipe.base()):
-        each.set_progress_bar_config(disable=True)
         with FlopCounterMode(display=False) as counter:
             videos(each, [sample], steps=PASSES, seed=0)
         counts.append(counter.get_total_flops())
@@ -90,22 +89,15 @@ def judge(less: Estimate, than_still: Estimate) -> str:
     return "holds" if less.low >= 1 - WITH / WITHOUT and than_still.low > 0 else "partly"
 
 
-def less_error(own: Outcome, other: Outcome) -> Estimate:
-    """Share of another's ObjMC that is taken away, over the same scenes."""
-    difference = bootstrap_difference(other.objmc, own.objmc)
-    whole = float(np.mean(other.objmc))
-    return Estimate(difference.value / whole, difference.low / whole, difference.high / whole, difference.interval)
-
-
 def _records(samples: list[Sample], rows: dict[str, Outcome], cost: float) -> list[Record]:
     record: Any = demo_records("draganything", MODEL)
     drag, free, still = (rows[name] for name in ("drag", "free", "still"))
-    less, item = less_error(drag, free), "entities along paths"
+    less, item = error_taken_away(drag.objmc, free.objmc), "entities along paths"
     found = [
         record(
             item, "error of motion taken away", "share", less, SCENES, claim=1 - WITH / WITHOUT,
             claim_source=f"ObjMC {WITH} against {WITHOUT} of SVD alone, VIPSeg (arXiv 2403.07420, section 4)",
-            baseline=0.0, peer=less_error(still, free).value, peer_name="still picture",
+            baseline=0.0, peer=error_taken_away(still.objmc, free.objmc).value, peer_name="still picture",
             verdict=judge(less, bootstrap_difference(still.objmc, drag.objmc)),
         ),
         record(

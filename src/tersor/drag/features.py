@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +104,7 @@ class DiffusionFeatures:
     prompt: str = ""
     size: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
         told = ("name", "up_block_index", "timestep", "ensemble_size", "prompt")
@@ -159,7 +160,7 @@ class DinoFeatures:
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
         channels = int(self.model.config.hidden_size)
@@ -190,7 +191,7 @@ class VaeFeatures:
     vae: Any
     name: str
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """See `EntityFeatureExtractor`."""
         channels = int(self.vae.config.latent_channels)

@@ -5,8 +5,8 @@ Maps are made a few frames at a time, because those of a whole video would be th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -67,6 +67,12 @@ class Tracks:
             numbers.sort(key=lambda number: -radii[number])
         centers = np.stack([scene.entities[number].centers(scene.num_frames) for number in numbers])
         return cls(scene.width, scene.height, centers, tuple(radii[number] for number in numbers), tuple(numbers))
+
+    def only(self, numbers: Collection[int]) -> Tracks:
+        """Those of some entities of the scene, drawn in the same order."""
+        kept = [place for place, number in enumerate(self.numbers) if number in numbers]
+        radii, own = (tuple(each[place] for place in kept) for each in (self.radii, self.numbers))
+        return replace(self, centers=self.centers[kept], radii=radii, numbers=own)
 
     @property
     def num_frames(self) -> int:

@@ -50,6 +50,39 @@ class Scalings:
         return (1 + self.sigma**2) / self.sigma**2
 
 
+@dataclass(frozen=True)
+class Noised:
+    """Latents with noise: what the UNet is shown of them, and what its output says that they are.
+
+    Args:
+        noisy: ``[batch, frames, channels, rows, columns]``.
+        seen: Those, scaled, with the first frame's latents beside them in channels.
+        known: Of the noise, for ``noisy``.
+    """
+
+    noisy: Tensor
+    seen: Tensor
+    known: Scalings
+
+    @classmethod
+    def of(cls, latents: Tensor, first: Tensor, sigmas: Tensor, noise: Tensor) -> Noised:
+        """Add noise.
+
+        Args:
+            latents: ``[batch, frames, channels, rows, columns]``.
+            first: Latents of the first frame, ``[batch, channels, rows, columns]``.
+            sigmas: Standard deviations, ``[batch]``.
+            noise: Normal, as ``latents``.
+        """
+        known = Scalings(sigmas.view(-1, 1, 1, 1, 1))
+        noisy = latents + known.sigma * noise.to(latents)
+        return cls(noisy, torch.cat([known.c_in * noisy, first[:, None].expand_as(latents)], dim=2), known)
+
+    def predicted(self, out: Tensor) -> Tensor:
+        """The latents that the UNet's output stands for."""
+        return self.known.c_out * out.float() + self.known.c_skip * self.noisy
+
+
 def draw_sigmas(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """Standard deviations of the noise whose logarithms are normal, ``[count]``."""
     return (mean + std * torch.randn(count, generator=generator)).exp()

@@ -147,7 +147,9 @@ class DragAnythingPipeline(StableVideoDiffusionPipeline):  # type: ignore[misc]
     def base(self) -> StableVideoDiffusionPipeline:
         """Plain Stable Video Diffusion, of the same parts."""
         parts = {name: part for name, part in self.components.items() if name != "controlnet"}
-        return StableVideoDiffusionPipeline(**parts)
+        plain = StableVideoDiffusionPipeline(**parts)
+        plain.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return plain
 
     @torch.no_grad()
     def encode_scene(

@@ -28,7 +28,7 @@ from tersor.drag.controlnet import SpatioTemporalControlNetModel
 from tersor.drag.data import Clip, Clips
 from tersor.drag.features import check_record
 from tersor.drag.injection import injected
-from tersor.drag.objective import LOSS_MASKS, Scalings, draw_sigmas, masked_loss
+from tersor.drag.objective import LOSS_MASKS, Noised, Scalings, draw_sigmas, masked_loss
 from tersor.drag.pipeline import DragAnythingPipeline
 from tersor.training.claim import alone, claim
 
@@ -305,27 +305,25 @@ def batch_loss(
         plan: The noise and what the loss is over.
         generator: On the CPU.
     """
-    latents, device = batch.latents, batch.latents.device
-    sigmas = draw_sigmas(len(latents), plan.sigma_log_mean, plan.sigma_log_std, generator).to(device)
-    known = Scalings(sigmas.view(-1, 1, 1, 1, 1))
-    noisy = latents + known.sigma * torch.randn(latents.shape, generator=generator).to(latents)
+    device, chance = batch.latents.device, plan.conditioning_dropout_prob
+    sigmas = draw_sigmas(len(batch.latents), plan.sigma_log_mean, plan.sigma_log_std, generator).to(device)
+    known = Scalings(sigmas)
+    noise = torch.randn(batch.latents.shape, generator=generator)
     # Three cases that exclude each other, as InstructPix2Pix has it (arXiv 2211.09800, section 3.2.1).
-    drawn, chance = torch.rand(len(latents), generator=generator).to(device), plan.conditioning_dropout_prob
+    drawn = torch.rand(len(batch.latents), generator=generator).to(device)
     told = batch.told * (drawn >= 2 * chance)[:, None, None]
     first = batch.first * ((drawn < chance) | (drawn >= 3 * chance))[:, None, None, None]
-    seen = torch.cat([known.c_in * noisy, first[:, None].expand_as(latents)], dim=2)
+    noised = Noised.of(batch.latents, first, sigmas, noise)
     parameter = next(unet.parameters())
-    timestep = Scalings(sigmas).timestep
     residuals = branch(
-        seen, timestep, told.to(seen), batch.ids, batch.gaussian, batch.entities, return_dict=False
+        noised.seen, known.timestep, told.to(noised.seen), batch.ids, batch.gaussian, batch.entities, return_dict=False
     )  # fmt: skip
     with injected(unet, lambda *args, **keywords: residuals):
         out = unet(
-            seen.to(parameter.dtype), timestep.to(parameter.dtype), told.to(parameter.dtype),
+            noised.seen.to(parameter.dtype), known.timestep.to(parameter.dtype), told.to(parameter.dtype),
             batch.ids.to(parameter.dtype), return_dict=False,
         )[0]  # fmt: skip
-    predicted = known.c_out * out.float() + known.c_skip * noisy
-    return masked_loss(predicted, latents, Scalings(sigmas).weight, batch.masks, plan.loss_mask)
+    return masked_loss(noised.predicted(out), batch.latents, known.weight, batch.masks, plan.loss_mask)
 
 
 def _check(pipe: DragAnythingPipeline, clips: Clips) -> None:

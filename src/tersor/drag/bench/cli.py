@@ -67,7 +67,7 @@ def table_records(
 ) -> list[Record]:  # fmt: skip
     """Every figure of every row in every group of scenes, the trainings apart, and what the best saves on a point."""
     from tersor.bench.measure import over_seeds
-    from tersor.drag.bench.table import against, figure, groups, names
+    from tersor.drag.bench.table import against, figure, groups, names, trainings
 
     records = []
     for group, places in groups(samples).items():
@@ -79,7 +79,7 @@ def table_records(
             value = against(rows, BEST, POINT, "objmc", places)
             records.append(make(f"{BEST}: {group}", LESS, "share", value, len(places)))
     for name in names(rows):
-        means = [sum(row.objmc) / len(row.objmc) for key, row in rows.items() if key.rsplit(" / ", 1)[0] == name]
+        means = [sum(row.objmc) / len(row.objmc) for row in trainings(rows, name)]
         if len(means) > 1:
             records.append(make(f"{name}: over trainings", "ObjMC", "pixels", over_seeds(means), len(means)))
     return records

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tersor._lazy import require
+from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.drag.bench.world import FRAMES, MOST, SIDE, Sample
 from tersor.drag.metrics import Motion, motion_error
 from tersor.drag.tracking import least_place
@@ -34,6 +36,12 @@ def motion_of(sample: Sample, frames: np.ndarray) -> Motion:
     # As tracks of the frame's middle, which no path takes out of the frame.
     middle = np.full(2, SIDE / 2)
     return motion_error(np.stack(found, axis=1) + middle, np.stack(wanted, axis=1) + middle, (SIDE, SIDE), visible)
+
+
+def error_taken_away(own: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Share of another row's error that one row does not make, over the same scenes."""
+    less, whole = bootstrap_difference(other, own), float(np.mean(other))
+    return Estimate(less.value / whole, less.low / whole, less.high / whole, less.interval)
 
 
 def layer_track(mask: np.ndarray, frames: np.ndarray) -> np.ndarray:

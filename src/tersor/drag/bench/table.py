@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tersor._weights import fingerprint
-from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
+from tersor.bench.measure import Estimate, bootstrap_interval
 from tersor.bench.runs import Finished, OnProgress
 from tersor.drag.bench.arms import new_arm, videos
-from tersor.drag.bench.evaluation import motion_of
+from tersor.drag.bench.evaluation import error_taken_away, motion_of
 from tersor.drag.bench.world import KINDS, Sample, World
 from tersor.drag.data import Clip
 from tersor.drag.training import DragTraining, train
@@ -156,16 +156,24 @@ def groups(samples: Sequence[Sample]) -> dict[str, list[int]]:
     return {name: places for name, places in found.items() if places}
 
 
+def trainings(rows: dict[str, Outcome], name: str) -> list[Outcome]:
+    """One row's trainings."""
+    return [row for key, row in rows.items() if _name(key) == name]
+
+
 def over_seeds_of(rows: dict[str, Outcome], name: str, measure: str) -> np.ndarray:
     """One row's figures, ``[scenes]``: of each scene the mean over the trainings."""
-    found = [getattr(row, measure) for key, row in rows.items() if key.rsplit(" / ", 1)[0] == name]
-    mean: np.ndarray = np.mean(found, axis=0)
+    mean: np.ndarray = np.mean([getattr(row, measure) for row in trainings(rows, name)], axis=0)
     return mean
 
 
 def names(rows: dict[str, Outcome]) -> list[str]:
     """The rows, without their seeds."""
-    return list(dict.fromkeys(key.rsplit(" / ", 1)[0] for key in rows))
+    return list(dict.fromkeys(map(_name, rows)))
+
+
+def _name(key: str) -> str:
+    return key.rsplit(" / ", 1)[0]
 
 
 def figure(rows: dict[str, Outcome], name: str, measure: str, places: Sequence[int]) -> Estimate:
@@ -175,6 +183,5 @@ def figure(rows: dict[str, Outcome], name: str, measure: str, places: Sequence[i
 
 def against(rows: dict[str, Outcome], name: str, other: str, measure: str, places: Sequence[int]) -> Estimate:
     """How much less one row errs than another on the same scenes, as a share of the other's error."""
-    own, theirs = (over_seeds_of(rows, each, measure)[[*places]] for each in (name, other))
-    less, whole = bootstrap_difference(theirs, own), float(theirs.mean())
-    return Estimate(less.value / whole, less.low / whole, less.high / whole, less.interval)
+    own, theirs = (over_seeds_of(rows, each, measure)[[*places]].tolist() for each in (name, other))
+    return error_taken_away(own, theirs)
