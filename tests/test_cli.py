@@ -13,6 +13,7 @@ from typer.main import get_command
 from tersor import __version__, zoo
 from tersor._errors import TersorError
 from tersor.cli import app, run
+from tersor.lowbit.kernels import KERNELS
 
 GENERATE = ["generate", "--max-new-tokens", "8"]
 
@@ -127,7 +128,7 @@ def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
     assert run(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kernels"] == dict.fromkeys(("packed_attention", "quantize_pack", "delta_linear"), "cpu on cpu")
+    assert facts["kernels"] == dict.fromkeys(KERNELS, "cpu on cpu")
     assert run(["env"]) == 0
     assert "packed_attention: cpu on cpu" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from triton.runtime import driver
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
 from tersor.lowbit.kernels.delta_linear import triton as deltas
-from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart
+from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, Window
 from tersor.lowbit.kernels.packed_attention import triton as attention
 from tersor.lowbit.kernels.quantize_pack import triton as packing
 from tersor.lowbit.packing import packed_width
@@ -61,18 +61,21 @@ def main() -> None:
     deltas._delta_linear_kernel = CompileOnly(deltas._delta_linear_kernel)
     generator = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(1, 2, 20, 64, generator=generator).half() for _ in range(2))
-    mask, factor = torch.ones(1, 1, 1, 20, dtype=torch.bool), torch.ones(1, 1, 20)
-    bias = torch.zeros(1, 8, 1, 20)
+    factor, valid = torch.ones(1, 1, 20), torch.ones(1, 1, 20, dtype=torch.bool)
+    positions = torch.arange(20, dtype=torch.int32)[None, None]
+    mask, bias = torch.ones(1, 1, 1, 40, dtype=torch.bool), torch.zeros(1, 8, 1, 40)
     scale = channel_scale(values)
     plain: list[Any] = [RawPart(keys, values)]
-    full: list[Any] = [RawPart(keys.bfloat16(), values.bfloat16(), mask, factor, factor)]
-    for bits in attention.SLOTTED_BITS:
+    full: list[Any] = [RawPart(keys.bfloat16(), values.bfloat16(), positions, valid, factor, factor)]
+    for bits in (2, 3, 4, 8):
         coded = encode_keys_channelwise(keys, bits), encode_values_channel_separable(values, bits, scale)
         plain.append(PackedPart(*coded, scale))
-        full.append(PackedPart(*coded, scale, mask, factor, factor, bias))
+        full.append(PackedPart(*coded, scale, positions, valid, factor, factor))
     driver.set_active(AbsentDevice(90))
-    attention.packed_attention(torch.zeros(1, 8, 1, 64, dtype=torch.float16), full, scaling=0.125)
-    attention.packed_attention(torch.zeros(1, 8, 3, 64), plain, scaling=0.125)
+    window = Window(keys, values, 17, valid[0])
+    query = torch.zeros(1, 8, 1, 64, dtype=torch.float16)
+    attention.packed_attention(query, full, window, scaling=0.125, mask=mask, score_bias=bias)
+    attention.packed_attention(torch.zeros(1, 8, 3, 64), plain, window, scaling=0.125)
     minimum, step = full[-1].keys.minimum, full[-1].keys.step
     packing.quantize_pack(keys, minimum, step, 4)
     for bits in (2, 3, 4, 8):

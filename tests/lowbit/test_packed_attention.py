@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tersor.kv.engine.tree import map_tensors
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
 from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels import KERNELS, backends, get_kernel, triton_runtime, unavailable_reason
-from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, reference
+from tersor.lowbit.kernels.packed_attention import PackedPart, PartTable, RawPart, Window, reference
 
 #: Back ends that compute on CPU tensors here, Triton in its interpreter.
 BACKENDS = [
@@ -27,26 +28,63 @@ BACKENDS = [
 EXAMPLES = {"cpu": 500, "triton": 40, "reference": 100}
 
 
-def dequantize_then_attend(query: Tensor, parts: list, scaling: float) -> tuple[Tensor, Tensor]:
-    keys, values, masks, added = [], [], [], []
-    for part in parts:
-        if isinstance(part, PackedPart):
-            key, value = part.keys.decode(), part.values.decode() * part.channel_scale.float()
-        else:
-            key, value = part.keys.float(), part.values.float()
-        key = key if part.key_factor is None else key * part.key_factor[..., None]
-        value = value if part.value_factor is None else value * part.value_factor[..., None]
-        keys.append(key)
-        values.append(value)
-        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool) if part.mask is None else part.mask
-        masks.append(mask.expand(query.shape[0], key.shape[1], query.shape[2], key.shape[2]))
-        bias = getattr(part, "score_bias", None)
-        added.append(torch.zeros(*query.shape[:3], key.shape[2]) if bias is None else bias)
-    key, value, mask = torch.cat(keys, 2), torch.cat(values, 2), torch.cat(masks, 3)
-    group = query.shape[1] // key.shape[1]
-    key, value, mask = (x.repeat_interleave(group, 1) for x in (key, value, mask))
-    scores = (query.float() @ key.transpose(-1, -2) * scaling + torch.cat(added, 3)).masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1).nan_to_num(0.0) @ value, scores.logsumexp(-1)
+@dataclass
+class Case:
+    """One call of the kernel."""
+
+    query: Tensor
+    parts: list
+    scaling: float
+    window: Window | None = None
+    mask: Tensor | None = None
+    score_bias: Tensor | None = None
+
+    def run(self, kernel) -> tuple[Tensor, Tensor]:
+        return kernel(
+            self.query, self.parts, self.window, scaling=self.scaling, mask=self.mask, score_bias=self.score_bias
+        )
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Everything dequantized, put in the order of the parts, and one plain softmax."""
+        batch, heads, queries, _ = self.query.shape
+        columns = []
+        for part in self.parts:
+            if isinstance(part, PackedPart):
+                key, value = part.keys.decode(), part.values.decode() * part.channel_scale.float()
+            else:
+                key, value = part.keys.float(), part.values.float()
+            key = key if part.key_factor is None else key * part.key_factor[..., None]
+            value = value if part.value_factor is None else value * part.value_factor[..., None]
+            opened = torch.ones(batch, heads, queries, key.shape[2], dtype=torch.bool)
+            added = torch.zeros(batch, heads, queries, key.shape[2])
+            for b, head, token in product(range(batch), range(heads), range(key.shape[2])):
+                scope = 0 if part.positions is None else head * part.positions.shape[1] // heads
+                if part.positions is not None:
+                    place = int(part.positions[b, scope, token])
+                    if self.mask is not None:
+                        opened[b, head, :, token] &= self.mask.expand(batch, -1, -1, -1)[b, 0, :, place]
+                    if self.score_bias is not None:
+                        added[b, head, :, token] = self.score_bias[b, head, :, place]
+                if part.valid is not None:
+                    opened[b, head, :, token] &= part.valid[b, head * part.valid.shape[1] // heads, token]
+            columns.append((key, value, opened, added))
+        if self.window is not None:
+            key, value = (x[:, :, : self.window.tokens].float() for x in (self.window.keys, self.window.values))
+            tokens = self.window.tokens
+            if self.mask is not None:
+                opened = self.mask[..., -tokens:].expand(batch, heads, -1, -1)
+            else:
+                opened = torch.ones(queries, tokens, dtype=torch.bool).tril(tokens - queries)[None, None]
+                if self.window.valid is not None:
+                    opened = opened & self.window.valid[:, None, None, :tokens]
+                opened = opened.expand(batch, heads, -1, -1)
+            columns.append((key, value, opened, torch.zeros(opened.shape)))
+        key, value = (torch.cat([each[i] for each in columns], 2) for i in (0, 1))
+        opened, added = (torch.cat([each[i] for each in columns], 3) for i in (2, 3))
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+        scores = self.query.float() @ key.transpose(-1, -2) * self.scaling + added
+        scores = scores.masked_fill(~opened, -torch.inf)
+        return scores.softmax(-1).nan_to_num(0.0) @ value, scores.logsumexp(-1)
 
 
 def make_case(
@@ -66,8 +104,8 @@ def make_case(
     biased: bool = False,
     per_head: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, list, float]:
-    """Random groups of ``counts`` tokens and a raw buffer.
+) -> Case:
+    """Random groups of ``counts`` tokens (16 bits: raw ones) at random places, and a window of ``raw`` tokens.
 
     ``masked``: "none"; "queries", a mask a query; "ragged", a number of tokens for each sample and head, none of them
     for some. ``factors``: "none", or lengths per token for one or all heads. ``biased``: scores added.
@@ -77,36 +115,48 @@ def make_case(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def options(count: int) -> dict[str, Any]:
-        mask = key_factor = value_factor = None
-        if masked == "queries":
-            mask = torch.rand(batch, 1, queries, count, generator=generator) < 0.7
-        elif masked == "ragged":
-            kept = torch.randint(0, count + 1, (batch, kv_heads, 1, 1), generator=generator)
-            mask = torch.arange(count) < kept
-        if factors != "none":
-            shape = (batch, 1 if factors == "shared" else kv_heads, count)
-            key_factor, value_factor = 1 + draw(*shape) / 4, 1 + draw(*shape)
-        return {"mask": mask, "key_factor": key_factor, "value_factor": value_factor}
-
+    stored, scopes = sum(counts), kv_heads if per_head else 1
+    order = torch.rand(batch, scopes, max(stored, 1), generator=generator).argsort(-1).int()
     query = draw(batch, kv_heads * group, queries, key_dim).to(dtype)
     parts: list = []
+    first = 0
     for bit, count in zip(bits, counts, strict=True):
         tokens = max(count, 1)
         keys, values = draw(batch, kv_heads, tokens, key_dim) + 2, draw(batch, kv_heads, tokens, value_dim)
+        options: dict[str, Any] = {"positions": order[..., first : first + count].contiguous()}
+        if masked == "ragged":
+            kept = torch.randint(0, count + 1, (batch, kv_heads, 1), generator=generator)
+            options["valid"] = torch.arange(count) < kept
+        if factors != "none":
+            shape = (batch, 1 if factors == "shared" else kv_heads, count)
+            options |= {"key_factor": 1 + draw(*shape) / 4, "value_factor": 1 + draw(*shape)}
+        first += count
+        if bit == 16:
+            keys, values = (x[:, :, :count].to(dtype) for x in (keys, values))
+            parts.append(RawPart(keys, values, **options))
+            continue
         scale = channel_scale(values)
         coded = (
             encode_keys_channelwise(keys, bit),
             encode_values_channel_separable(values, bit, scale, per_head=per_head),
         )
-        bias = draw(batch, kv_heads * group, queries, tokens) if biased else None
-        parts.append(PackedPart(*coded, scale, **options(tokens), score_bias=bias))
-        if count == 0:
-            parts[-1] = without_tokens(parts[-1])
+        parts.append(PackedPart(*coded, scale, **options) if count else without_tokens(PackedPart(*coded, scale)))
+    window = mask = score_bias = None
     if raw:
-        keys, values = draw(batch, kv_heads, raw, key_dim).to(dtype), draw(batch, kv_heads, raw, value_dim).to(dtype)
-        parts.append(RawPart(keys, values, **options(raw)))
-    return query, parts, key_dim**-0.5
+        slots = raw + int(torch.randint(0, 4, (), generator=generator))
+        keys, values = (
+            draw(batch, kv_heads, slots, key_dim).to(dtype),
+            draw(batch, kv_heads, slots, value_dim).to(dtype),
+        )
+        keys[:, :, raw:] = values[:, :, raw:] = torch.nan  # free slots hold anything
+        valid = torch.rand(batch, slots, generator=generator) < 0.7 if masked == "ragged" else None
+        window = Window(keys, values, raw, valid)
+    if masked == "queries":
+        rows = batch if seed % 2 else 1
+        mask = torch.rand(rows, 1, queries, stored + raw, generator=generator) < 0.7
+    if biased:
+        score_bias = draw(batch, kv_heads * group, queries, stored + raw)
+    return Case(query, parts, key_dim**-0.5, window, mask, score_bias)
 
 
 def without_tokens(part: PackedPart) -> PackedPart:
@@ -119,10 +169,9 @@ def without_tokens(part: PackedPart) -> PackedPart:
     )
 
 
-def check_equals_dequantized(kernel, case: tuple[Tensor, list, float]) -> None:
-    query, parts, scaling = case
-    output, lse = kernel(query, parts, scaling=scaling)
-    expected, expected_lse = dequantize_then_attend(query, parts, scaling)
+def check_equals_dequantized(kernel, case: Case) -> None:
+    output, lse = case.run(kernel)
+    expected, expected_lse = case.expected()
     assert output.dtype == lse.dtype == torch.float32
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     torch.testing.assert_close(lse, expected_lse, rtol=1e-4, atol=1e-4)
@@ -137,7 +186,7 @@ def test_equals_dequantize_then_attend(backend: str, group: int, key_dim: int, v
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Tensor, list, float]:
+def cases(draw: st.DrawFn) -> Case:
     groups = draw(st.integers(0, 3))
     dims = st.one_of(st.integers(1, 40), st.sampled_from([64, 80, 96, 128]))
     return make_case(
@@ -148,9 +197,9 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, list, float]:
         queries=draw(st.integers(1, 4)),
         key_dim=draw(dims),
         value_dim=draw(dims),
-        bits=tuple(draw(st.sampled_from([2, 3, 4, 8])) for _ in range(groups)),
+        bits=tuple(draw(st.sampled_from([2, 3, 4, 8, 16])) for _ in range(groups)),
         counts=tuple(draw(st.integers(0, 40)) for _ in range(groups)),
-        raw=draw(st.integers(1, 9)),
+        raw=draw(st.integers(4, 9)),
         masked=draw(st.sampled_from(["none", "queries", "ragged"])),
         factors=draw(st.sampled_from(["none", "shared", "per head"])),
         biased=draw(st.booleans()),
@@ -162,7 +211,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, list, float]:
 def sweep(backend: str, examples: int) -> None:
     @settings(max_examples=examples)
     @given(case=cases())
-    def check(case: tuple[Tensor, list, float]) -> None:
+    def check(case: Case) -> None:
         check_equals_dequantized(get_kernel("packed_attention", backend), case)
 
     check()
@@ -185,10 +234,8 @@ def test_several_splits_of_a_long_part(monkeypatch: pytest.MonkeyPatch) -> None:
     from tersor.lowbit.kernels.packed_attention import triton
 
     case = make_case(5, batch=1, kv_heads=1, group=4, queries=20, counts=(300, 260), masked="none")
-    case[1][0].mask = torch.arange(300)[None, None, None] >= 200
+    case.parts[0].valid = (torch.arange(300) >= 200)[None, None]
     check_equals_dequantized(triton.packed_attention, case)
-    places = [number for part in case[1] for number in triton._split(part, 1, torch.device("cpu"))[:1]]
-    assert places == [3, 3, 1]
 
 
 @pytest.mark.gpu
@@ -213,9 +260,8 @@ def test_several_splits_of_a_long_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_gpu(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Half-precision queries are multiplied in TF32, which has as many bits as float16."""
     case = make_case(6, dtype=dtype, **options)
-    query, parts, scaling = map_tensors(list(case), lambda x: x.cuda())
-    output, lse = get_kernel("packed_attention", "triton")(query, parts, scaling=scaling)
-    expected, expected_lse = reference.packed_attention(case[0].float(), case[1], scaling=scaling)
+    output, lse = map_tensors(case, lambda x: x.cuda()).run(get_kernel("packed_attention", "triton"))
+    expected, expected_lse = replace(case, query=case.query.float()).run(reference.packed_attention)
     limit = 1e-4 if dtype == torch.float32 else 4e-3
     torch.testing.assert_close(output.cpu(), expected, rtol=limit, atol=limit * float(expected.abs().max()))
     torch.testing.assert_close(lse.cpu(), expected_lse, rtol=limit, atol=limit)
@@ -229,11 +275,10 @@ def test_more_tokens_than_a_tile(backend: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_query_that_may_look_nowhere_gets_zeros(backend: str) -> None:
-    query, parts, scaling = make_case(2, raw=0, counts=(4, 4))
-    for part in parts:
-        part.mask = torch.zeros(2, 1, 1, 4, dtype=torch.bool)
-        part.mask[1] = True
-    output, lse = get_kernel("packed_attention", backend)(query, parts, scaling=scaling)
+    case = make_case(2, raw=2, counts=(4, 4))
+    case.mask = torch.zeros(2, 1, 1, 10, dtype=torch.bool)
+    case.mask[1] = True
+    output, lse = case.run(get_kernel("packed_attention", backend))
     assert (output[0] == 0).all()
     assert (lse[0] == -torch.inf).all()
     assert torch.isfinite(output).all()
@@ -246,27 +291,33 @@ def test_a_group_without_tokens_adds_nothing(backend: str, bits: int) -> None:
     check_equals_dequantized(get_kernel("packed_attention", backend), make_case(8, bits=(bits, 4), counts=(0, 6)))
 
 
-def without_key_minima(query, parts, *, scaling):
+def without_key_minima(query, parts, *args, **options):
     for part in parts:
         if isinstance(part, PackedPart):
             part.keys.minimum = torch.zeros_like(part.keys.minimum)
-    return reference.packed_attention(query, parts, scaling=scaling)
+    return reference.packed_attention(query, parts, *args, **options)
 
 
-def without_merging(query, parts, *, scaling):
-    outputs = [reference.packed_attention(query, [part], scaling=scaling) for part in parts]
+def without_merging(query, parts, window, **options):
+    outputs = [reference.packed_attention(query, [part], **options) for part in parts]
     output = torch.stack([output for output, _ in outputs]).mean(0)
     return output, torch.stack([lse for _, lse in outputs]).logsumexp(0)
 
 
-@pytest.mark.parametrize("broken", [without_key_minima, without_merging])
+def without_positions(query, parts, *args, **options):
+    """Columns of the mask in the order of the group, not of the sequence."""
+    for part in parts:
+        part.positions = part.positions.sort(-1).values
+    return reference.packed_attention(query, parts, *args, **options)
+
+
+@pytest.mark.parametrize("broken", [without_key_minima, without_merging, without_positions])
 def test_the_check_catches(broken) -> None:
     case = make_case(3)
-    query, parts, scaling = case
-    expected = dequantize_then_attend(query, parts, scaling)
-    output = broken(query, parts, scaling=scaling)
+    check_equals_dequantized(reference.packed_attention, case)
+    expected = case.expected()
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(case.run(broken), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_never_a_whole_dequantized_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,9 +332,9 @@ def test_never_a_whole_dequantized_group(monkeypatch: pytest.MonkeyPatch) -> Non
                 largest = max(largest, result.numel())
             return result
 
-    query, parts, scaling = make_case(4, batch=1, counts=(4096, 4096), masked="none")
+    case = make_case(4, batch=1, counts=(4096, 4096), masked="none")
     with Watch():
-        reference.packed_attention(query, parts, scaling=scaling)
+        case.run(reference.packed_attention)
     assert largest < 4096 * 2 * 16 / 4
 
 
@@ -303,8 +354,19 @@ def test_registry_errors_name_the_choices() -> None:
 @pytest.mark.parametrize("counts", [(300, 260), (129, 1), (128, 257)])
 def test_parts_longer_than_a_tile(backend: str, counts: tuple[int, int]) -> None:
     """A later tile with larger scores rescales all that was summed before it."""
-    query, parts, scaling = make_case(7, batch=1, kv_heads=1, queries=2, counts=counts, masked="none")
-    for part in parts:
-        if isinstance(part, PackedPart):
-            part.keys.minimum = part.keys.minimum * 4
-    check_equals_dequantized(get_kernel("packed_attention", backend), (query, parts, scaling))
+    case = make_case(7, batch=1, kv_heads=1, queries=2, counts=counts, masked="none")
+    for part in case.parts:
+        part.keys.minimum = part.keys.minimum * 4
+    check_equals_dequantized(get_kernel("packed_attention", backend), case)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_of_parts_serves_many_calls(backend: str) -> None:
+    """What a back end keeps of the parts depends on nothing of the call: neither queries, nor mask, nor window."""
+    case = make_case(9, counts=(40, 20))
+    table = PartTable(case.parts)
+    for seed, masked in ((1, "none"), (3, "queries"), (5, "queries")):
+        other = make_case(seed, counts=(40, 20), masked=masked, queries=seed)
+        other.parts = table
+        check_equals_dequantized(get_kernel("packed_attention", backend), other)
+        check_equals_dequantized(get_kernel("packed_attention", backend), replace(other, window=None, mask=None))

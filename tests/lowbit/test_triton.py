@@ -25,9 +25,9 @@ def run(*arguments: str) -> str:
 @needs_triton
 def test_kernels_compile_for_a_gpu() -> None:
     compiled = Counter(run(str(Path(__file__).with_name("compile_for_gpu.py"))).split())
-    # Raw tokens and 2, 4 and 8 bits with and without masks and factors; one plane a launch, two for 3 bits; deltas of
-    # every width in two precisions.
-    assert compiled == {"_attend": 8, "_merge": 2, "_quantize_pack_kernel": 6, "_delta_linear_kernel": 10}
+    # Raw tokens, every width and the window, with and without masks and factors; one plane a launch, two for 3 bits;
+    # deltas of every width in two precisions.
+    assert compiled == {"_attend": 12, "_merge": 2, "_quantize_pack_kernel": 6, "_delta_linear_kernel": 10}
 
 
 def test_importing_the_kernels_does_not_import_triton() -> None:

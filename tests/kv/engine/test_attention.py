@@ -106,9 +106,9 @@ def test_the_check_catches_a_missing_mask_function(monkeypatch: pytest.MonkeyPat
 
 def test_the_check_catches_lost_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     from tersor.kv.engine.layer import CompressedLayer
+    from tersor.lowbit.kernels.packed_attention import PartTable
 
-    parts = CompressedLayer.parts
-    monkeypatch.setattr(CompressedLayer, "parts", lambda self, *args, **kw: parts(self, *args, **kw)[-1:])
+    monkeypatch.setattr(CompressedLayer, "parts", PartTable())
     with pytest.raises(AssertionError):
         check_identical("llama", "greedy", RAW["one group"])
 

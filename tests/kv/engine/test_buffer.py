@@ -41,7 +41,7 @@ def test_the_crop_check_catches_scores_left_behind() -> None:
     def keep_scores(layer: CompressedLayer, count: int) -> None:
         scores = copy.deepcopy(layer.buffer.scores)
         layer.crop(-count)
-        layer.buffer.scores.rows = [row[..., : layer.waiting] for row in scores.rows]
+        layer.buffer.scores = scores
 
     with pytest.raises(AssertionError):
         check_crop_in_the_buffer(keep_scores)
@@ -70,7 +70,7 @@ def test_tiny_prompts_compress_without_nan(prompt: int) -> None:
 def test_a_choice_among_the_newest_tokens_keeps_all_that_wait_before_them() -> None:
     valid = torch.tensor([[False, True, True, True, True, True], [True, True, True, True, True, True]])
     keys = torch.zeros(2, 1, 6, 4)
-    buffer = Buffer(0, keys=keys, values=keys, valid=valid)
+    buffer = Buffer(0, (keys, keys), 6, valid)
     newest = Chosen(torch.tensor([[[0, 2]], [[1, 0]]]), torch.tensor([[[True, True]], [[True, False]]]))
     others = Chosen(torch.tensor([[[1]], [[2]]]), None)
     buffer.decide((newest, others), torch.ones(2, 1, 3), torch.full((2, 3), 2.0))

@@ -20,11 +20,10 @@ def test_a_tensor_held_twice_stays_shared() -> None:
 
 
 def test_every_tensor_has_a_path() -> None:
-    scores = ProbeScores(torch.zeros(1), None, [torch.ones(2), torch.ones(3)])
+    scores = ProbeScores(torch.zeros(1), None, torch.ones(2), [0, -1])
     named = dict(iter_tensors((scores, torch.ones(4)), "layer"))
     assert {path: len(x) for path, x in named.items()} == {
         "layer.0.sums": 1,
-        "layer.0.rows.0": 2,
-        "layer.0.rows.1": 3,
+        "layer.0.steps": 2,
         "layer.1": 4,
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from tersor.kv.engine.call import causal_rows
 from tersor.kv.selection import probes as saliency
 from tersor.kv.selection.probes import (
+    KEPT_STEPS,
     ProbeScores,
     Queries,
     attention_rows,
@@ -136,37 +137,82 @@ def test_the_global_random_state_is_untouched() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_scores_of_steps_add_up_and_crop_leaves_no_trace() -> None:
-    scores, plain = ProbeScores(), ProbeScores()
+def fed(rows: list[Tensor], slots: int = 16) -> ProbeScores:
+    """Scores that got the attention ``rows`` of single steps, each over the tokens up to its own."""
+    scores = ProbeScores()
+    for place, given in enumerate(rows):
+        steps = scores.room(torch.zeros(1, 1, 0, 4), 1, slots, 1)
+        row, fold = scores.claim(place)
+        if fold:
+            steps[:, 0] += steps[:, row]
+        steps[:, row] = 0.0
+        steps[:, row, 0, : place + 1], steps[:, row, 1, : place + 1] = given, 1.0
+    return scores
+
+
+def some_rows(count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.rand(1, 1, n + 1, generator=generator) for n in range(9)]
-    scores.rows, plain.rows = list(rows), list(rows[:6])
-    cropped = scores.keep_columns(0, 6)
-    for got, expected in zip(cropped.totals(6), plain.totals(6), strict=True):  # type: ignore[arg-type]
-        assert torch.equal(got, expected)
-    sums, counts = cropped.totals(6)  # type: ignore[misc]
-    assert counts.tolist() == [[6, 5, 4, 3, 2, 1]]
-    torch.testing.assert_close(sums[0, 0, 5], rows[5][0, 0, 5])
+    return [torch.rand(n + 1, generator=generator) for n in range(count)]
+
+
+def assert_same(got: tuple[Tensor, Tensor] | None, expected: tuple[Tensor, Tensor] | None) -> None:
+    assert got is not None and expected is not None
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("removed", [1, 3, KEPT_STEPS])
+def test_scores_of_steps_add_up_and_crop_leaves_no_trace(removed: int) -> None:
+    rows = some_rows(12)
+    scores, plain = fed(rows), fed(rows[: 12 - removed])
+    scores.keep_columns(0, 12 - removed)
+    assert_same(scores.totals(12 - removed), plain.totals(12 - removed))
+    sums, counts = scores.totals(12 - removed)  # type: ignore[misc]
+    assert counts.tolist() == [[*range(12 - removed, 0, -1)]]
+    by_hand = sum(torch.nn.functional.pad(row, (0, 12 - removed - len(row))) for row in rows[: 12 - removed])
+    torch.testing.assert_close(sums[0, 0], by_hand)
+
+
+def test_steps_go_on_after_a_crop() -> None:
+    rows = some_rows(30)
+    scores = fed(rows[:12])
+    scores.keep_columns(0, 9)
+    for place in range(9, 30):
+        steps = scores.room(torch.zeros(1, 1, 0, 4), 1, 32, 1)
+        row, fold = scores.claim(place)
+        if fold:
+            steps[:, 0] += steps[:, row]
+        steps[:, row] = 0.0
+        steps[:, row, 0, : place + 1], steps[:, row, 1, : place + 1] = rows[place], 1.0
+    plain = fed(rows, slots=32)
+    assert_same(scores.totals(30), plain.totals(30))
+    assert sorted(scores.kept) == [*range(30 - KEPT_STEPS, 30)]
+
+
+def test_what_is_compressed_leaves_the_scores_of_the_rest() -> None:
+    rows = some_rows(12)
+    scores = fed(rows)
+    sums, counts = scores.totals(12)  # type: ignore[misc]
+    scores.keep_columns(7, 12)
+    assert_same(scores.totals(5), (sums[..., 7:], counts[..., 7:]))
+    scores.keep_columns(5, 5)
+    assert not bool(scores.totals(16)[0].any())  # type: ignore[index]
+
+
+def test_more_drafts_than_are_kept_apart_get_rows_of_their_own() -> None:
+    scores = fed(some_rows(4))
+    scores.room(torch.zeros(1, 1, 0, 4), 1, 16, KEPT_STEPS + 5)
+    rows = [scores.claim(4 + place) for place in range(KEPT_STEPS + 1)]
+    assert len({row for row, _ in rows}) == KEPT_STEPS + 1
+    assert scores.kept.count(-1) == KEPT_STEPS + 5 - len(set(scores.kept)) + 1
 
 
 def test_long_updates_and_steps_share_one_total() -> None:
-    scores = ProbeScores()
+    scores = fed([torch.ones(n + 1) for n in range(7)])
+    assert scores.steps is not None
     scores.add_sums(torch.ones(1, 1, 4), torch.full((1, 4), 2.0))
     scores.add_sums(torch.ones(1, 1, 6), torch.full((1, 6), 3.0))
-    scores.rows.append(torch.ones(1, 1, 7))
     sums, counts = scores.totals(7)  # type: ignore[misc]
-    assert sums.tolist() == [[[3, 3, 3, 3, 2, 2, 1]]]
-    assert counts.tolist() == [[6, 6, 6, 6, 4, 4, 1]]
+    assert sums.tolist() == [[[9, 8, 7, 6, 4, 3, 1]]]
+    assert counts.tolist() == [[12, 11, 10, 9, 6, 5, 1]]
     assert ProbeScores().totals(3) is None
-
-
-def test_folded_rows_are_the_same_total() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.rand(1, 1, n + 1, generator=generator) for n in range(3, 12)]
-    scores, plain = ProbeScores(rows=list(rows)), ProbeScores(rows=list(rows))
-    for columns in (2, 6, 9):
-        scores.fold(columns)
-        assert all(row.shape[-1] > columns for row in scores.rows)
-        for got, expected in zip(scores.totals(12), plain.totals(12), strict=True):  # type: ignore[arg-type]
-            torch.testing.assert_close(got, expected)
-    assert len(scores.rows) == 3

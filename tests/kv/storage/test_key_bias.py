@@ -49,9 +49,14 @@ def test_keys_and_scores_are_the_models_own(model) -> None:
     keys = rotated_by_the_model(model, positions)
     torch.testing.assert_close(bias.keys(positions), keys, rtol=1e-4, atol=1e-3)
     query = torch.randn(2, 4, 3, attention.head_dim)
-    scores = bias.scores(query, positions)
-    expected = query @ keys.repeat_interleave(4 // keys.shape[1], dim=1).transpose(-1, -2)
-    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-2)
+    tokens = torch.arange(5, 5010)[None]  # the first sample begins at token 9, the second at token 5
+    for first in (torch.tensor([0, 0]), torch.tensor([9, 5]), torch.tensor([-7, -2])):
+        bias = KeyBias.of(attention)
+        bias.note_positions(5009 - first[:, None], last=5009, like=query, layer=0)
+        scores = bias.scores(query, 5010, 0.3)[..., 5:]
+        keys = rotated_by_the_model(model, (tokens - first[:, None]).clamp_min(0))
+        expected = 0.3 * query @ keys.repeat_interleave(4 // keys.shape[1], dim=1).transpose(-1, -2)
+        torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-2)
 
 
 def reconstruction_error(model, recipe: ZipCache) -> float:
@@ -85,10 +90,8 @@ def test_fused_decoding_equals_attention_over_the_dequantized_cache(model) -> No
         assert len(layer.segments) > 2
         query = torch.randn(2, 4, 1, attention_of(model).head_dim)
         visible = torch.cat([mask, mask.new_ones(2, layer.get_seq_length() - 40)], dim=1).bool()[:, None, None]
-        parts = layer.parts(AttentionCall(attention_of(model), query, layer.keys, layer.values, visible, scaling=0.3))
-    from tersor.lowbit.kernels import get_kernel
-
-    fused, _ = get_kernel("packed_attention")(query, parts, scaling=0.3)
+        call = AttentionCall(attention_of(model), query, layer.keys, layer.values, visible, scaling=0.3)
+        fused, _ = layer.attend(call)
     keys, values, present = layer.dequantize()
     group = 4 // keys.shape[1]
     keys, values, present = (x.repeat_interleave(group, dim=1) for x in (keys, values, present))

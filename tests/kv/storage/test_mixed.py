@@ -83,7 +83,7 @@ def test_owned_bytes_are_the_formula_and_the_prompt_is_freed() -> None:
 def test_the_bytes_check_catches_a_view_of_the_prompt() -> None:
     def keep_a_view(tensors) -> CompressedLayer:
         layer = filled(ZipCache(**SMALL), tensors, 64, 64)
-        layer.buffer.keys = tensors[1][:, :, :0]
+        layer.buffer.slots = tensors[1][:, :, :0], layer.buffer.slots[1]
         return layer
 
     with pytest.raises(AssertionError):

@@ -16,7 +16,7 @@ from tersor.kv.depth.merging import Granularity, MergedPair, MergeRule, as_units
 from tersor.kv.engine.choices import Choices
 from tersor.kv.selection.base import Waiting
 from tersor.kv.storage.segments import Segment, TokenGroup
-from tersor.lowbit.codes import compute_dtype, storage_dtype
+from tersor.lowbit.codes import compute_dtype
 from tersor.lowbit.kernels.packed_attention import Part
 
 
@@ -132,16 +132,17 @@ class LayerView:
         """What the layer reads: shared directions, then its own tokens."""
         return [*(group.directions for group in self.merged.groups), *self.merged.apart[self.side].groups]
 
-    def parts(self, attention_mask: Tensor | None, score_bias: None = None) -> list[Part]:
+    def parts(self) -> list[Part]:
+        """What the layer reads, as the attention kernel does; see `Segment.parts`."""
         shared = [
             replace(
-                group.directions.part(self.merged.channel_scale, attention_mask),
+                group.directions.part(self.merged.channel_scale),
                 key_factor=group.key_lengths[self.side],
                 value_factor=group.value_lengths[self.side],
             )
             for group in self.merged.groups
         ]
-        return shared + self.merged.apart[self.side].parts(attention_mask)
+        return shared + self.merged.apart[self.side].parts()
 
     def scatter_into(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
         """Write restored tokens to their positions; see `Segment.scatter_into`."""
@@ -209,7 +210,7 @@ def _with_lengths(
         if group.valid is not None:
             # An empty slot has weight 0, which only a finite length leaves at 0.
             own = [m.masked_fill(~group.valid, 0.0) for m in own]
-        lengths.append([m.to(storage_dtype(dtype, m.max())) for m in own])
+        lengths.append([m.to(dtype) for m in own])
     return MergedGroup(group, *lengths)
 
 

@@ -241,7 +241,7 @@ class PairedLayer(CompressedLayer):
         self._share([*self.merged, segment])
         for layer in self.both:
             layer.due = False
-            layer.buffer.keep(tokens, layer.waiting)
+            layer.buffer.keep(tokens, layer.waiting, self.choices.window)
         self.guard.note((one.layer_idx, other.layer_idx), segment.statistics.row())
 
     def _part(self, reason: str) -> None:
@@ -258,7 +258,8 @@ def _difference(first: PairedLayer, second: PairedLayer) -> str | None:
     """Why two layers that hold tokens cannot share directions, None if they can."""
     if first.device != second.device:
         return f"they are on {first.device} and {second.device}"
-    shapes = [(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in (first, second)]
+    held = [layer.buffer.slots for layer in (first, second)]
+    shapes = [(slots[0].shape[1], slots[0].shape[-1], slots[1].shape[-1]) for slots in held if slots is not None]
     if shapes[0] != shapes[1]:
         return f"their (KV heads, key, value dimensions) are {shapes[0]} and {shapes[1]}"
     return None
@@ -266,7 +267,7 @@ def _difference(first: PairedLayer, second: PairedLayer) -> str | None:
 
 def pooled_scores(scores: Sequence[ProbeScores], tokens: int) -> ProbeScores:
     """Attention that the ``tokens`` oldest waiting tokens got in both layers, over the probe rows of both."""
-    totals = [total for each in scores if (total := each.keep_columns(0, tokens).totals(tokens)) is not None]
+    totals = [total for each in scores if (total := each.totals(tokens)) is not None]
     if not totals:
         return ProbeScores()
     sums, counts = zip(*totals, strict=True)

@@ -19,7 +19,6 @@ from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.call import ATTENTION_NAME, EAGER_ATTENTION_NAME, AttentionCall
 from tersor.kv.engine.layer import TAG, CompressedLayer
 from tersor.kv.engine.state import STATE, ForwardState
-from tersor.lowbit.kernels import get_kernel
 
 #: Keyword of calls under `EAGER_ATTENTION_NAME`.
 OWN = "tersor_own_attention"
@@ -67,8 +66,7 @@ def tersor_attention(
     if not layer.segments or state is not None:
         output, weights = layer.choices.prefill.attend(call)
     elif _fusable(call):
-        kernel = get_kernel("packed_attention", device=query.device.type)
-        output, lse = kernel(query, layer.parts(call), scaling=scaling)
+        output, lse = layer.attend(call)
         output = output.transpose(1, 2).to(query.dtype).contiguous()
     else:
         output, weights = call.over_stored().dense()

@@ -11,45 +11,113 @@ from torch import Tensor, nn
 from tersor.kv.engine.call import AttentionCall, causal_rows
 from tersor.kv.selection.base import Chosen, Selection, Waiting, compact
 from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
+from tersor.lowbit.kernels import get_kernel
+from tersor.lowbit.kernels.packed_attention import Window
+
+#: Attribute under which a mask keeps what its newest columns say.
+_SEEN = "_tersor_newest_seen"
+
+
+#: Slots by which a buffer grows that holds more tokens than a window: so many, or a share of what it holds.
+GROWTH, GROWTH_SHARE = 32, 32
 
 
 @dataclass
 class Buffer:
-    """Raw tokens in order, with their padding and scores.
+    """Raw tokens in order, written in place into slots that are allocated for a whole window, with their scores.
 
     Args:
         layer: Index of the layer, for the selection's random draws.
-        keys: ``[batch, kv_heads, waiting, key_dim]`` in model precision; None before the first token.
-        values: ``[batch, kv_heads, waiting, value_dim]`` likewise.
-        valid: False for padding, bool ``[batch, waiting]``; None without any.
+        slots: Keys ``[batch, kv_heads, slots, key_dim]`` in model precision, of which the first ``tokens`` are in use,
+            and values likewise; None before the first token.
+        tokens: Tokens that wait.
+        valid: False for padding, bool ``[batch, slots]``; None without any.
         scores: Attention that the tokens got so far.
         decided: Important and regular tokens as a sparse prefill chose them, or None.
     """
 
     layer: int
-    keys: Any = None
-    values: Any = None
+    slots: tuple[Tensor, Tensor] | None = None
+    tokens: int = 0
     valid: Tensor | None = None
     scores: ProbeScores = field(default_factory=ProbeScores)
     decided: tuple[Chosen, Chosen] | None = None
 
     def __len__(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.tokens
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Take new tokens ``[batch, kv_heads, new, head_dim]``, without gradient."""
-        self.keys = torch.cat([self.keys, keys.detach()], dim=2)
-        self.values = torch.cat([self.values, values.detach()], dim=2)
+    @property
+    def keys(self) -> Any:
+        """Keys of the waiting tokens, ``[batch, kv_heads, tokens, key_dim]``; None before the first one."""
+        return None if self.slots is None else self.slots[0].narrow(2, 0, self.tokens)
 
-    def keep(self, start: int, stop: int) -> None:
-        """Keep tokens ``start:stop`` in storage of their own, with their scores."""
-        self.keys, self.values = self.keys[:, :, start:stop].clone(), self.values[:, :, start:stop].clone()
-        self.scores = self.scores.keep_columns(start, stop)
-        self.decided = None
+    @property
+    def values(self) -> Any:
+        """Values likewise."""
+        return None if self.slots is None else self.slots[1].narrow(2, 0, self.tokens)
+
+    @property
+    def window(self) -> Window | None:
+        """The tokens as the attention kernel reads them; None where none waits."""
+        return Window(*self.slots, self.tokens, self.valid) if self.slots is not None and self.tokens else None
+
+    @property
+    def real(self) -> Tensor | None:
+        """The tokens that are no padding, bool ``[batch, tokens]``; None where all are."""
+        return None if self.valid is None else self.valid.narrow(1, 0, self.tokens)
+
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Take the shapes of ``[batch, kv_heads, new, head_dim]``; nothing is stored yet."""
+        self.slots = _no_slots(keys), _no_slots(values)
+
+    @torch.no_grad()
+    def append(self, keys: Tensor, values: Tensor, window: int) -> None:
+        """Take new tokens ``[batch, kv_heads, new, head_dim]``; ``window`` slots are made where there are none."""
+        assert self.slots is not None  # `start` came before
+        new, held = keys.shape[2], self.slots[0].shape[2]
+        if self.tokens + new > held:
+            needed = self.tokens + new
+            size = needed if not held and needed > window else needed + max(GROWTH, needed // GROWTH_SHARE)
+            self._resize(max(window, needed) if needed <= window else size)
+        for slots, tokens in zip(self.slots, (keys, values), strict=True):
+            slots.narrow(2, self.tokens, new).copy_(tokens)
+        self.tokens += new
+
+    def _resize(self, slots: int) -> None:
+        assert self.slots is not None
+        larger = tuple(x.new_empty(*x.shape[:2], slots, x.shape[3]) for x in self.slots)
+        if self.tokens:
+            for old, new in zip(self.slots, larger, strict=True):
+                new[:, :, : self.tokens] = old[:, :, : self.tokens]
+        self.slots = larger[0], larger[1]
         if self.valid is not None:
-            self.valid = self.valid[:, start:stop].clone()
-            if bool(self.valid.all()):
-                self.valid = None
+            valid = self.valid.new_ones(len(self.valid), slots)
+            valid[:, : self.tokens] = self.valid[:, : self.tokens]
+            self.valid = valid
+
+    @torch.no_grad()
+    def keep(self, start: int, stop: int, window: int) -> None:
+        """Keep tokens ``start:stop`` with their scores; more than ``window`` slots are given back."""
+        assert self.slots is not None
+        left, held = max(stop - start, 0), self.slots[0].shape[2]
+        if held <= window or not start:
+            if start and left:
+                for slots in self.slots:
+                    slots[:, :, :left] = slots[:, :, start:stop].clone()
+        else:
+            rest = [x[:, :, start:stop].clone() for x in self.slots]
+            self.slots = rest[0], rest[1]
+        if self.valid is not None:
+            rest_valid = self.valid[:, start:stop].clone()
+            self.valid = None
+            if left:
+                self.valid = rest_valid.new_ones(len(rest_valid), self.slots[0].shape[2])
+                self.valid[:, :left] = rest_valid
+        self.tokens, self.decided = left, None
+        if left or self.slots[0].shape[2]:
+            self.scores.keep_columns(start, stop)
+        else:
+            self.scores = ProbeScores()
 
     def decide(self, chosen: tuple[Chosen, Chosen], sums: Tensor, counts: Tensor) -> None:
         """Note what becomes of the newest tokens, those of ``sums``; see `CompressedLayer.decide`."""
@@ -69,45 +137,36 @@ class Buffer:
     def oldest(self, tokens: int, segment: int) -> Waiting:
         """The ``tokens`` oldest, as the selection sees what becomes number ``segment``."""
         valid = None if self.valid is None else self.valid[:, :tokens]
-        return Waiting(self.keys[:, :, :tokens], valid, self.scores.keep_columns(0, tokens), self.layer, segment)
+        return Waiting(self.keys[:, :, :tokens], valid, self.scores, self.layer, segment)
 
-    def window(self, call: AttentionCall) -> Tensor | None:
+    def seen(self, call: AttentionCall) -> Tensor | None:
         """Where the queries of a call may look among the waiting tokens; see `AttentionCall.open`."""
         return None if call.open is None else call.open[..., call.open.shape[-1] - len(self) :]
-
-    def mask(self, call: AttentionCall) -> Tensor | None:
-        """The same for the attention kernel, which needs padding and causality in it."""
-        queries, window = call.query.shape[2], self.window(call)
-        if window is not None:
-            return window
-        if queries > 1:
-            return causal_rows(queries, len(self), self.keys.device)[None]
-        return None if self.valid is None else self.valid[:, None, None]
 
     def note_padding(self, call: AttentionCall) -> None:
         """A new token that no query may look at is padding."""
         new = call.query.shape[2]
-        if call.open is None:
-            real = None if self.valid is None else self.valid.new_ones(self.keys.shape[0], new)
-        else:
-            real = call.open[..., call.open.shape[-1] - new :].any(1).any(1)
-            if self.valid is None and bool(real.all()):
-                real = None
-        if real is None:
+        if call.open is None and self.valid is None:
             return
+        assert self.slots is not None
         if self.valid is None:
-            self.valid = real.new_ones(real.shape[0], len(self) - new)
-        self.valid = torch.cat([self.valid, real], dim=1)
+            batch, _, slots, _ = self.slots[0].shape
+            self.valid = torch.ones(batch, slots, dtype=torch.bool, device=call.key.device)
+        newest = self.valid.narrow(1, self.tokens - new, new)
+        if call.open is None:
+            newest.fill_(True)
+        else:
+            newest.copy_(_newest_seen(call.open, new))
 
     @torch.no_grad()
     def score_update(self, call: AttentionCall, selection: Selection, lse: Tensor | None, segment: int) -> None:
         """Add the attention of the probe rows of a prompt or another long update."""
-        window = self.window(call)
+        seen = self.seen(call)
         scores = probe_scores(
             call.queries(lse),
             self.keys,
-            self.valid,
-            None if window is None else window.any(1),
+            self.real,
+            None if seen is None else seen.any(1),
             lambda length: selection.probe_rows(length, layer=self.layer, segment=segment),
             per_head=selection.per_head,
         )
@@ -119,18 +178,54 @@ class Buffer:
         self, call: AttentionCall, selection: Selection, lse: Tensor | None, segment: int, gap: int
     ) -> None:
         """Add rows of single decoding steps (or a few draft tokens), restricted to the buffer."""
-        new = call.query.shape[2]
+        assert self.slots is not None
+        keys, new = self.slots[0], call.query.shape[2]
         first = len(self) - new
-        steps = [
+        picked = [
             step for step in range(new) if selection.probes_step(first + step, gap, layer=self.layer, segment=segment)
         ]
-        if not steps:
+        if not picked:
             return
-        window = self.window(call)
-        allowed = causal_rows(new, len(self), call.query.device) if window is None else window.any(1)
-        rows = attention_rows(call.queries(lse).pick(steps), self.keys, allowed[:, steps])
-        if not selection.per_head:
-            rows = rows.mean(1, keepdim=True)
-        self.scores.rows += [rows[:, :, i, : first + step + 1].clone() for i, step in enumerate(steps)]
-        # A crop reaches back by a few drafts; rows that are older than a segment only have to be summed.
-        self.scores.fold(len(self) - gap)
+        steps = self.scores.room(keys, keys.shape[1] if selection.per_head else 1, keys.shape[2], len(picked))
+        places = [(step, *self.scores.claim(first + step)) for step in picked]
+        if lse is None or call.options.get("softcap") is not None:
+            self._write_rows(call, lse, steps, places)
+            return
+        kernel = get_kernel("window_scores", device=keys.device.type)
+        mask = _of_all_heads(call.open)
+        kernel(call.query, keys, lse, steps, places, tokens=len(self), scaling=call.scaling, mask=mask)
+
+    def _write_rows(
+        self, call: AttentionCall, lse: Tensor | None, steps: Tensor, places: list[tuple[int, int, int]]
+    ) -> None:
+        """What the kernel does, for rows that are normalized within the buffer, or capped."""
+        new, seen = call.query.shape[2], self.seen(call)
+        allowed = causal_rows(new, len(self), call.query.device) if seen is None else seen.any(1)
+        rows = attention_rows(call.queries(lse), self.keys, allowed)
+        scopes = steps.shape[2] - 1
+        for step, row, fold in places:
+            columns = len(self) - new + step + 1
+            if fold:
+                steps[:, 0] += steps[:, row]
+            own = rows[:, :, step, :columns]
+            steps[:, row, :scopes, :columns] = own if scopes == own.shape[1] else own.mean(1, keepdim=True)
+            steps[:, row, scopes, :columns] = 1.0
+            steps[:, row, :, columns:] = 0.0
+
+
+def _no_slots(like: Tensor) -> Tensor:
+    return like.new_empty(*like.shape[:2], 0, like.shape[3])
+
+
+def _of_all_heads(opened: Tensor | None) -> Tensor | None:
+    return None if opened is None else opened if opened.shape[1] == 1 else opened.any(1, keepdim=True)
+
+
+def _newest_seen(opened: Tensor, new: int) -> Tensor:
+    """Which of the ``new`` last columns any query may look at; kept with the mask, which all layers share."""
+    state = new, 0 if opened.is_inference() else opened._version
+    kept: tuple[tuple[int, int], Tensor] | None = getattr(opened, _SEEN, None)
+    if kept is None or kept[0] != state:
+        kept = state, opened[..., opened.shape[-1] - new :].any(1).any(1)
+        setattr(opened, _SEEN, kept)
+    return kept[1]

@@ -103,6 +103,11 @@ class Choices:
     def __post_init__(self) -> None:
         check_engine_options(self, never=True)
 
+    @property
+    def window(self) -> int:
+        """Slots for new tokens that a layer makes at once; 0 where it never compresses them."""
+        return 0 if self.streaming_gap is None else self.streaming_gap + self.recent_fp_tokens
+
     def starts_at(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens is long enough for its first compression."""
         return self.min_tokens_to_compress is None or tokens >= self.min_tokens_to_compress

@@ -25,7 +25,8 @@ from tersor.kv.engine.tree import map_tensors
 from tersor.kv.selection.base import Chosen
 from tersor.kv.selection.probes import ProbeScores
 from tersor.kv.storage.key_bias import KeyBias
-from tersor.lowbit.kernels.packed_attention import Part, RawPart
+from tersor.lowbit.kernels import get_kernel
+from tersor.lowbit.kernels.packed_attention import PartTable
 
 TAG = "_tersor_layer"
 
@@ -53,7 +54,7 @@ class CompressedLayer(BatchedLayer):
     def reset(self) -> None:
         self.buffer = Buffer(self.layer_idx)
         self.is_initialized = False
-        self.segments: list[Any] = []
+        self.segments = []
         self.seen = 0
         #: Set by assisted decoding: compress only in `crop`.
         self.record_past = False
@@ -71,13 +72,14 @@ class CompressedLayer(BatchedLayer):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedLayer:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        # A copied configuration would no longer tell which attention function the model uses.
-        memo[id(self._model_config)] = self._model_config
-        clone.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        # The configuration itself, since a copy would no longer tell which attention function the model uses.
+        clone.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        clone._model_config = self._model_config
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model_config": None}
+        # A table of parts holds addresses of these very tensors.
+        return {**self.__dict__, "_model_config": None, "_table": None}
 
     # -- the library's contract ------------------------------------------------------------------------------
 
@@ -98,7 +100,7 @@ class CompressedLayer(BatchedLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.buffer.keys, self.buffer.values = key_states[:, :, :0].clone(), value_states[:, :, :0].clone()
+        self.buffer.start(key_states, value_states)
         self.is_initialized = True
 
     @torch.compiler.disable
@@ -121,12 +123,11 @@ class CompressedLayer(BatchedLayer):
             )
         if self._awaits_attention:
             self._attention_passed_by()
-        if self.waiting == 0 and key_states.requires_grad and torch.is_grad_enabled() and not self.segments:
-            returned = key_states.view_as(key_states), value_states.view_as(value_states)
-            self.buffer.keys, self.buffer.values = key_states.detach(), value_states.detach()
+        self.buffer.append(key_states, value_states, self.choices.window)
+        if self.waiting == key_states.shape[2] and not self.segments:
+            returned = key_states.view_as(key_states), value_states.view_as(value_states)  # with their gradient
         else:
-            self.buffer.append(key_states, value_states)
-            returned = self.keys.view_as(self.keys), self.values.view_as(self.values)
+            returned = self.keys, self.values
         self.seen += key_states.shape[2]
         self._awaits_attention = True
         if self._since_crop:
@@ -179,7 +180,7 @@ class CompressedLayer(BatchedLayer):
         removed = min(-tokens_to_remove, self.seen)
         if removed:
             self.seen -= removed
-            self.buffer.keep(0, max(self.waiting - removed, 0))
+            self.buffer.keep(0, max(self.waiting - removed, 0), self.choices.window)
             self.crop_segments(self.seen)
         if self.record_past:
             self._since_crop = 0
@@ -214,13 +215,33 @@ class CompressedLayer(BatchedLayer):
         names = (ATTENTION_NAME, EAGER_ATTENTION_NAME)
         return self._model_config is not None and self._model_config._attn_implementation in names
 
-    def parts(self, call: AttentionCall) -> list[Part]:
-        """Segments and buffer as the attention kernel reads them for a call whose mask all heads share."""
+    @property
+    def segments(self) -> list[Any]:
+        """What is stored, in the order of the sequence; never changed in place."""
+        return self._segments
+
+    @segments.setter
+    def segments(self, segments: list[Any]) -> None:
+        self._segments = segments
+        self._table: PartTable | None = None
+
+    @property
+    def parts(self) -> PartTable:
+        """The segments as the attention kernel reads them."""
+        if self._table is None:
+            self._table = PartTable(part for segment in self.segments for part in segment.parts())
+        return self._table
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Attention of a call whose mask all heads share over all that is stored; see `packed_attention`."""
         bias = None
         if self.key_bias is not None:
-            bias = self.key_bias.scores(call.query * call.scaling, self.key_bias.places(0, self.seen - self.waiting))
-        parts = [part for segment in self.segments for part in segment.parts(call.open, bias)]
-        return [*parts, RawPart(self.keys, self.values, self.buffer.mask(call))] if self.waiting else parts
+            bias = self.key_bias.scores(call.query, self.seen - self.waiting, call.scaling)
+        kernel = get_kernel("packed_attention", device=call.query.device.type)
+        output, lse = kernel(
+            call.query, self.parts, self.buffer.window, scaling=call.scaling, mask=call.open, score_bias=bias
+        )
+        return output, lse
 
     def dequantize(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values ``[batch, kv_heads, sequence, head_dim]`` in token order and model precision.
@@ -341,8 +362,9 @@ class CompressedLayer(BatchedLayer):
             waiting.keys = keys
             chosen = self.choices.selection.choose(waiting)
         where = f"layer {self.layer_idx}"
-        self.segments.append(self.choices.storage.encode(keys, values, chosen, start=start, where=where))
-        buffer.keep(tokens, self.waiting)
+        segment = self.choices.storage.encode(keys, values, chosen, start=start, where=where)
+        self.segments = [*self.segments, segment]
+        buffer.keep(tokens, self.waiting, self.choices.window)
 
     def crop_segments(self, limit: int) -> None:
         """Drop what is stored of tokens from position ``limit`` on."""

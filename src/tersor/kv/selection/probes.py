@@ -19,6 +19,8 @@ from tersor.lowbit.codes import compute_dtype
 
 #: Numbers in the largest attention tile of a probe, across batch and heads (64 MiB of float32).
 PROBE_TILE_NUMBERS = 2**24
+#: Latest decoding steps whose attention is kept apart, so that drafts can be taken back.
+KEPT_STEPS = 8
 
 
 def seeded_generator(*key: int) -> torch.Generator:
@@ -164,14 +166,23 @@ def probe_scores(
 class ProbeScores:
     """Attention that the tokens waiting for compression have received so far.
 
-    ``sums`` ``[batch, scopes, columns]`` and ``counts`` ``[batch, columns]`` come from long updates. ``rows``
-    holds single decoding steps ``[batch, scopes, columns seen]`` apart from each other: a rejected draft token
-    takes its row along when the cache is cropped, so nothing of it remains.
+    Single decoding steps are summed up, and the latest ones also kept apart: a rejected draft token takes its own along
+    when the cache is cropped, so nothing of it remains. A crop of more tokens than that leaves what they gave.
+
+    Args:
+        sums: Attention from long updates, ``[batch, scopes, columns]``; None without any.
+        counts: Their probe rows that see a column, ``[batch, columns]``.
+        steps: What single steps gave, ``[batch, 1 + kept, scopes + 1, slots]`` as `window_scores` writes it; None
+            before the first.
+        kept: By row of ``steps`` behind the first, the place of its token among those that wait, or -1.
+        turn: Row (but the first) that is written next.
     """
 
     sums: Tensor | None = None
     counts: Tensor | None = None
-    rows: list[Tensor] = field(default_factory=list)
+    steps: Tensor | None = None
+    kept: list[int] = field(default_factory=list)
+    turn: int = 0
 
     def add_sums(self, sums: Tensor, counts: Tensor) -> None:
         """Fold in the column sums of a long update; earlier columns are a prefix of the new ones."""
@@ -180,42 +191,60 @@ class ProbeScores:
             counts = counts + _widen(self.counts, counts.shape[-1])
         self.sums, self.counts = sums, counts
 
+    def room(self, like: Tensor, scopes: int, slots: int, new: int) -> Tensor:
+        """``steps`` for a window of so many slots, in which ``new`` more steps can be kept apart."""
+        if self.steps is None:
+            self.steps = like.new_zeros(len(like), 1, scopes + 1, slots, dtype=compute_dtype(like.dtype))
+        rows = max(KEPT_STEPS, new) - len(self.kept)
+        if slots != self.steps.shape[-1] or rows > 0:
+            wider = slots - self.steps.shape[-1]
+            self.steps = torch.nn.functional.pad(self.steps, (0, wider, 0, 0, 0, max(rows, 0)))
+        if rows > 0:
+            self.turn = len(self.kept)
+            self.kept = [*self.kept, *[-1] * rows]
+        return self.steps
+
+    def claim(self, place: int) -> tuple[int, int]:
+        """The row of ``steps`` for the step of the token at ``place``, and 1 where it holds an older one, else 0."""
+        row, fold = 1 + self.turn, int(self.kept[self.turn] >= 0)
+        self.kept[self.turn] = place
+        self.turn = (self.turn + 1) % len(self.kept)
+        return row, fold
+
     def totals(self, columns: int) -> tuple[Tensor, Tensor] | None:
         """Accumulated attention ``[batch, scopes, columns]`` and probe rows ``[batch, columns]``, None without any."""
-        like = self.sums if self.sums is not None else (self.rows[0] if self.rows else None)
-        if like is None:
-            return None
-        sums = like.new_zeros(*like.shape[:2], columns)
-        counts = like.new_zeros(like.shape[0], columns)
+        if self.steps is None:
+            if self.sums is None or self.counts is None:
+                return None
+            return _widen(self.sums[..., :columns], columns), _widen(self.counts[..., :columns], columns)
+        steps = _widen(self.steps[..., :columns].sum(1), columns)
+        sums, counts = steps[:, :-1], steps[:, -1]
         if self.sums is not None and self.counts is not None:
-            sums[..., : self.sums.shape[-1]] += self.sums
-            counts[..., : self.counts.shape[-1]] += self.counts
-        for row in self.rows:
-            sums[..., : row.shape[-1]] += row
-            counts[..., : row.shape[-1]] += 1
+            sums = sums + _widen(self.sums[..., :columns], columns)
+            counts = counts + _widen(self.counts[..., :columns], columns)
         return sums, counts
 
-    def fold(self, columns: int) -> None:
-        """Sum up the rows of the first ``columns`` tokens, so that rows take no more than a few of them."""
-        if not self.rows or self.rows[0].shape[-1] > columns:
+    def keep_columns(self, start: int, stop: int) -> None:
+        """Go on with the waiting tokens ``start:stop``; a step goes with its own token."""
+        if self.sums is not None and self.counts is not None:
+            gone = self.sums.shape[-1] <= start or stop <= start
+            self.sums = None if gone else self.sums[..., start:stop].clone()
+            self.counts = None if gone else self.counts[..., start:stop].clone()
+        if self.steps is None:
             return
-        old = [row for row in self.rows if row.shape[-1] <= columns]
-        width = max(old[-1].shape[-1], 0 if self.sums is None else self.sums.shape[-1])
-        totals = ProbeScores(self.sums, self.counts, old).totals(width)
-        assert totals is not None
-        self.sums, self.counts = totals
-        self.rows = self.rows[len(old) :]
-
-    def keep_columns(self, start: int, stop: int) -> ProbeScores:
-        """What remains when only the waiting tokens ``start:stop`` stay; a row goes with its own token."""
-        rows = [row[..., start:].clone() for row in self.rows if start < row.shape[-1] <= stop]
-        if self.sums is None or self.counts is None or self.sums.shape[-1] <= start:
-            return ProbeScores(rows=rows)
-        return ProbeScores(self.sums[..., start:stop].clone(), self.counts[..., start:stop].clone(), rows)
+        for row, place in enumerate(self.kept):
+            if place >= stop:
+                self.steps[:, 1 + row] = 0.0
+                self.turn = (self.turn - 1) % len(self.kept)
+        self.kept = [place - start if start <= place < stop else -1 for place in self.kept]
+        if stop <= start:
+            self.steps.zero_()
+        else:
+            self.steps = _widen(self.steps[..., start:stop], self.steps.shape[-1])
 
 
 def _widen(x: Tensor, columns: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
+    return x if x.shape[-1] == columns else torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
 
 
 def normalized_saliency(sums: Tensor, counts: Tensor) -> Tensor:

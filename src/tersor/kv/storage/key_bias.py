@@ -21,25 +21,27 @@ from tersor._errors import TersorError, UnsupportedError
 
 #: Positions that a table of cosines and sines grows by.
 TABLE_STEP = 4096
+#: Attribute under which positions keep where they begin.
+_FIRST = "_tersor_first_places"
 #: Rotations whose angle of a position changes with the length of the text.
 CHANGING = ("dynamic", "longrope")
 
 
 class RotaryTable:
-    """Cosines and sines of positions 0, 1, ... of one rotary embedding, float32 ``[positions, rotated dims]``."""
+    """Cosines and sines of positions 0, 1, ... of one rotary embedding, float32 ``[positions, 2 * rotated dims]``."""
 
     def __init__(self, rotary: nn.Module):
         self.rotary = rotary
-        self.cos = self.sin = torch.empty(0, 0)
+        self.waves = torch.empty(0, 0)
 
-    def upto(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The first ``length`` positions or more, on ``device``."""
-        if self.cos.shape[0] < length or self.cos.device != device:
+    def upto(self, length: int, device: torch.device) -> Tensor:
+        """The first ``length`` positions or more, on ``device``: all cosines of a position, then all its sines."""
+        if self.waves.shape[0] < length or self.waves.device != device:
             size = -(-length // TABLE_STEP) * TABLE_STEP
             places = torch.arange(size, device=device)[None]
             cos, sin = self.rotary(torch.empty(0, dtype=torch.float32, device=device), places)
-            self.cos, self.sin = cos[0], sin[0]
-        return self.cos, self.sin
+            self.waves = torch.cat([cos[0], sin[0]], dim=-1)
+        return self.waves
 
 
 class KeyBias:
@@ -55,6 +57,9 @@ class KeyBias:
         self.table = table
         #: At which token of each sample position 0 is, int64 ``[batch]``; None before the first update.
         self.first_place: Tensor | None = None
+        # What is known of it without reading it back: whether it is 0 for all, and the last position of token 0.
+        self._plain, self._ahead = True, 0
+        self._weights: Tensor | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> KeyBias:
@@ -87,16 +92,26 @@ class KeyBias:
         Raises:
             ValueError: If positions do not count up by one a token.
         """
-        first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        if position_ids is not None:
-            first = (last - position_ids[:, -1]).to(torch.int64)
-        first = first.expand(like.shape[0])
-        if self.first_place is not None and not torch.equal(first, self.first_place):
+        if position_ids is None:
+            if self.first_place is not None and self._plain:
+                return
+            first = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        else:
+            first = _first_places(position_ids, last, len(like))
+        if first is self.first_place:
+            return
+        if self.first_place is None:
+            self._plain, self._ahead = not bool(first.any()), max(0, -int(first.min()))
+        elif torch.equal(first, self.first_place):
+            if position_ids is not None:  # so that the other layers of this forward need not compare
+                _keep_first_places(position_ids, last, self.first_place)
+            return
+        else:
             raise TersorError(
                 f"layer {layer}: position_ids must count up by one a token for subtract_key_bias; position 0 "
                 f"was at token {self.first_place.tolist()} of the samples and is at {first.tolist()} now"
             )
-        self.first_place = first.clone()
+        self.first_place = first
 
     def places(self, start: int, stop: int) -> Tensor:
         """Positions that tokens ``start:stop`` were rotated by, int64 ``[batch, tokens]``; 0 for padding."""
@@ -110,37 +125,43 @@ class KeyBias:
 
     def keys(self, positions: Tensor) -> Tensor:
         """``R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, kv_heads, tokens, key_dim]``."""
-        cos, sin = self.table.upto(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
-        cos, sin = cos[positions][:, None], sin[positions][:, None]
+        waves = self.table.upto(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
+        cos, sin = waves[positions][:, None].chunk(2, dim=-1)
         turned, rest = self._parts(positions.device)
         rotated = turned[:, None] * cos + _rotate_half(turned)[:, None] * sin
         return torch.cat([rotated, rest[:, None].expand(*rotated.shape[:-1], -1)], dim=-1)
 
-    def scores(self, query: Tensor, positions: Tensor) -> Tensor:
-        """``q . R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, heads, queries, tokens]`` float32.
+    def scores(self, query: Tensor, tokens: int, scaling: float) -> Tensor:
+        """``scaling * q . R_p b`` for the sequence's first ``tokens``: ``[batch, heads, queries, tokens]`` float32.
 
         Args:
-            query: ``[batch, heads, queries, key_dim]``, scaled as the scores are to be.
-            positions: Int64 ``[batch, tokens]``.
+            query: ``[batch, heads, queries, key_dim]``.
+            tokens: Tokens from the start of the sequence, padding included, for which the value means nothing.
+            scaling: Factor of the scores.
         """
+        assert self.first_place is not None  # set before anything is compressed
         batch, heads, queries, _ = query.shape
-        length = int(positions.max()) + 1 if positions.numel() else 0
-        cos, sin = self.table.upto(length, query.device)
+        length = tokens + self._ahead
+        waves = self.table.upto(length, query.device)[:length]
         turned, rest = self._parts(query.device)
         size = turned.shape[-1]
-        by_head = query.float().reshape(batch, turned.shape[0], -1, query.shape[-1])
-        front = by_head[..., :size]
-        waves = (front * turned[:, None]) @ cos[:length].T + (front * _rotate_half(turned)[:, None]) @ sin[:length].T
-        constant = (by_head[..., size:] * rest[:, None]).sum(-1, keepdim=True)
-        by_position = (waves + constant).reshape(batch, heads, queries, length)
-        if bool((positions[:, -1:] == positions.shape[1] - 1).all()):  # no padding: a token's place is its position
-            return by_position
-        return by_position.gather(-1, positions[:, None, None, :].expand(batch, heads, queries, -1))
+        if self._weights is None or self._weights.device != query.device:
+            self._weights = torch.cat([turned, _rotate_half(turned)], dim=-1)[:, None]
+        by_head = query.float().reshape(batch, turned.shape[0], -1, query.shape[-1]) * scaling
+        front = by_head[..., :size] if rest.shape[-1] else by_head
+        scores = (torch.cat([front, front], dim=-1) * self._weights) @ waves.T
+        if rest.shape[-1]:
+            scores = scores + (by_head[..., size:] * rest[:, None]).sum(-1, keepdim=True)
+        scores = scores.reshape(batch, heads, queries, length)
+        if self._plain:  # a token's place is its position
+            return scores
+        index = self.places(0, tokens)[:, None, None, :].expand(batch, heads, queries, -1)
+        return scores.gather(-1, index)
 
     def _parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The channels that are rotated and those that are not, ``[kv_heads, ...]``."""
         self.bias = self.bias.to(device)
-        size = self.table.cos.shape[-1]
+        size = self.table.waves.shape[-1] // 2
         return self.bias[:, :size], self.bias[:, size:]
 
     def _check(self, module: nn.Module) -> None:
@@ -148,7 +169,7 @@ class KeyBias:
         turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
         positions = torch.arange(5, device=self.bias.device)[None]
         mine = self.keys(positions)
-        cos, sin = (x[positions] for x in self.table.upto(5, self.bias.device))
+        cos, sin = self.table.upto(5, self.bias.device)[positions].chunk(2, dim=-1)
         size = cos.shape[-1]
         raw = self.bias[None, :, None].expand(1, -1, 5, -1)
         theirs = None if turn is None else turn(raw[..., :size], raw[..., :size], cos, sin)[1]
@@ -156,6 +177,24 @@ class KeyBias:
             raise UnsupportedError(
                 f"{type(module).__name__} rotates its keys in another way than subtract_key_bias knows; leave it off"
             )
+
+
+def _first_places(position_ids: Tensor, last: int, batch: int) -> Tensor:
+    """At which token of each sample position 0 is; kept with the positions, which all layers of a forward share."""
+    kept: tuple[tuple[int, ...], Tensor] | None = getattr(position_ids, _FIRST, None)
+    if kept is not None and kept[0] == _state(position_ids, last, batch):
+        return kept[1]
+    first = (last - position_ids[:, -1]).to(torch.int64).expand(batch).clone()
+    _keep_first_places(position_ids, last, first)
+    return first
+
+
+def _keep_first_places(position_ids: Tensor, last: int, first: Tensor) -> None:
+    setattr(position_ids, _FIRST, (_state(position_ids, last, len(first)), first))
+
+
+def _state(position_ids: Tensor, last: int, batch: int) -> tuple[int, ...]:
+    return last, batch, 0 if position_ids.is_inference() else position_ids._version
 
 
 def _rotate_half(x: Tensor) -> Tensor:

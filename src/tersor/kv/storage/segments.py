@@ -31,41 +31,13 @@ class TokenGroup:
     positions: Tensor
     valid: Tensor | None
 
-    def token_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The group's columns of ``attention_mask`` (bool ``[batch, 1, queries, sequence]``) and its empty slots."""
-        mask = None if self.valid is None else self.valid[:, :, None, :]
-        if attention_mask is not None:
-            batch, scopes, _ = self.positions.shape
-            rows = attention_mask.expand(batch, -1, -1, -1)
-            index = self.positions.long()[:, :, None, :].expand(-1, -1, rows.shape[2], -1)
-            columns = rows.expand(-1, scopes, -1, -1).gather(-1, index)
-            mask = columns if mask is None else columns & mask
-        return mask
-
-    def part(
-        self, channel_scale: Tensor | None, attention_mask: Tensor | None, score_bias: Tensor | None = None
-    ) -> Part:
-        """This group as the attention kernel reads it.
-
-        Args:
-            channel_scale: That of the segment.
-            attention_mask: Bool ``[batch or 1, 1, queries, sequence]``, or None for plain causal attention.
-            score_bias: What `KeyBias` adds to the scores, ``[batch, heads, queries, compressed tokens]``, or None.
-        """
-        mask = self.token_mask(attention_mask)
+    def part(self, channel_scale: Tensor | None) -> Part:
+        """This group as the attention kernel reads it; ``channel_scale`` is that of the segment."""
         if isinstance(self.keys, AffineCodes) and isinstance(self.values, AffineCodes):
             assert channel_scale is not None  # every packed segment has one
-            return PackedPart(self.keys, self.values, channel_scale, mask, score_bias=self._own_columns(score_bias))
+            return PackedPart(self.keys, self.values, channel_scale, self.positions, self.valid)
         assert isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
-        return RawPart(self.keys, self.values, mask)
-
-    def _own_columns(self, rows: Tensor | None) -> Tensor | None:
-        """The group's columns of ``[batch, heads, queries, compressed tokens]``."""
-        if rows is None:
-            return None
-        batch, heads, queries, _ = rows.shape
-        index = self.positions.long().repeat_interleave(heads // self.positions.shape[1], dim=1)
-        return rows.gather(-1, index[:, :, None, :].expand(batch, heads, queries, -1))
+        return RawPart(self.keys, self.values, self.positions, self.valid)
 
     def decode(self, channel_scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the group, in group order and in the precision that decoding computes in."""
@@ -137,8 +109,9 @@ class Segment:
     start: int
     length: int
 
-    def parts(self, attention_mask: Tensor | None, score_bias: Tensor | None = None) -> list[Part]:
-        return [group.part(self.channel_scale, attention_mask, score_bias) for group in self.groups]
+    def parts(self) -> list[Part]:
+        """The groups as the attention kernel reads them."""
+        return [group.part(self.channel_scale) for group in self.groups]
 
     def scatter_into(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
         """Write decoded tokens to ``keys``/``values`` ``[batch, kv_heads, sequence + 1, dim]`` at their positions.

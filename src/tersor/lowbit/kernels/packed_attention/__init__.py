@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,22 +19,33 @@ class PackedPart:
         keys: Channelwise codes.
         values: Channel-separable tokenwise codes.
         channel_scale: ``[batch, kv_heads, 1, value_dim]``.
-        mask: Bool, broadcastable to ``[batch, kv_heads, queries, tokens]``, True where a query may look; None where
-            every token is open to every query.
+        positions: The tokens' columns of the call's mask and score bias, int32 ``[batch, 1 or kv_heads, tokens]``;
+            None where calls have neither.
+        valid: False for slots that hold no token, bool ``[batch, 1 or kv_heads, tokens]``; None without any.
         key_factor: ``[batch, 1 or kv_heads, tokens]`` or None. Where layers share one set of codes, a layer's own
             lengths: a token's key is what the codes say, times its factor.
         value_factor: The same for values.
-        score_bias: float32 ``[batch, heads, queries, tokens]`` or None, added to the scaled scores: what a query gets
-            from a part of the keys that is known without storing it.
     """
 
     keys: AffineCodes
     values: AffineCodes
     channel_scale: Tensor
-    mask: Tensor | None = None
+    positions: Tensor | None = None
+    valid: Tensor | None = None
     key_factor: Tensor | None = None
     value_factor: Tensor | None = None
-    score_bias: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.codes.shape[2]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.codes.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        return self.values.dim
 
 
 @dataclass
@@ -41,9 +54,58 @@ class RawPart:
 
     keys: Tensor
     values: Tensor
-    mask: Tensor | None = None
+    positions: Tensor | None = None
+    valid: Tensor | None = None
     key_factor: Tensor | None = None
     value_factor: Tensor | None = None
 
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        return self.values.shape[-1]
+
 
 Part = PackedPart | RawPart
+
+
+@dataclass
+class Window:
+    """The newest tokens of a sequence, raw, in front of the free slots of a buffer.
+
+    Args:
+        keys: ``[batch, kv_heads, slots, key_dim]``, each head's slots side by side.
+        values: ``[batch, kv_heads, slots, value_dim]`` likewise.
+        tokens: Slots in use. A call's queries belong to the newest of them, and without a mask see no later one.
+        valid: False for padding, bool ``[batch, slots]``; None without any.
+    """
+
+    keys: Tensor
+    values: Tensor
+    tokens: int
+    valid: Tensor | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        return self.values.shape[-1]
+
+
+class PartTable(tuple[Part, ...]):
+    """Parts that stay the same over many calls; a back end keeps in `kept` what it works out from them once."""
+
+    kept: dict[str, Any]
+
+    def __new__(cls, parts: Iterable[Part] = ()) -> PartTable:
+        table = super().__new__(cls, (part for part in parts if part.tokens))
+        table.kept = {}
+        return table

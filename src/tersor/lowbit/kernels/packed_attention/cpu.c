@@ -21,19 +21,18 @@ enum { KEY_PAD = MAX_DIM + 64, VALUE_PAD = MAX_DIM + 8 * LANES };
 
 typedef uint32_t vu_at __attribute__((vector_size(BYTES), aligned(1), may_alias));
 
-/* A run of tokens, as Part in __init__.py; every tensor is contiguous. cpu.py has the same structures. */
+/* A run of tokens, as Part and Window in __init__.py; every tensor is contiguous. cpu.py has the same structures. */
 typedef struct {
-    int64_t tokens;
+    int64_t tokens, slots;                             /* `slots` a head are stored, the first `tokens` are read */
     int64_t key_width, value_width;                    /* bytes a row; numbers a row where raw */
-    int64_t value_param_heads, key_factor_heads, value_factor_heads; /* 1 or kv_heads */
-    int64_t mask_stride[4];                            /* bytes; 0 where the axis is broadcast */
-    const uint8_t *keys, *values;                      /* [batch, kv_heads, tokens, width] */
+    int64_t value_param_heads, key_factor_heads, value_factor_heads, position_heads, valid_heads; /* 1 or kv_heads */
+    const uint8_t *keys, *values;                      /* [batch, kv_heads, slots, width] */
     const void *key_min, *key_step;                    /* [batch, kv_heads, 1, key_dim] */
     const void *value_min, *value_step;                /* [batch, 1 or kv_heads, tokens, 1] */
     const void *scale;                                 /* [batch, kv_heads, 1, value_dim] */
     const void *key_factor, *value_factor;             /* [batch, 1 or kv_heads, tokens], or NULL */
-    const float *score_bias;                           /* [batch, kv_heads, group * queries, tokens], or NULL */
-    const uint8_t *mask;                               /* bool [batch, kv_heads, queries, tokens], or NULL */
+    const int32_t *positions;                          /* [batch, 1 or kv_heads, tokens], or NULL */
+    const uint8_t *valid;                              /* bool [batch, 1 or kv_heads, slots], or NULL */
     int32_t key_bits, value_bits;                      /* 2, 3, 4 or 8; 0: raw numbers of `raw_type` */
     int32_t raw_type, key_min_type, key_step_type, value_min_type, value_step_type, scale_type, key_factor_type,
         value_factor_type;
@@ -41,8 +40,12 @@ typedef struct {
 
 typedef struct {
     int64_t batch, kv_heads, group, queries, key_dim, value_dim, parts, splits, threads;
+    int64_t sequence, mask_stride[3], bias_width;      /* columns of the mask; bytes a sample, query, column; of the bias */
     const float *query;                                /* [batch, kv_heads, group * queries, key_dim], scaled */
-    const Part *part;
+    const Part *part;                                  /* `parts` of them */
+    const Part *window;                                /* the newest tokens, or NULL */
+    const uint8_t *mask;                               /* bool [batch, queries, sequence], or NULL */
+    const float *score_bias;                           /* [batch, kv_heads, group * queries, bias_width], or NULL */
     float *workspace;                                  /* [batch, kv_heads, splits, group * queries, value_dim + 2] */
     float *output;                                     /* [batch, kv_heads, group * queries, value_dim] */
     float *lse;                                        /* [batch, kv_heads, group * queries] */
@@ -350,20 +353,34 @@ static void adjust(const Unit *u, const Part *p, float *score, int64_t first, in
         for (int r = 0; r < u->rows; r++)
             for (int t = 0; t < count; t++) score[r * TILE + t] *= factor[t];
     }
-    if (p->score_bias)
+    const int64_t heads = p->position_heads, place = u->sample * heads + (heads == 1 ? 0 : u->head);
+    const int32_t *position = p->positions ? p->positions + place * p->tokens + first : NULL;
+    if (call->score_bias && position)
         for (int r = 0; r < u->rows; r++) {
             const int64_t head = u->sample * call->kv_heads + u->head;
-            const float *add = p->score_bias +
-                               (head * call->group * call->queries + u->first_row + r) * p->tokens + first;
-            for (int t = 0; t < count; t++) score[r * TILE + t] += add[t];
+            const float *add =
+                call->score_bias + (head * call->group * call->queries + u->first_row + r) * call->bias_width;
+            for (int t = 0; t < count; t++) score[r * TILE + t] += add[position[t]];
         }
-    if (p->mask)
-        for (int r = 0; r < u->rows; r++) {
-            const uint8_t *open = p->mask + u->sample * p->mask_stride[0] + u->head * p->mask_stride[1] +
-                                  (u->first_row + r) % call->queries * p->mask_stride[2] + first * p->mask_stride[3];
-            for (int t = 0; t < count; t++)
-                if (!open[t * p->mask_stride[3]]) score[r * TILE + t] = -INFINITY;
+    if (p->valid) {
+        const int64_t own = u->sample * p->valid_heads + (p->valid_heads == 1 ? 0 : u->head);
+        const uint8_t *valid = p->valid + own * p->slots + first;
+        for (int t = 0; t < count; t++)
+            if (!valid[t])
+                for (int r = 0; r < u->rows; r++) score[r * TILE + t] = -INFINITY;
+    }
+    const int64_t end = call->sequence - p->tokens + first; /* the column of a window's token `first` */
+    for (int r = 0; r < u->rows && (call->mask ? position || p == call->window : p == call->window); r++) {
+        const int64_t query = (u->first_row + r) % call->queries;
+        if (!call->mask) { /* a query sees no later token */
+            for (int64_t t = p->tokens - call->queries + query + 1 - first; t < count; t++)
+                if (t >= 0) score[r * TILE + t] = -INFINITY;
+            continue;
         }
+        const uint8_t *open = call->mask + u->sample * call->mask_stride[0] + query * call->mask_stride[1];
+        for (int t = 0; t < count; t++)
+            if (!open[(position ? position[t] : end + t) * call->mask_stride[2]]) score[r * TILE + t] = -INFINITY;
+    }
 }
 
 static void weigh_factor(const Unit *u, const Part *p, float *weight, int64_t first, int count) {
@@ -462,7 +479,7 @@ static void attend_raw(Unit *u, const Part *p, int64_t first, int64_t last) {
     for (int64_t at = first; at < last; at += TILE) {
         int count = (int)(last - at < TILE ? last - at : TILE);
         for (int t = 0; t < count; t++) {
-            numbers(number_row, p->keys, (head * p->tokens + at + t) * dim, dim, p->raw_type);
+            numbers(number_row, p->keys, (head * p->slots + at + t) * dim, dim, p->raw_type);
             for (int r = 0; r < u->rows; r++) {
                 const float *query = u->query + r * dim;
                 vf sum = {};
@@ -478,7 +495,7 @@ static void attend_raw(Unit *u, const Part *p, int64_t first, int64_t last) {
         soften(u, tile, count, decay); /* decays the output too, which is all that there is here */
         weigh_factor(u, p, tile, at, count);
         for (int t = 0; t < count; t++) {
-            numbers(number_row, p->values, (head * p->tokens + at + t) * out_dim, out_dim, p->raw_type);
+            numbers(number_row, p->values, (head * p->slots + at + t) * out_dim, out_dim, p->raw_type);
             for (int r = 0; r < u->rows; r++) {
                 float weight = tile[r * TILE + t], *output = u->output + r * u->stride;
                 for (int64_t c = 0; c < out_dim; c++) output[c] += weight * number_row[c];
@@ -499,7 +516,7 @@ static void attend_unit(const Call *call, int64_t index) {
     const int64_t all_rows = call->group * call->queries, width = call->value_dim + 2;
     const int64_t split = index % call->splits, head = index / call->splits;
     float *state = call->workspace + index * all_rows * width;
-    int64_t tokens = 0;
+    int64_t tokens = call->window ? call->window->tokens : 0;
     for (int64_t i = 0; i < call->parts; i++) tokens += call->part[i].tokens;
     const int64_t begin = split_begin(tokens, split, call->splits), end = split_begin(tokens, split + 1, call->splits);
 
@@ -514,8 +531,8 @@ static void attend_unit(const Call *call, int64_t index) {
             memset(u.output + r * width, 0, (size_t)call->value_dim * sizeof(float));
         }
         int64_t before = 0;
-        for (int64_t i = 0; i < call->parts; i++) {
-            const Part *p = call->part + i;
+        for (int64_t i = 0; i < call->parts + (call->window != NULL); i++) {
+            const Part *p = i < call->parts ? call->part + i : call->window;
             int64_t first = begin > before ? begin - before : 0, last = end - before < p->tokens ? end - before : p->tokens;
             if (first < last) (p->key_bits ? attend_packed : attend_raw)(&u, p, first, last);
             before += p->tokens;

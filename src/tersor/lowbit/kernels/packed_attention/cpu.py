@@ -9,15 +9,15 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels._build import FLOAT_TYPES, load_library
-from tersor.lowbit.kernels.packed_attention import PackedPart, Part, reference
+from tersor.lowbit.kernels.packed_attention import PackedPart, Part, PartTable, Window, reference
 
 MAX_DIM = 512
 MAX_QUERY_ROWS = 64
@@ -27,11 +27,10 @@ _Pointer, _Long, _Int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 class _Part(ctypes.Structure):
     _fields_ = (
-        *((name, _Long) for name in ("tokens", "key_width", "value_width")),
-        *((name, _Long) for name in ("value_param_heads", "key_factor_heads", "value_factor_heads")),
-        ("mask_stride", _Long * 4),
+        *((name, _Long) for name in ("tokens", "slots", "key_width", "value_width")),
+        *((f"{name}_heads", _Long) for name in ("value_param", "key_factor", "value_factor", "position", "valid")),
         *((name, _Pointer) for name in ("keys", "values", "key_min", "key_step", "value_min", "value_step", "scale")),
-        *((name, _Pointer) for name in ("key_factor", "value_factor", "score_bias", "mask")),
+        *((name, _Pointer) for name in ("key_factor", "value_factor", "positions", "valid")),
         *((name, _Int) for name in ("key_bits", "value_bits", "raw_type")),
         *((f"{name}_type", _Int) for name in ("key_min", "key_step", "value_min", "value_step", "scale")),
         *((f"{name}_type", _Int) for name in ("key_factor", "value_factor")),
@@ -41,8 +40,11 @@ class _Part(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = (
         *((name, _Long) for name in ("batch", "kv_heads", "group", "queries", "key_dim", "value_dim")),
-        *((name, _Long) for name in ("parts", "splits", "threads")),
-        *((name, _Pointer) for name in ("query", "part", "workspace", "output", "lse")),
+        *((name, _Long) for name in ("parts", "splits", "threads", "sequence")),
+        ("mask_stride", _Long * 3),
+        ("bias_width", _Long),
+        *((name, _Pointer) for name in ("query", "part", "window", "mask", "score_bias")),
+        *((name, _Pointer) for name in ("workspace", "output", "lse")),
     )
 
 
@@ -60,56 +62,89 @@ def check_available() -> None:
     _function()
 
 
-def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) -> tuple[Tensor, Tensor]:
-    """Softmax attention over the union of ``parts``; arguments, results and errors are those of the reference."""
+def packed_attention(
+    query: Tensor,
+    parts: Sequence[Part],
+    window: Window | None = None,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over the union of the parts; arguments, results and errors are those of the reference."""
     batch, heads, queries, dim = query.shape
-    parts = [part for part in parts if _tokens(part)]
-    if not parts or not _supported(query, parts):
-        return reference.packed_attention(query, parts, scaling=scaling)
-    first = parts[0]
-    kv_heads = first.keys.codes.shape[1] if isinstance(first, PackedPart) else first.keys.shape[1]
+    table = _described(parts)
+    window = window if window is not None and window.tokens else None
+    first: Part | Window | None = table.parts[0] if table.parts else window
+    if first is None or not _supported(query, first, table, window):
+        return reference.packed_attention(query, parts, window, scaling=scaling, mask=mask, score_bias=score_bias)
+    kv_heads, value_dim = first.kv_heads, first.value_dim
     rows = heads // kv_heads * queries
-    value_dim = first.values.dim if isinstance(first.values, AffineCodes) else first.values.shape[-1]
-    scaled = query.float().mul_(scaling) if query.dtype != torch.float32 else query * scaling
+    scaled = (query.float() if query.dtype != torch.float32 else query) * scaling
     output = torch.empty(batch, heads, queries, value_dim)
     lse = torch.empty(batch, heads, queries)
     threads = torch.get_num_threads()
     # Heads alone keep the threads busy where there are several for each; otherwise tokens are split as well.
     splits = 1 if batch * kv_heads >= 2 * threads else -(-2 * threads // (batch * kv_heads))
     workspace = _workspace(batch * kv_heads * splits * rows * (value_dim + 2))
-    alive: list[Tensor] = [scaled]  # what the structures point to
-    table = (_Part * len(parts))(*(_describe(part, alive) for part in parts))
+    alive: list[Tensor] = []  # what the structures point to
     call = _Call(
         batch=batch, kv_heads=kv_heads, group=heads // kv_heads, queries=queries, key_dim=dim, value_dim=value_dim,
-        parts=len(parts), splits=splits, threads=threads, query=_contiguous(scaled, alive),
-        part=ctypes.cast(table, _Pointer), workspace=workspace.data_ptr(), output=output.data_ptr(),
+        parts=len(table.parts), splits=splits, threads=threads, query=_contiguous(scaled, alive),
+        part=ctypes.addressof(table.structures), workspace=workspace.data_ptr(), output=output.data_ptr(),
         lse=lse.data_ptr(),
     )  # fmt: skip
+    newest = None if window is None else _describe_window(window, mask)
+    if newest is not None:
+        call.window = ctypes.addressof(newest)
+    if mask is not None:
+        step = mask.stride()
+        call.mask, call.sequence = mask.data_ptr(), mask.shape[-1]
+        call.mask_stride[:] = (0 if mask.shape[0] == 1 else step[0], 0 if mask.shape[2] == 1 else step[2], step[3])
+    if score_bias is not None:
+        call.score_bias, call.bias_width = _contiguous(score_bias.float(), alive), score_bias.shape[-1]
     _function()(call)
     return output, lse
 
 
-def _tokens(part: Part) -> int:
-    return int(part.keys.codes.shape[2] if isinstance(part, PackedPart) else part.keys.shape[2])
+@dataclass
+class _Table:
+    """The C structures of some parts, and what they are made of."""
+
+    parts: list[Part]
+    structures: ctypes.Array[_Part]
+    alive: list[Tensor]
+    readable: bool
 
 
-def _supported(query: Tensor, parts: Sequence[Part]) -> bool:
+def _described(parts: Sequence[Part]) -> _Table:
+    """The C structures of the parts, which a `PartTable` keeps from call to call."""
+    kept = parts.kept if isinstance(parts, PartTable) else {}
+    if "cpu" not in kept:
+        own = [part for part in parts if part.tokens]
+        alive: list[Tensor] = []
+        readable = all(map(_readable, own))
+        structures = (_Part * len(own))(*(_describe(part, alive) for part in own if readable))
+        kept["cpu"] = _Table(own, structures, alive, readable)
+    table: _Table = kept["cpu"]
+    return table
+
+
+def _readable(part: Part) -> bool:
+    stored = part.keys.minimum.dtype if isinstance(part, PackedPart) else part.keys.dtype
+    return part.value_dim <= MAX_DIM and stored in FLOAT_TYPES
+
+
+def _supported(query: Tensor, first: Part | Window, table: _Table, window: Window | None) -> bool:
     rows = query.shape[1] * query.shape[2]
-    if query.dtype not in FLOAT_TYPES or query.shape[-1] > MAX_DIM:
+    if query.dtype not in FLOAT_TYPES or query.shape[-1] > MAX_DIM or rows // first.kv_heads > MAX_QUERY_ROWS:
         return False
-    for part in parts:
-        if isinstance(part, PackedPart):
-            kv_heads, value_dim, stored = part.keys.codes.shape[1], part.values.dim, part.keys.minimum.dtype
-        else:
-            kv_heads, value_dim, stored = part.keys.shape[1], part.values.shape[-1], part.keys.dtype
-        if value_dim > MAX_DIM or stored not in FLOAT_TYPES or rows // kv_heads > MAX_QUERY_ROWS:
-            return False
-    return True
+    return table.readable and (window is None or (window.value_dim <= MAX_DIM and window.keys.dtype in FLOAT_TYPES))
 
 
 def _describe(part: Part, alive: list[Tensor]) -> _Part:
     """The C structure of one part; tensors that had to be copied to be contiguous go to ``alive``."""
-    c = _Part(tokens=_tokens(part))
+    c = _Part(tokens=part.tokens, slots=part.tokens)
     if isinstance(part, PackedPart):
         keys, values = part.keys, part.values
         c.key_bits, c.value_bits = keys.bits, values.bits
@@ -122,9 +157,6 @@ def _describe(part: Part, alive: list[Tensor]) -> _Part:
         ):  # fmt: skip
             setattr(c, name, _contiguous(tensor, alive))
             setattr(c, f"{name}_type", FLOAT_TYPES[tensor.dtype])
-        if part.score_bias is not None:
-            alive.append(part.score_bias.float())
-            c.score_bias = _contiguous(alive[-1], alive)
     else:
         c.key_width, c.value_width = part.keys.shape[-1], part.values.shape[-1]
         c.keys, c.values = _contiguous(part.keys, alive), _contiguous(part.values, alive)
@@ -134,16 +166,28 @@ def _describe(part: Part, alive: list[Tensor]) -> _Part:
             setattr(c, name, _contiguous(factor, alive))
             setattr(c, f"{name}_heads", factor.shape[1])
             setattr(c, f"{name}_type", FLOAT_TYPES[factor.dtype])
-    if part.mask is not None:
-        c.mask = part.mask.data_ptr()
-        c.mask_stride[:] = [0 if n == 1 else step for n, step in zip(part.mask.shape, part.mask.stride(), strict=True)]
+    if part.positions is not None:
+        c.positions, c.position_heads = _contiguous(part.positions, alive), part.positions.shape[1]
+    if part.valid is not None:
+        c.valid, c.valid_heads = _contiguous(part.valid, alive), part.valid.shape[1]
+    return c
+
+
+def _describe_window(window: Window, mask: Tensor | None) -> _Part:
+    c = _Part(
+        tokens=window.tokens, slots=window.keys.shape[2], key_width=window.keys.shape[-1],
+        value_width=window.value_dim, keys=window.keys.data_ptr(), values=window.values.data_ptr(),
+        raw_type=FLOAT_TYPES[window.keys.dtype],
+    )  # fmt: skip
+    if window.valid is not None and mask is None:
+        c.valid, c.valid_heads = window.valid.data_ptr(), 1
     return c
 
 
 def _contiguous(tensor: Tensor, alive: list[Tensor]) -> int:
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
-        alive.append(tensor)
+    alive.append(tensor)
     return tensor.data_ptr()
 
 

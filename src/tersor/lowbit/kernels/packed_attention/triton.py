@@ -1,17 +1,21 @@
-"""Packed attention on a GPU: every part in splits of its tokens, then one merge (split-token decoding).
+"""Packed attention on a GPU: all parts of one kind in splits of their tokens, then one merge (split-token decoding).
 
 The algebra is that of the reference: steps go into the query and the weights, minima become one scalar. A program
 reads one split of one part for one KV head. Half-split packing shows in the shape of the products: the bytes of a tile
 hold its codes in slots of neighbouring channels, so a 4-bit tile takes two products and a 2-bit tile four, each with
-the query's channels of that slot, and nothing is interleaved or written back.
+the query's channels of that slot, and nothing is interleaved or written back. Three-bit codes lie in two planes with
+different slots; they are put together as they are loaded, in the order of the channels, and take one product.
 
-Three-bit codes lie in two planes with different slots; those parts, and float64 queries, are computed by the reference
-and merged like any other split.
+However many segments a cache has, a call launches one kernel for each width, one for the window, and the merge: where
+the parts of a width lie is a table of addresses on the device, written once for a `PartTable`.
+
+float64 queries are computed by the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,64 +24,88 @@ import triton.language as tl
 from torch import Tensor
 
 from tersor.lowbit.codes import AffineCodes
-from tersor.lowbit.kernels.packed_attention import PackedPart, Part, reference
+from tersor.lowbit.kernels.packed_attention import PackedPart, Part, PartTable, Window, reference
 from tersor.lowbit.kernels.triton_runtime import interpreting
 
 RAW_BITS = 16
-SLOTTED_BITS = (2, 4, 8)
 #: Tokens of a split are a multiple of this, the largest block that is tried.
 SPLIT_UNIT = 128
 #: Rows (query heads of a group times queries) that one program holds in registers.
 MAX_ROWS = 64
 #: `tl.dot` takes no side shorter than this.
 MIN_DOT = 16
+#: Columns of a table of parts: addresses, then numbers.
+ADDRESSES = (
+    *("keys", "values", "key_step", "key_minimum", "value_step", "value_minimum", "channel_scale"),
+    *("key_factor", "value_factor", "positions", "valid"),
+)
+NUMBERS = ("tokens", "parameter_heads", "key_factor_heads", "value_factor_heads", "position_heads", "valid_heads")
+# The same columns as the kernel knows them.
+# fmt: off
+(
+    KEYS, VALUES, KEY_STEP, KEY_MINIMUM, VALUE_STEP, VALUE_MINIMUM, CHANNEL_SCALE, KEY_FACTOR, VALUE_FACTOR,
+    POSITION, VALID_SLOTS,
+    TOKENS, PARAMETER_HEADS, KEY_FACTOR_HEADS, VALUE_FACTOR_HEADS, POSITION_HEADS, VALID_HEADS,
+) = map(tl.constexpr, range(len(ADDRESSES) + len(NUMBERS)))
+# fmt: on
+COLUMN_COUNT = tl.constexpr(len(ADDRESSES) + len(NUMBERS))
 
 
-def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) -> tuple[Tensor, Tensor]:
+def packed_attention(
+    query: Tensor,
+    parts: Sequence[Part],
+    window: Window | None = None,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    score_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """As `reference.packed_attention`; output and log-sum-exp are float32.
 
     Raises:
         ValueError: without any part that holds tokens.
     """
-    parts = [part for part in parts if _heads_and_tokens(part)[1]]
-    if not parts or query.dtype == torch.float64:
-        return reference.packed_attention(query, parts, scaling=scaling)
+    parts = parts if isinstance(parts, PartTable) else PartTable(parts)
+    window = window if window is not None and window.tokens else None
+    if not (parts or window) or query.dtype == torch.float64:
+        return reference.packed_attention(query, parts, window, scaling=scaling, mask=mask, score_bias=score_bias)
     batch, heads, queries, _ = query.shape
-    kv_heads, _ = _heads_and_tokens(parts[0])
-    value_dim = _layout(parts[0].values)[1]
+    first: Any = parts[0] if parts else window
+    kv_heads, value_dim = first.kv_heads, first.value_dim
     rows = heads // kv_heads * queries
     block_rows = min(MAX_ROWS, max(MIN_DOT, triton.next_power_of_2(rows)))
     programs = batch * kv_heads * triton.cdiv(rows, block_rows)
-    splits = [_split(part, programs, query.device) for part in parts]
-    places = sum(number for number, _ in splits)
+    launches = [*_launches(parts, programs, query.device), *([] if window is None else [_of_window(window)])]
+    places = sum(each.splits for each in launches)
     peak = query.new_empty(places, batch, heads, queries, dtype=torch.float32)
     total = torch.empty_like(peak)
     partial = query.new_empty(places, batch, heads, queries, value_dim, dtype=torch.float32)
     query = query.contiguous()
+    strides = (0, 0, 0) if mask is None else mask.expand(batch, 1, queries, -1).stride()[::2] + mask.stride()[-1:]
     place = 0
-    for part, (number, split_tokens) in zip(parts, splits, strict=True):
-        if _by_reference(part):
-            # A finished softmax is a split whose exponentials, taken against its log-sum-exp, add up to one.
-            partial[place], peak[place] = reference.packed_attention(query, [part], scaling=scaling)
-            total[place] = peak[place].isfinite()
-        else:
-            _attend[(programs, number)](
-                query=query,
-                **_arguments(part, batch, queries),
-                peak=peak[place:],
-                total=total[place:],
-                output=partial[place:],
-                scaling=scaling,
-                split_tokens=split_tokens,
-                rows=rows,
-                queries=queries,
-                kv_heads=kv_heads,
-                all_rows=batch * heads * queries,
-                BLOCK_ROWS=block_rows,
-                # Codes are exact in TF32; three products keep a float32 query exact as well.
-                PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
-            )
-        place += number
+    for each in launches:
+        _attend[(programs, each.splits)](
+            query=query,
+            **each.arguments,
+            valid_window=window.valid if window is not None and each.is_window and mask is None else None,
+            score_bias=None if score_bias is None or each.is_window else score_bias.float().contiguous(),
+            bias_width=0 if score_bias is None else score_bias.shape[-1],
+            mask=mask,
+            sequence=0 if mask is None else mask.shape[-1],
+            **dict(zip(("mask_batch", "mask_query", "mask_token"), strides, strict=True)),
+            peak=peak[place:],
+            total=total[place:],
+            output=partial[place:],
+            scaling=scaling,
+            rows=rows,
+            queries=queries,
+            kv_heads=kv_heads,
+            all_rows=batch * heads * queries,
+            BLOCK_ROWS=block_rows,
+            # Codes are exact in TF32; three products keep a float32 query exact as well.
+            PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
+        )
+        place += each.splits
     output, lse = torch.empty_like(partial[0]), torch.empty_like(peak[0])
     _merge[(lse.numel(),)](
         peak,
@@ -93,33 +121,127 @@ def packed_attention(query: Tensor, parts: Sequence[Part], *, scaling: float) ->
     return output, lse
 
 
-def _heads_and_tokens(part: Part) -> tuple[int, int]:
-    stored = part.keys.codes if isinstance(part, PackedPart) else part.keys
-    return stored.shape[1], stored.shape[2]
+@dataclass
+class _Launch:
+    """One launch: a number of splits, and the arguments that do not change from call to call."""
+
+    splits: int
+    arguments: dict[str, Any]
+    is_window: bool = False
+    alive: Any = None
 
 
-def _layout(stored: AffineCodes | Tensor) -> tuple[int, int, int, int]:
-    """Bits of a code, channels, codes (or numbers) that lie side by side in a row, and the block that holds those."""
+def _launches(parts: PartTable, programs: int, device: torch.device) -> list[_Launch]:
+    """A launch for each kind of part; kept with the table."""
+    key = f"triton, {programs} programs"
+    if key not in parts.kept:
+        kinds: dict[tuple[Any, ...], list[Part]] = {}
+        for part in parts:
+            kinds.setdefault(tuple(_kind(part).items()), []).append(part)
+        parts.kept[key] = [_launch(alike, programs, device) for alike in kinds.values()]
+    launches: list[_Launch] = parts.kept[key]
+    return launches
+
+
+def _launch(alike: list[Part], programs: int, device: torch.device) -> _Launch:
+    """The table of parts of one kind, and their splits: at least two programs a processor where there are many."""
+    units = sum(triton.cdiv(part.tokens, SPLIT_UNIT) for part in alike)
+    wanted = triton.cdiv(2 * _processors(device), programs)
+    split_tokens = triton.cdiv(units, min(wanted, units)) * SPLIT_UNIT
+    splits = [(row, at) for row, part in enumerate(alike) for at in range(0, part.tokens, split_tokens)]
+    tensors = [_tensors(part) for part in alike]
+    rows = [
+        [*(0 if (tensor := own[name]) is None else tensor.data_ptr() for name in ADDRESSES), *_numbers(part, own)]
+        for part, own in zip(alike, tensors, strict=True)
+    ]
+    table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    places = torch.tensor(splits, dtype=torch.int32).to(device, non_blocking=True)
+    arguments = {"table": table, "splits": places, "split_tokens": split_tokens, **_NO_WINDOW, **_kind(alike[0])}
+    return _Launch(len(splits), arguments, alive=tensors)
+
+
+#: What a launch over stored parts says in the place of the window.
+_NO_WINDOW = {"window_keys": None, "window_values": None, "window_tokens": 0, "window_slots": 0}
+
+
+def _of_window(window: Window) -> _Launch:
+    tokens = window.tokens
+    arguments = {
+        "table": None,
+        "splits": None,
+        "split_tokens": SPLIT_UNIT,
+        "window_keys": window.keys,
+        "window_values": window.values,
+        "window_tokens": tokens,
+        "window_slots": window.keys.shape[2],
+        **_shape("KEY", window.keys),
+        **_shape("VALUE", window.values),
+        **dict.fromkeys(_TYPES, None),
+        "POSITIONS": False,
+        "VALID": False,
+    }
+    return _Launch(triton.cdiv(tokens, SPLIT_UNIT), arguments, is_window=True)
+
+
+def _tensors(part: Part) -> dict[str, Tensor | None]:
+    """What the kernel reads of a part, contiguous."""
+    found: dict[str, Tensor | None] = dict.fromkeys(ADDRESSES)
+    if isinstance(part, PackedPart):
+        found |= {
+            "keys": part.keys.codes, "values": part.values.codes, "key_step": part.keys.step,
+            "key_minimum": part.keys.minimum, "value_step": part.values.step, "value_minimum": part.values.minimum,
+            "channel_scale": part.channel_scale,
+        }  # fmt: skip
+    else:
+        found |= {"keys": part.keys, "values": part.values}
+    found |= {name: getattr(part, name) for name in ("key_factor", "value_factor", "positions", "valid")}
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in found.items()}
+
+
+def _numbers(part: Part, tensors: dict[str, Tensor | None]) -> list[int]:
+    of = ("value_step", "key_factor", "value_factor", "positions", "valid")
+    return [part.tokens, *(0 if (tensor := tensors[name]) is None else tensor.shape[1] for name in of)]
+
+
+#: Names of the precisions that a kind of part has of its own.
+_TYPES = tuple(
+    f"{name.upper()}_TYPE"
+    for name in (
+        *("keys", "values", "key_step", "key_minimum", "value_step", "value_minimum", "channel_scale"),
+        *("key_factor", "value_factor"),
+    )
+)
+_PRECISIONS = {
+    torch.uint8: tl.uint8, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
+    torch.float64: tl.float64,
+}  # fmt: skip
+
+
+def _kind(part: Part) -> dict[str, Any]:
+    """What parts must have in common to be read by one launch, as the kernel's constants."""
+    tensors = _tensors(part)
+    types = {name: tensors[name.removesuffix("_TYPE").lower()] for name in _TYPES}
+    return {
+        **_shape("KEY", part.keys),
+        **_shape("VALUE", part.values),
+        **{name: None if tensor is None else _PRECISIONS[tensor.dtype] for name, tensor in types.items()},
+        "POSITIONS": part.positions is not None,
+        "VALID": part.valid is not None,
+    }
+
+
+def _shape(name: str, stored: AffineCodes | Tensor) -> dict[str, int]:
+    """Bits of a code, channels, bytes (or numbers) of a row, channels that lie side by side, the block for those."""
     if isinstance(stored, Tensor):
         bits, dim, width = RAW_BITS, stored.shape[-1], stored.shape[-1]
     else:
         bits, dim, width = stored.bits, stored.dim, stored.codes.shape[-1]
-    return bits, dim, width, max(MIN_DOT, triton.next_power_of_2(width))
-
-
-def _by_reference(part: Part) -> bool:
-    return isinstance(part, PackedPart) and not {part.keys.bits, part.values.bits} <= set(SLOTTED_BITS)
-
-
-def _split(part: Part, programs: int, device: torch.device) -> tuple[int, int]:
-    """How many splits a part gets, and the tokens of each: at least two programs a processor where it is long."""
-    if _by_reference(part):
-        return 1, 0
-    _, tokens = _heads_and_tokens(part)
-    units = triton.cdiv(tokens, SPLIT_UNIT)
-    wanted = triton.cdiv(2 * _processors(device), programs)
-    units_each = triton.cdiv(units, min(wanted, units))
-    return triton.cdiv(units, units_each), units_each * SPLIT_UNIT
+    beside = dim if bits == 3 else width
+    block = max(MIN_DOT, triton.next_power_of_2(beside))
+    return {
+        f"{name}_BITS": bits, f"{name}_DIM": dim, f"{name}_BYTES": width, f"{name}_WIDTH": beside,
+        f"BLOCK_{name}": block,
+    }  # fmt: skip
 
 
 def _processors(device: torch.device) -> int:
@@ -128,68 +250,25 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _arguments(part: Part, batch: int, queries: int) -> dict[str, Any]:
-    """What the kernel is told about one part. Rows that are not there are None, and the kernel skips their loads."""
-    kv_heads, tokens = _heads_and_tokens(part)
-    tables: dict[str, Tensor | None]
-    value_step: Tensor | None
-    value_minimum: Tensor | None
-    if isinstance(part, PackedPart):
-        key_codes, value_codes = part.keys.codes, part.values.codes
-        tables = {
-            "key_step": _per_channel(part.keys.step, batch, kv_heads),
-            "key_minimum": _per_channel(part.keys.minimum, batch, kv_heads),
-            "channel_scale": _per_channel(part.channel_scale, batch, kv_heads),
-        }
-        value_step, value_minimum = part.values.step[..., 0], part.values.minimum[..., 0]
-        score_bias = None if part.score_bias is None else part.score_bias.float().contiguous()
-    else:
-        key_codes, value_codes = part.keys, part.values
-        tables = dict.fromkeys(("key_step", "key_minimum", "channel_scale"))
-        value_step = value_minimum = score_bias = None
-    key_bits, key_dim, key_width, block_key = _layout(part.keys)
-    value_bits, value_dim, value_width, block_value = _layout(part.values)
-    mask = None if part.mask is None else part.mask.expand(batch, kv_heads, queries, tokens)
-    mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
-    return {
-        "keys": key_codes.contiguous(),
-        "values": value_codes.contiguous(),
-        **tables,
-        **_per_token("value_step", value_step, batch, kv_heads),
-        **_per_token("value_minimum", value_minimum, batch, kv_heads),
-        **_per_token("key_factor", part.key_factor, batch, kv_heads),
-        **_per_token("value_factor", part.value_factor, batch, kv_heads),
-        "score_bias": score_bias,
-        "mask": mask,
-        **dict(zip(("mask_batch", "mask_head", "mask_query", "mask_token"), mask_strides, strict=True)),
-        "tokens": tokens,
-        "KEY_BITS": key_bits,
-        "KEY_DIM": key_dim,
-        "KEY_WIDTH": key_width,
-        "BLOCK_KEY": block_key,
-        "VALUE_BITS": value_bits,
-        "VALUE_DIM": value_dim,
-        "VALUE_WIDTH": value_width,
-        "BLOCK_VALUE": block_value,
-    }
-
-
-def _per_channel(x: Tensor, batch: int, kv_heads: int) -> Tensor:
-    return x.expand(batch, kv_heads, 1, -1).contiguous()
-
-
-def _per_token(name: str, x: Tensor | None, batch: int, kv_heads: int) -> dict[str, Any]:
-    """``x`` ``[batch, 1 or kv_heads, tokens]`` with what the kernel adds to reach a sample and a head."""
-    if x is None:
-        return {name: None, f"{name}_batch": 0, f"{name}_head": 0}
-    x = x.contiguous().expand(batch, kv_heads, -1)
-    return {name: x, f"{name}_batch": x.stride(0), f"{name}_head": x.stride(1)}
+@triton.jit
+def _tile(base, token, here, inner, BITS: tl.constexpr, DIM: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows ``token`` of a part: bytes that hold several slots, whole 3-bit codes, or raw numbers."""
+    inside = here[:, None] & (inner < WIDTH)[None, :]
+    row = base + token.to(tl.int64)[:, None] * BYTES
+    if BITS == 3:
+        LOW: tl.constexpr = (DIM + 3) // 4
+        HIGH: tl.constexpr = BYTES - LOW
+        low = tl.load(row + (inner % LOW)[None, :], mask=inside, other=0)
+        high = tl.load(row + (LOW + inner % HIGH)[None, :], mask=inside, other=0)
+        low = (low >> (inner // LOW * 2).to(tl.uint8)[None, :]) & 3
+        return low + ((high >> (inner // HIGH).to(tl.uint8)[None, :]) & 1) * 4
+    return tl.load(row + inner[None, :], mask=inside, other=0)
 
 
 @triton.jit
 def _slot(loaded, slot: tl.constexpr, BITS: tl.constexpr):
     """The numbers of one slot of a loaded tile as float32."""
-    numbers = loaded if BITS == 16 else (loaded >> (slot * BITS)) & ((1 << BITS) - 1)
+    numbers = loaded if BITS == 16 or BITS == 3 else (loaded >> (slot * BITS)) & ((1 << BITS) - 1)
     return numbers.to(tl.float32)
 
 
@@ -241,6 +320,13 @@ def _store_slot(
     tl.store(output + row[:, None] * VALUE_DIM + channel[None, :], weighted, mask=(row < rows)[:, None] & real[None, :])
 
 
+@triton.jit
+def _of_head(row, HEADS: tl.constexpr, batch, head):
+    """Which of a tensor's ``[batch, 1 or kv_heads]`` runs belongs to a head; its number of heads stands in a column."""
+    heads = tl.load(row + HEADS)
+    return batch * heads + head * (heads > 1)
+
+
 # One fixed choice in the interpreter, which has no clock to choose by.
 _CONFIGS = [
     triton.Config({"BLOCK_TOKENS": tokens}, num_warps=warps)
@@ -251,12 +337,8 @@ _CONFIGS = [
 
 # Numbers that change from step to step or from batch to batch: a kernel of its own for multiples of 16 gains nothing.
 _UNSPECIALIZED = [
-    *("tokens", "split_tokens", "rows", "queries", "kv_heads", "all_rows", "mask_batch", "mask_head", "mask_query"),
-    *(
-        f"{name}_{axis}"
-        for name in ("value_step", "value_minimum", "key_factor", "value_factor")
-        for axis in ("batch", "head")
-    ),
+    *("split_tokens", "window_tokens", "window_slots", "sequence", "bias_width", "rows", "queries", "kv_heads"),
+    *("all_rows", "mask_batch", "mask_query"),
 ]
 
 
@@ -264,47 +346,50 @@ _UNSPECIALIZED = [
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _attend(
     query,
-    keys,
-    key_step,
-    key_minimum,
-    values,
-    value_step,
-    value_step_batch,
-    value_step_head,
-    value_minimum,
-    value_minimum_batch,
-    value_minimum_head,
-    channel_scale,
-    key_factor,
-    key_factor_batch,
-    key_factor_head,
-    value_factor,
-    value_factor_batch,
-    value_factor_head,
+    table,
+    splits,
+    split_tokens,
+    window_keys,
+    window_values,
+    window_tokens,
+    window_slots,
+    valid_window,
     score_bias,
+    bias_width,
     mask,
+    sequence,
     mask_batch,
-    mask_head,
     mask_query,
     mask_token,
     peak,
     total,
     output,
     scaling,
-    tokens,
-    split_tokens,
     rows,
     queries,
     kv_heads,
     all_rows,
     KEY_BITS: tl.constexpr,
     KEY_DIM: tl.constexpr,
+    KEY_BYTES: tl.constexpr,
     KEY_WIDTH: tl.constexpr,
     BLOCK_KEY: tl.constexpr,
     VALUE_BITS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
+    VALUE_BYTES: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
+    KEYS_TYPE: tl.constexpr,
+    VALUES_TYPE: tl.constexpr,
+    KEY_STEP_TYPE: tl.constexpr,
+    KEY_MINIMUM_TYPE: tl.constexpr,
+    VALUE_STEP_TYPE: tl.constexpr,
+    VALUE_MINIMUM_TYPE: tl.constexpr,
+    CHANNEL_SCALE_TYPE: tl.constexpr,
+    KEY_FACTOR_TYPE: tl.constexpr,
+    VALUE_FACTOR_TYPE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    VALID: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -320,17 +405,44 @@ def _attend(
     key_inner, value_inner = tl.arange(0, BLOCK_KEY), tl.arange(0, BLOCK_VALUE)
 
     query += place * rows * KEY_DIM
-    if key_step is not None:
-        key_step += place * KEY_DIM
-        key_minimum += place * KEY_DIM
-        channel_scale += place * VALUE_DIM
-        value_step += batch * value_step_batch + head * value_step_head
-        value_minimum += batch * value_minimum_batch + head * value_minimum_head
-    keys += place * tokens * KEY_WIDTH
-    values += place * tokens * VALUE_WIDTH
+    if table is None:
+        start = tl.program_id(1) * split_tokens
+        tokens = window_tokens
+        keys = window_keys + place * window_slots * KEY_BYTES
+        values = window_values + place * window_slots * VALUE_BYTES
+        key_step, key_minimum, channel_scale = None, None, None
+    else:
+        part = tl.load(splits + 2 * tl.program_id(1))
+        start = tl.load(splits + 2 * tl.program_id(1) + 1)
+        part = part.to(tl.int64) * COLUMN_COUNT
+        tokens = tl.load(table + part + TOKENS).to(tl.int32)
+        keys = tl.load(table + part + KEYS).to(tl.pointer_type(KEYS_TYPE)) + place * tokens * KEY_BYTES
+        values = tl.load(table + part + VALUES).to(tl.pointer_type(VALUES_TYPE)) + place * tokens * VALUE_BYTES
+        if KEY_BITS == 16:
+            key_step, key_minimum, channel_scale = None, None, None
+        else:
+            key_step = tl.load(table + part + KEY_STEP).to(tl.pointer_type(KEY_STEP_TYPE)) + place * KEY_DIM
+            key_minimum = tl.load(table + part + KEY_MINIMUM).to(tl.pointer_type(KEY_MINIMUM_TYPE)) + place * KEY_DIM
+            channel_scale = tl.load(table + part + CHANNEL_SCALE).to(tl.pointer_type(CHANNEL_SCALE_TYPE))
+            channel_scale += place * VALUE_DIM
+            own = _of_head(table + part, PARAMETER_HEADS, batch, head) * tokens
+            value_step = tl.load(table + part + VALUE_STEP).to(tl.pointer_type(VALUE_STEP_TYPE)) + own
+            value_minimum = tl.load(table + part + VALUE_MINIMUM).to(tl.pointer_type(VALUE_MINIMUM_TYPE)) + own
+        if KEY_FACTOR_TYPE is not None:
+            own = _of_head(table + part, KEY_FACTOR_HEADS, batch, head) * tokens
+            key_factor = tl.load(table + part + KEY_FACTOR).to(tl.pointer_type(KEY_FACTOR_TYPE)) + own
+        if VALUE_FACTOR_TYPE is not None:
+            own = _of_head(table + part, VALUE_FACTOR_HEADS, batch, head) * tokens
+            value_factor = tl.load(table + part + VALUE_FACTOR).to(tl.pointer_type(VALUE_FACTOR_TYPE)) + own
+        if POSITIONS:
+            own = _of_head(table + part, POSITION_HEADS, batch, head) * tokens
+            positions = tl.load(table + part + POSITION).to(tl.pointer_type(tl.int32)) + own
+        if VALID:
+            own = _of_head(table + part, VALID_HEADS, batch, head) * tokens
+            valid = tl.load(table + part + VALID_SLOTS).to(tl.pointer_type(tl.uint8)) + own
 
     query0, bias = _folded_query(query, key_step, key_minimum, row, key_inner, scaling, rows, 0, KEY_DIM, KEY_WIDTH)
-    if KEY_BITS <= 4:
+    if KEY_BITS == 4 or KEY_BITS == 2:
         query1, bias1 = _folded_query(
             query, key_step, key_minimum, row, key_inner, scaling, rows, 1, KEY_DIM, KEY_WIDTH
         )
@@ -351,31 +463,38 @@ def _attend(
     sum1 = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
     sum2 = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
     sum3 = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
-    start = tl.program_id(1) * split_tokens
     for first in range(start, tl.minimum(start + split_tokens, tokens), BLOCK_TOKENS):
         token = first + tl.arange(0, BLOCK_TOKENS)
         here = token < tokens
 
-        inside = here[:, None] & (key_inner < KEY_WIDTH)[None, :]
-        loaded = tl.trans(tl.load(keys + token[:, None] * KEY_WIDTH + key_inner[None, :], mask=inside, other=0))
+        loaded = tl.trans(_tile(keys, token, here, key_inner, KEY_BITS, KEY_DIM, KEY_BYTES, KEY_WIDTH))
         scores = tl.dot(query0, _slot(loaded, 0, KEY_BITS), input_precision=PRECISION)
-        if KEY_BITS <= 4:
+        if KEY_BITS == 4 or KEY_BITS == 2:
             scores = tl.dot(query1, _slot(loaded, 1, KEY_BITS), scores, input_precision=PRECISION)
         if KEY_BITS == 2:
             scores = tl.dot(query2, _slot(loaded, 2, KEY_BITS), scores, input_precision=PRECISION)
             scores = tl.dot(query3, _slot(loaded, 3, KEY_BITS), scores, input_precision=PRECISION)
         scores += bias[:, None]
-        if key_factor is not None:
-            factor = tl.load(key_factor + batch * key_factor_batch + head * key_factor_head + token, mask=here, other=0)
-            scores *= factor.to(tl.float32)[None, :]
+        if KEY_FACTOR_TYPE is not None:
+            scores *= tl.load(key_factor + token, mask=here, other=0.0).to(tl.float32)[None, :]
         seen = here[None, :] & (row < rows)[:, None]
-        if score_bias is not None:
-            added = (place * rows + row)[:, None] * tokens + token[None, :]
+        if table is None:
+            column = sequence - tokens + token
+            if mask is None:  # a query sees no later token
+                seen = seen & (token[None, :] <= (tokens - queries + row % queries)[:, None])
+            if valid_window is not None:
+                opened = tl.load(valid_window + batch * window_slots + token, mask=here, other=0)
+                seen = seen & (opened != 0)[None, :]
+        elif POSITIONS:
+            column = tl.load(positions + token, mask=here, other=0)
+        if VALID:
+            seen = seen & (tl.load(valid + token, mask=here, other=0) != 0)[None, :]
+        if score_bias is not None and POSITIONS:
+            added = (place * rows + row)[:, None] * bias_width + column[None, :]
             scores += tl.load(score_bias + added, mask=seen, other=0.0)
-        if mask is not None:
-            column = batch * mask_batch + head * mask_head + token * mask_token
-            opened = tl.load(mask + (row % queries)[:, None] * mask_query + column[None, :], mask=seen, other=0)
-            seen = seen & (opened != 0)
+        if mask is not None and (table is None or POSITIONS):
+            at = batch * mask_batch + (row % queries)[:, None] * mask_query + column[None, :] * mask_token
+            seen = seen & (tl.load(mask + at, mask=seen, other=0) != 0)
         scores = tl.where(seen, scores, float("-inf"))
 
         raised = tl.maximum(highest, tl.max(scores, 1))
@@ -385,20 +504,16 @@ def _attend(
         decay = tl.exp(highest - shift)
         highest = raised
         exponentials = exponentials * decay + tl.sum(weights, 1)
-        if value_factor is not None:
-            factor = tl.load(
-                value_factor + batch * value_factor_batch + head * value_factor_head + token, mask=here, other=0
-            )
-            weights *= factor.to(tl.float32)[None, :]
-        if value_step is not None:
+        if VALUE_FACTOR_TYPE is not None:
+            weights *= tl.load(value_factor + token, mask=here, other=0.0).to(tl.float32)[None, :]
+        if KEY_BITS != 16:
             minimum = tl.load(value_minimum + token, mask=here, other=0.0).to(tl.float32)
             minima = minima * decay + tl.sum(weights * minimum[None, :], 1)
             weights *= tl.load(value_step + token, mask=here, other=0.0).to(tl.float32)[None, :]
 
-        inside = here[:, None] & (value_inner < VALUE_WIDTH)[None, :]
-        loaded = tl.load(values + token[:, None] * VALUE_WIDTH + value_inner[None, :], mask=inside, other=0)
+        loaded = _tile(values, token, here, value_inner, VALUE_BITS, VALUE_DIM, VALUE_BYTES, VALUE_WIDTH)
         sum0 = tl.dot(weights, _slot(loaded, 0, VALUE_BITS), sum0 * decay[:, None], input_precision=PRECISION)
-        if VALUE_BITS <= 4:
+        if VALUE_BITS == 4 or VALUE_BITS == 2:
             sum1 = tl.dot(weights, _slot(loaded, 1, VALUE_BITS), sum1 * decay[:, None], input_precision=PRECISION)
         if VALUE_BITS == 2:
             sum2 = tl.dot(weights, _slot(loaded, 2, VALUE_BITS), sum2 * decay[:, None], input_precision=PRECISION)
@@ -410,7 +525,7 @@ def _attend(
     output += target * VALUE_DIM
     shared = minima[:, None]
     _store_slot(output, channel_scale, sum0 + shared, row, value_inner, rows, 0, VALUE_DIM, VALUE_WIDTH)
-    if VALUE_BITS <= 4:
+    if VALUE_BITS == 4 or VALUE_BITS == 2:
         _store_slot(output, channel_scale, sum1 + shared, row, value_inner, rows, 1, VALUE_DIM, VALUE_WIDTH)
     if VALUE_BITS == 2:
         _store_slot(output, channel_scale, sum2 + shared, row, value_inner, rows, 2, VALUE_DIM, VALUE_WIDTH)

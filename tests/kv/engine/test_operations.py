@@ -1,0 +1,73 @@
+"""What a decoding step costs on the host: few operations more than the library's cache, however long the sequence is."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from operations import decoding_steps
+
+import tersor
+from tersor.kv.recipe import Recipe
+
+GAP, STEPS = 20, 45
+RECIPES: dict[str, Recipe] = {
+    "uniform": tersor.ZipCache(saliency_ratio=1.0, streaming_gap=GAP),
+    "zipcache": tersor.ZipCache(streaming_gap=GAP),
+    "zipcache 3 bits": tersor.ZipCache(streaming_gap=GAP, high_bits=3, low_bits=3),
+    "zipcache by head": tersor.ZipCache(streaming_gap=GAP, saliency_scope="kv_head", value_param_scope="token_head"),
+    "minicache": tersor.MiniCache(streaming_gap=GAP, start_layer=0, max_relative_error=2.0),
+    "compose": tersor.compose(
+        tersor.MiniCache(streaming_gap=GAP, start_layer=0, max_relative_error=2.0), tersor.ZipCache(streaming_gap=GAP)
+    ),
+    "zipvl evict": tersor.ZipVL(min_tokens=8),
+    "zipvl quantize": tersor.ZipVL(min_tokens=8, policy="quantize", recompress_every=GAP),
+}
+
+
+@cache
+def library(batch: int, kind: str = "llama"):
+    return decoding_steps(None, 3, batch=batch, kind=kind)[-1]
+
+
+def flushes(name: str) -> list[int]:
+    """Steps at which the window is full."""
+    return [] if name == "zipvl evict" else [step for step in range(STEPS) if (step + 1) % GAP == 0]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_dispatches_at_most_eight_operations_a_layer_more(name: str, batch: int) -> None:
+    """At the start and after several segments alike, and without waiting for the device."""
+    steps = decoding_steps(RECIPES[name], STEPS, batch=batch)
+    full = flushes(name)
+    plain = [each for step, each in enumerate(steps) if step not in full]
+    early, late = steps[10], steps[STEPS - 1]
+    assert late.a_layer <= library(batch).a_layer + 8
+    assert early.a_layer == late.a_layer
+    assert all(each.read_backs == library(batch).read_backs for each in plain)
+    # What is left of a full window: a fixed number of operations, not some for every waiting token.
+    limit = 600 if name in ("minicache", "compose") else 320
+    assert all(steps[step].a_layer <= limit for step in full)
+
+
+def test_a_key_bias_costs_one_read_back_a_step_and_few_operations() -> None:
+    recipe = tersor.ZipCache(streaming_gap=GAP, subtract_key_bias=True)
+    steps = decoding_steps(recipe, STEPS, kind="qwen2")
+    assert steps[10].a_layer == steps[-1].a_layer <= library(1, "qwen2").a_layer + 26
+    assert steps[-1].read_backs == 1
+
+
+def test_the_count_catches_a_window_that_is_concatenated(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tersor.kv.engine.buffer import Buffer
+
+    def concatenate(self: Buffer, keys, values, window: int) -> None:
+        held = self.keys, self.values
+        self.slots = tuple(torch.cat([old, new], 2).clone() for old, new in zip(held, (keys, values), strict=True))
+        self.tokens += keys.shape[2]
+
+    monkeypatch.setattr(Buffer, "append", concatenate)
+    with pytest.raises(AssertionError):
+        test_a_step_dispatches_at_most_eight_operations_a_layer_more("zipcache", 1)
