@@ -1,4 +1,4 @@
-"""What a decoding step costs on the host: few operations more than the library's cache, however long the sequence is."""
+"""What a decoding step costs on the host: few operations more than the library's cache, at any length."""
 
 from __future__ import annotations
 
