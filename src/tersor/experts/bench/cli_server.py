@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SYSTEM, SEED, HELD_OUT_SEED = "meswitch", 1, 2211
 #: Of the soak: seconds, requests, and how many come at once.
-SOAK = (300.0, 1000, 32)
+SOAK = (600.0, 2000, 32)
 #: Held-out prompts of each skill.
 PROMPTS = 256
 
