@@ -17,8 +17,9 @@ from tersor import zoo
 from tersor.experts.compress import compress_expert
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
-from tersor.experts.server.app import Server, ServerSettings, api
+from tersor.experts.server.app import Server, api
 from tersor.experts.server.batching import ContinuousBatcher, StaticBatcher
+from tersor.experts.server.endpoint import ServerSettings
 from tersor.experts.server.engine import Batcher, Engine, EngineSettings
 from tersor.experts.server.models import Models
 from tersor.experts.server.page import add_page

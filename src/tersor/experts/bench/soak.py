@@ -30,8 +30,9 @@ from tersor.experts.bench.skills import SKILLS, examples
 from tersor.experts.compress import compress_expert
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
-from tersor.experts.server.app import Server, ServerSettings, api
+from tersor.experts.server.app import Server, api
 from tersor.experts.server.batching import ContinuousBatcher
+from tersor.experts.server.endpoint import ServerSettings
 from tersor.experts.server.engine import Engine
 from tersor.experts.server.models import Models
 from tersor.web.app import address, listen
