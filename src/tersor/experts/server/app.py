@@ -1,4 +1,4 @@
-"""The endpoints: models, completions, chat, experts that come and go, health, metrics; and the server of one machine."""
+"""The endpoints: models, completions, chat, experts that come and go, health, metrics; and one machine's server."""
 
 from __future__ import annotations
 

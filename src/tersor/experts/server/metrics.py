@@ -26,6 +26,7 @@ class Report:
         waiting: Requests that wait.
         running: Requests of the batch.
         restarts: Batches that stopped and were started again.
+        ended: Answers that have ended, in whatever way.
         base: Bytes of the base's tensors.
         experts: Name, tier, and bytes of each expert's.
     """
@@ -34,6 +35,7 @@ class Report:
     waiting: int
     running: int
     restarts: int
+    ended: int
     base: int
     experts: tuple[tuple[str, str, int], ...]
 
@@ -43,7 +45,7 @@ class Report:
         held = engine.host.memory_report()
         experts = tuple((name, held.tiers[name], sum(parts.values())) for name, parts in held.experts.items())
         waiting, running = len(engine.waiting.jobs), len(engine.running)
-        return cls(engine.alive, waiting, running, engine.restarts, held.base, experts)
+        return cls(engine.alive, waiting, running, engine.restarts, engine.ends, held.base, experts)
 
 
 class Metrics:
@@ -114,6 +116,7 @@ class Metrics:
             "waiting": family("tersor_waiting_requests", "Requests that wait.", labels=labels),
             "running": family("tersor_running_requests", "Requests of the batch.", labels=labels),
             "restarts": family("tersor_batch_restarts", "Batches that stopped and were started again.", labels=labels),
+            "ended": family("tersor_ended_answers", "Answers that have ended, in whatever way.", labels=labels),
             "base": family("tersor_base_bytes", "Bytes of the base's tensors.", labels=labels),
         }
         sizes = family("tersor_expert_bytes", "Bytes of an expert's tensors.", labels=[*labels, "expert", "tier"])
