@@ -166,6 +166,15 @@ def soak_table(records: list[Record]) -> str:
     return table([records[0].item, "measured", "unit", "n"], rows) + "\n" + provenance(records)
 
 
+def cluster_table(records: list[Record]) -> str:
+    """Markdown: what a cluster adds to an answer, and what a lost replica costs."""
+    rows = [
+        [each.item, each.quantity, _spread(each), each.unit, "" if each.n is None else f"{each.n:,}", _other(each)]
+        for each in records
+    ]
+    return table(["what", "quantity", "measured", "unit", "n", "to compare with"], rows) + "\n" + provenance(records)
+
+
 def _spread(record: Record) -> str:
     spread = "" if record.low is None else f" [{format_number(record.low)}, {format_number(record.high)}]"
     return f"{format_number(record.measured)}{spread}"
@@ -179,8 +188,8 @@ def _other(record: Record) -> str:
 
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    names = ("experts", "experts_router", "experts_speed", "experts_serving", "experts_soak")
-    quality, routes, speed, serving, soak = (read_jsonl(RESULTS / f"{name}.jsonl") for name in names)
+    names = ("experts", "experts_router", "experts_speed", "experts_serving", "experts_soak", "experts_cluster")
+    quality, routes, speed, serving, soak, cluster = (read_jsonl(RESULTS / f"{name}.jsonl") for name in names)
     return {
         TABLES / "meswitch_storage.md": storage_table(),
         TABLES / "meswitch.md": quality_table(quality) + "\n![Divergence by bits](assets/meswitch_bits.svg)\n",
@@ -189,5 +198,6 @@ def build() -> dict[Path, str]:
         TABLES / "meswitch_speed.md": speed_table(speed),
         TABLES / "serving.md": serving_table(serving),
         TABLES / "serving_soak.md": soak_table(soak),
+        TABLES / "serving_cluster.md": cluster_table(cluster),
         ASSETS / "meswitch_bits.svg": quality_plot(quality),
     }

@@ -1,4 +1,4 @@
-"""Records of the server for `tersor experts bench`: batches, a cold load, and a soak."""
+"""Records of the server for `tersor experts bench`: batches, a cold load, a soak, and a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS = 256
 
 
 def server_records(parts: Sequence[str], repeats: int, on_progress: OnProgress) -> list[Record]:
-    """Measure what ``parts`` name of "serving", "cold" and "soak"."""
+    """Measure what ``parts`` name of "serving", "cold", "soak" and "cluster"."""
     require("fastapi", "serve")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
     found: list[Record] = []
@@ -30,6 +30,9 @@ def server_records(parts: Sequence[str], repeats: int, on_progress: OnProgress) 
         found += _cold(max(3, repeats // 3), on_progress)
     if "soak" in parts:
         found += _soak(on_progress)
+    if "cluster" in parts:
+        require("ray.serve", "cluster")
+        found += _cluster(repeats, on_progress)
     return found
 
 
@@ -122,4 +125,48 @@ def _soak(on_progress: OnProgress) -> list[Record]:
     add("memory of the process at the end over that after a fifth", "x", soak.memory[1] / soak.memory[0], baseline=1.0)
     add("experts that are still held", "", soak.held)
     add("requests or handlers that are left", "", soak.handlers)
+    return found
+
+
+def _cluster(repeats: int, on_progress: OnProgress) -> list[Record]:
+    from tersor.bench.measure import bootstrap_difference
+    from tersor.experts.bench import cluster as bench
+
+    record = record_maker(SYSTEM, model="tiny-experts", shapes="trained, 4 experts", seed=SEED)
+    found: list[Record] = []
+
+    def add(item: str, quantity: str, unit: str, value: float, n: int | None = None, **more: Any) -> None:
+        found.append(record(item, quantity, unit, float(value), n, **more))
+
+    on_progress("starting two replicas")
+    with bench.cluster(SEED) as (one, at, expected):
+        for tokens in (1, bench.TOKENS):
+            item = f"one request at a time, {tokens} token{'s' * (tokens > 1)} at most"
+            on_progress(item)
+            times = bench.time_latency(one, at, expected, tokens=tokens, repeats=repeats)
+            for kind in (bench.ONE, bench.CLUSTER):
+                found.append(record(f"{item}: {kind}", "time of an answer", "ms", times.seconds(kind) * 1000, repeats))
+            added = bootstrap_difference(times.samples[bench.CLUSTER], times.samples[bench.ONE])
+            found.append(record(item, "time that the cluster adds", "ms", added * 1000, repeats))
+        asked = [list(expected)[n * 7 % len(expected)] for n in range(120)]
+        item = f"4 experts, room for {bench.ROOM} in a replica"
+        on_progress(item)
+        seen = bench.load(at, asked, expected, together=6)
+        add(item, "right answers", "", seen.right, len(asked))
+        add(item, "experts on the device of a replica", "", bench.resident(at), peer=len({m for m, _ in expected}),
+            peer_name="that Serve counts")  # fmt: skip
+        item = "one expert, 24 requests at once"
+        on_progress(item)
+        seen, share = bench.shares(at, expected, requests=240, together=24)
+        add(item, "right answers", "", seen.right, 240)
+        add(item, "share of the busier replica", "", share, 240)
+        item = "a replica is killed among 60 requests, 6 at once"
+        on_progress(item)
+        seen = bench.kill_one(at, expected, requests=60, together=6)
+        for quantity, value in (("right answers", seen.right), ("streams that ended with an error object", seen.ended),
+                                ("wrong answers", seen.wrong), ("answers of 500", seen.statuses[500]),
+                                ("other errors", 60 - seen.statuses[200] - seen.statuses[500])):  # fmt: skip
+            add(item, quantity, "", value, 60)
+        add(item, "longest answer", "s", seen.longest, 60)
+        add(item, "until there are two replicas again", "s", bench.wait_for_all(at))
     return found

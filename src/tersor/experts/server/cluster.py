@@ -154,8 +154,10 @@ def start(options: ClusterOptions, host: str, port: int) -> str:
 
 def stop() -> None:
     """End what `start` began."""
-    require("ray.serve", "cluster").shutdown()
-    require("ray", "cluster").shutdown()
+    ray = require("ray", "cluster")
+    if ray.is_initialized():  # Serve would start it to shut it down
+        require("ray.serve", "cluster").shutdown()
+        ray.shutdown()
 
 
 def run(options: ClusterOptions, host: str, port: int, tell: Callable[[str], None], *, as_json: bool) -> None:
