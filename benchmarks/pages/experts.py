@@ -143,21 +143,31 @@ def provenance(records: list[Record]) -> str:
 
 def serving_table(records: list[Record]) -> str:
     """Markdown: what each kind of batch writes a second, how soon and how well, and a load beside streams."""
-    kinds = ("tokens a second", "speed over one at a time", "time to the first token", "exact answers")
+    kinds = (
+        "tokens a second", "speed over one at a time", "time to the first token", "exact answers",
+        "bytes of the cache over those of 16 bits",
+    )  # fmt: skip
     rows = []
     for item, known in by_item(records).items():
         if not known.keys() & set(kinds):
             continue
         cells = [
-            "" if kind not in known else interval(known[kind]) if kind == kinds[-1] else _spread(known[kind])
+            "" if kind not in known else interval(known[kind]) if kind == kinds[3] else _spread(known[kind])
             for kind in kinds
         ]
         rows.append([item, *cells])
-    titles = ["requests", "tokens/s", "times one at a time", "first token, ms", "exact answers, % [95 %]"]
+    titles = [
+        "requests",
+        "tokens/s",
+        "times one at a time",
+        "first token, ms",
+        "exact answers, % [95 %]",
+        "cache / 16-bit",
+    ]
     loads = [each for each in records if "streams" in each.item]
     beside = [[each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in loads]
     about = table(["what", "quantity", "measured", "unit", "to compare with"], beside)
-    return "\n".join([table(titles, rows), provenance(records), about, provenance(loads)])
+    return "\n".join([table([*titles, "cache / 16-bit"], rows), provenance(records), about, provenance(loads)])
 
 
 def soak_table(records: list[Record]) -> str:

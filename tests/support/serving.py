@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import torch
 
@@ -27,6 +29,7 @@ from tersor.web.app import address, listen
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 NAMES = ("add", "reverse", "shift", "sort")
+PROMPT = "bdac>"
 
 
 def make_bank(folder: Path) -> Path:
@@ -116,3 +119,18 @@ def live(
         yield Live(server, address(listening))
         made.should_exit = True
         thread.join(10)
+
+
+def post(served: Live, path: str, body: Any, **more: Any) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx2.post(f"{served.at}v1/{path}", content=content, timeout=30, **more)
+
+
+def error_of(answer: httpx2.Response) -> dict[str, Any]:
+    found = answer.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"} and found["message"]
+    return dict(found)
+
+
+def keyed(strict: Live, body: Any) -> httpx2.Response:
+    return post(strict, "completions", body, headers={"authorization": "Bearer k1"})

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 SYSTEM, SEED, HELD_OUT_SEED = "meswitch", 1, 2211
 #: Of the soak: seconds, requests, and how many come at once.
 SOAK = (600.0, 2000, 32)
-#: Held-out prompts of each skill.
-PROMPTS = 256
+#: Held-out prompts of each skill, and tokens of prompts that ZipCache compresses by default.
+PROMPTS, LONG = 256, 320
+CACHE = "bytes of the cache over those of 16 bits"
 
 
 def server_records(parts: Sequence[str], repeats: int, on_progress: OnProgress) -> list[Record]:
@@ -56,13 +57,17 @@ def _batches(repeats: int, on_progress: OnProgress) -> list[Record]:
             if not apart and kind != bench.ALONE:
                 ratio = times.rounds.ratio(bench.ALONE, kind)
                 found.append(record(item, "speed over one at a time", "x", ratio, repeats, baseline=1.0))
-    for kind in (bench.STATIC, bench.CONTINUOUS, bench.COMPRESSED):
+    for kind in (bench.STATIC, bench.CONTINUOUS, bench.COMPRESSED, bench.EVERY):
         on_progress(f"answers: {kind}")
-        right = bench.exact_answers(kind, PROMPTS, seed=HELD_OUT_SEED)
+        nbytes, item = bench.CacheBytes(), f"{kind}: held-out prompts"
+        right = bench.exact_answers(kind, PROMPTS, seed=HELD_OUT_SEED, nbytes=nbytes)
         share = bootstrap_interval([float(each) for each in right])
-        found.append(
-            record(f"{kind}: held-out prompts", "exact answers", "share", share, len(right), seed=HELD_OUT_SEED)
-        )
+        found.append(record(item, "exact answers", "share", share, len(right), seed=HELD_OUT_SEED))
+        if nbytes.dense:
+            found.append(record(item, CACHE, "x", nbytes.share, len(right), baseline=1.0, seed=HELD_OUT_SEED))
+    length = bench.bytes_of_long_prompts(bench.COMPRESSED, LONG)
+    item = f"{bench.COMPRESSED}: prompts of {LONG} tokens"
+    found.append(record(item, CACHE, "x", length.share, bench.REQUESTS, baseline=1.0))
     return found
 
 

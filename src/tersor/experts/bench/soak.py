@@ -252,7 +252,7 @@ async def _drive(
                     if fault == "nan":
                         await _ask_bad(client, clients, bad)
                     else:
-                        clients.killed = await asyncio.to_thread(_kill, clients.engine)
+                        clients.killed = await asyncio.to_thread(kill_batch, clients.engine)
             if number % max(1, requests // 50) == 0:
                 memory.append(_resident_memory())
                 on_progress(
@@ -276,7 +276,7 @@ async def _ask_bad(client: Any, clients: _Clients, bad: Path) -> None:
     await client.post(f"{clients.at}v1/unload_expert", json={"name": "bad"}, timeout=PATIENCE)
 
 
-def _kill(engine: Engine) -> float:
+def kill_batch(engine: Engine) -> float:
     """Have the thread that runs the batch end as if it had been killed; returns when."""
     while (batch := getattr(engine.batcher, "_batch", None)) is None or not batch.running:
         time.sleep(0.01)  # it is just being started again
