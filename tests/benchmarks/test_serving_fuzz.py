@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-schemathesis = pytest.importorskip("schemathesis", reason="it writes the requests")
+pytest.importorskip("schemathesis", reason="it writes the requests")
 
 import serving_fuzz
 
