@@ -85,11 +85,22 @@ def cluster(seed: int) -> Iterator[tuple[str, str, Answers]]:
         yield one, at, {key: text for key, text in expected.items() if key[0] in SKILLS}
 
 
-def ask(at: str, model: str, prompt: str, *, tokens: int = TOKENS, stream: bool = False) -> tuple[int, str | None]:
-    """Ask once; returns the status and the text, which is None where a stream ended with an error object."""
-    httpx: Any = require("httpx2", "arena")
+def ask(
+    at: str, model: str, prompt: str, *, tokens: int = TOKENS, stream: bool = False, client: Any = None
+) -> tuple[int, str | None]:
+    """Ask once; returns the status and the text, which is None where a stream ended with an error object.
+
+    Args:
+        at: Address of the server.
+        model: Who answers.
+        prompt: What is asked.
+        tokens: Of the answer at most.
+        stream: Whether it comes as a stream.
+        client: Whose connection is used; one of its own by default.
+    """
+    client = client or require("httpx2", "arena")
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": stream}
-    answer = httpx.post(f"{at}v1/completions", json=body, timeout=PATIENCE)
+    answer = client.post(f"{at}v1/completions", json=body, timeout=PATIENCE)
     if answer.status_code != 200 or not stream:
         return answer.status_code, answer.json()["choices"][0]["text"] if answer.status_code == 200 else None
     *events, last = [each.removeprefix("data: ") for each in answer.text.split("\n\n") if each]
@@ -130,16 +141,18 @@ def replicas(at: str, quantity: str = "tersor_alive") -> dict[str, list[tuple[st
 
 def time_latency(one: str, at: str, expected: Answers, *, tokens: int, repeats: int, requests: int = 8) -> PairedTimes:
     """Time requests one after the other, at a server of one machine and at a cluster, in turns; seconds a request."""
+    httpx: Any = require("httpx2", "arena")
     model, prompt = next(iter(expected))
+    with httpx.Client() as client:
 
-    def work(where: str) -> Callable[[], None]:
-        def several() -> None:
-            for _ in range(requests):
-                ask(where, model, prompt, tokens=tokens)
+        def work(where: str) -> Callable[[], None]:
+            def several() -> None:
+                for _ in range(requests):
+                    ask(where, model, prompt, tokens=tokens, client=client)
 
-        return several
+            return several
 
-    times = time_paired({ONE: work(one), CLUSTER: work(at)}, repeats=repeats, warmup=2)
+        times = time_paired({ONE: work(one), CLUSTER: work(at)}, repeats=repeats, warmup=2)
     return PairedTimes({name: tuple(each / requests for each in found) for name, found in times.samples.items()})
 
 
