@@ -160,7 +160,7 @@ def measured(recipe: ZipCache, model: Any, nbytes: CacheBytes | None) -> Iterato
     """A session of one batch, whose cache is counted at its end."""
     with recipe.on(model) as session:
         yield
-    if nbytes is not None:
+    if nbytes is not None and session.cache is not None:
         nbytes.packed += session.cache.memory_footprint()
         nbytes.dense += session.cache.dense_footprint()
 
