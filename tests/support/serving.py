@@ -116,9 +116,11 @@ def live(
         end = time.monotonic() + 30
         while not (made.started and running.alive) and time.monotonic() < end:
             time.sleep(0.01)
-        yield Live(server, address(listening))
-        made.should_exit = True
-        thread.join(10)
+        try:
+            yield Live(server, address(listening))
+        finally:
+            made.should_exit = True
+            thread.join(10)
 
 
 def post(served: Live, path: str, body: Any, **more: Any) -> httpx2.Response:

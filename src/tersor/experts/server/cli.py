@@ -106,13 +106,12 @@ def serve(
         require("ray.serve", "cluster")
         from tersor.experts.server.cluster import ClusterOptions, run
 
-        # Replicas may run in other folders.
-        places_of = {name: None if given[name] is None else given[name].resolve() for name in ("bank", "keys")}
+        found = {name: _anywhere(given[name]) for name in ("bank", "base", "keys")}
         scale = dict(_pair(each) for each in autoscaling or ())
-        run(
-            ClusterOptions(**{**given, **places_of}, replicas=replicas, autoscaling=scale), host, port, tell,
-            as_json=as_json,
-        )  # fmt: skip
+        if router not in ("auto", "none"):
+            found["router"] = _anywhere(router)
+        made = ClusterOptions(**{**given, **found}, replicas=replicas, autoscaling=scale)
+        run(made, host, port, tell, as_json=as_json)
     else:
         _serve(options, host, port, tell, updates=allow_runtime_updates, as_json=as_json)
 
@@ -143,6 +142,11 @@ def _serve(
         tell(json.dumps(facts) if as_json else line)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         answer(app, listening, extra="serve", grace=options.grace)
+
+
+def _anywhere(place: Any) -> Any:
+    """A path as it is called in every folder; replicas run in others. What is no path here stays as it is."""
+    return type(place)(Path(place).resolve()) if place is not None and Path(place).exists() else place
 
 
 def _pair(text: str) -> tuple[str, str]:

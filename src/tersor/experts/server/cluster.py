@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
@@ -138,6 +139,9 @@ def start(options: ClusterOptions, host: str, port: int) -> str:
         options: Of the cluster.
         host: See `listen`.
         port: See `listen`.
+
+    Raises:
+        TersorError: If the port is taken, or Serve runs there already and listens elsewhere.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray, serve = require("ray", "cluster"), require("ray.serve", "cluster")
@@ -149,14 +153,24 @@ def start(options: ClusterOptions, host: str, port: int) -> str:
     serve.start(http_options={"host": host, "port": port})
     made = build(options, hosts=known_hosts(host), gpus=gpus or None)
     serve.run(made, name=NAME, route_prefix="/")
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError:
+        raise TersorError(
+            f"--port {port}: Serve runs on this Ray cluster already, with an address of its own; deploy a config file, "
+            "or end it with `serve shutdown`"
+        ) from None
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def stop() -> None:
-    """End what `start` began."""
-    ray = require("ray", "cluster")
-    if ray.is_initialized():  # Serve would start it to shut it down
-        require("ray.serve", "cluster").shutdown()
+    """End what `start` began; other applications of the Ray cluster stay."""
+    ray, serve = require("ray", "cluster"), require("ray.serve", "cluster")
+    if ray.is_initialized():  # Serve would start it otherwise
+        with suppress(require("ray.serve.exceptions", "cluster").RayServeException):  # Serve was not started
+            serve.delete(NAME)
+            if not serve.status().applications:
+                serve.shutdown()
         ray.shutdown()
 
 
