@@ -167,7 +167,7 @@ def serving_table(records: list[Record]) -> str:
     loads = [each for each in records if "streams" in each.item]
     beside = [[each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in loads]
     about = table(["what", "quantity", "measured", "unit", "to compare with"], beside)
-    return "\n".join([table([*titles, "cache / 16-bit"], rows), provenance(records), about, provenance(loads)])
+    return "\n".join([table(titles, rows), provenance(records), about, provenance(loads)])
 
 
 def soak_table(records: list[Record]) -> str:
