@@ -143,17 +143,27 @@ def provenance(records: list[Record]) -> str:
 
 def serving_table(records: list[Record]) -> str:
     """Markdown: what each kind of batch writes a second, how soon and how well, and a load beside streams."""
-    kinds = ("tokens a second", "speed over one at a time", "time to the first token", "exact answers")
+    kinds = (
+        "tokens a second", "speed over one at a time", "time to the first token", "exact answers",
+        "bytes of the cache over those of 16 bits",
+    )  # fmt: skip
     rows = []
     for item, known in by_item(records).items():
         if not known.keys() & set(kinds):
             continue
         cells = [
-            "" if kind not in known else interval(known[kind]) if kind == kinds[-1] else _spread(known[kind])
+            "" if kind not in known else interval(known[kind]) if kind == kinds[3] else _spread(known[kind])
             for kind in kinds
         ]
         rows.append([item, *cells])
-    titles = ["requests", "tokens/s", "times one at a time", "first token, ms", "exact answers, % [95 %]"]
+    titles = [
+        "requests",
+        "tokens/s",
+        "times one at a time",
+        "first token, ms",
+        "exact answers, % [95 %]",
+        "cache / 16-bit",
+    ]
     loads = [each for each in records if "streams" in each.item]
     beside = [[each.item, each.quantity, _spread(each), each.unit, _other(each)] for each in loads]
     about = table(["what", "quantity", "measured", "unit", "to compare with"], beside)
@@ -164,6 +174,15 @@ def soak_table(records: list[Record]) -> str:
     """Markdown: what a server saw under load."""
     rows = [[each.quantity, _spread(each), each.unit, "" if each.n is None else f"{each.n:,}"] for each in records]
     return table([records[0].item, "measured", "unit", "n"], rows) + "\n" + provenance(records)
+
+
+def cluster_table(records: list[Record]) -> str:
+    """Markdown: what a cluster adds to an answer, and what a lost replica costs."""
+    rows = [
+        [each.item, each.quantity, _spread(each), each.unit, "" if each.n is None else f"{each.n:,}", _other(each)]
+        for each in records
+    ]
+    return table(["what", "quantity", "measured", "unit", "n", "to compare with"], rows) + "\n" + provenance(records)
 
 
 def _spread(record: Record) -> str:
@@ -179,8 +198,8 @@ def _other(record: Record) -> str:
 
 def build() -> dict[Path, str]:
     """The generated files with their text."""
-    names = ("experts", "experts_router", "experts_speed", "experts_serving", "experts_soak")
-    quality, routes, speed, serving, soak = (read_jsonl(RESULTS / f"{name}.jsonl") for name in names)
+    names = ("experts", "experts_router", "experts_speed", "experts_serving", "experts_soak", "experts_cluster")
+    quality, routes, speed, serving, soak, cluster = (read_jsonl(RESULTS / f"{name}.jsonl") for name in names)
     return {
         TABLES / "meswitch_storage.md": storage_table(),
         TABLES / "meswitch.md": quality_table(quality) + "\n![Divergence by bits](assets/meswitch_bits.svg)\n",
@@ -189,5 +208,6 @@ def build() -> dict[Path, str]:
         TABLES / "meswitch_speed.md": speed_table(speed),
         TABLES / "serving.md": serving_table(serving),
         TABLES / "serving_soak.md": soak_table(soak),
+        TABLES / "serving_cluster.md": cluster_table(cluster),
         ASSETS / "meswitch_bits.svg": quality_plot(quality),
     }

@@ -14,6 +14,9 @@ from typing import Any
 #: `cache_position` keyword) this version of tersor is written for and tested with.
 TRANSFORMERS_MINIMUM = (5, 20)
 TRANSFORMERS_BELOW = (5, 25)
+#: transformers releases whose continuous batching `tersor.experts.continuous` wraps, private parts included.
+CONTINUOUS_MINIMUM = (5, 20)
+CONTINUOUS_BELOW = (5, 25)
 #: The first release of peft that calls the model which it wraps, and not that model's ``forward``.
 PEFT_MINIMUM = (0, 21)
 
@@ -27,6 +30,13 @@ def check_transformers() -> None:
         raise ImportError(
             f"tersor needs transformers >={low},<{below}, found {found}: pip install 'transformers>={low},<{below}'"
         )
+
+
+def untested_for_continuous_batching() -> str | None:
+    """The installed release of transformers where experts under continuous batching were not tested with it."""
+    found = version("transformers")
+    release = tuple(int(part) for part in found.split(".")[:2])
+    return None if CONTINUOUS_MINIMUM <= release < CONTINUOUS_BELOW else found
 
 
 def check_peft(model: Any) -> None:

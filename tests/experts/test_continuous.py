@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,14 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 from tuned_models import tuned
 
+from tersor import _compat
 from tersor._errors import UnsupportedError
 from tersor.experts.compress import compress_expert
 from tersor.experts.config import ExpertBusyError, UnknownExpertError
 from tersor.experts.continuous import ExpertBatch, continuous_batching
 from tersor.experts.host import ExpertHost
 from tersor.experts.linear import PackedRoutes
+from tersor.experts.server.batching import StaticBatcher, batcher_named
 
 pytestmark = pytest.mark.filterwarnings("ignore:no calibration data")
 
@@ -156,3 +159,17 @@ def test_a_step_that_is_prepared_elsewhere_is_an_error_and_no_answer_of_the_base
         output = batch.manager.get_result(timeout=60)
     assert output is not None
     assert "experts of (0, 0) tokens are known" in output.error
+
+
+@pytest.mark.parametrize("release", ["5.19.4", "5.25.0", "6.1"])
+def test_a_release_that_was_not_tested_is_refused_and_auto_takes_static_batches(
+    host: ExpertHost, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    monkeypatch.setattr(_compat, "version", {"transformers": release}.__getitem__)
+    said = rf"^[^\n]*transformers {re.escape(release)}: use ExpertHost\.generate[^\n]*$"
+    with pytest.raises(UnsupportedError, match=said), continuous_batching(host, num_blocks=4, max_batch_tokens=32):
+        pass
+    settings: dict[str, Any] = {"places": 2, "tokens": 64, "step_tokens": 32, "wait": 0.0, "session": None}
+    assert isinstance(batcher_named("auto", host, **settings), StaticBatcher)
+    with pytest.raises(UnsupportedError):
+        batcher_named("continuous", host, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import torch
 
@@ -17,8 +19,9 @@ from tersor import zoo
 from tersor.experts.compress import compress_expert
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
-from tersor.experts.server.app import Server, ServerSettings, api
+from tersor.experts.server.app import Server, api
 from tersor.experts.server.batching import ContinuousBatcher, StaticBatcher
+from tersor.experts.server.endpoint import ServerSettings
 from tersor.experts.server.engine import Batcher, Engine, EngineSettings
 from tersor.experts.server.models import Models
 from tersor.experts.server.page import add_page
@@ -26,6 +29,7 @@ from tersor.web.app import address, listen
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 NAMES = ("add", "reverse", "shift", "sort")
+PROMPT = "bdac>"
 
 
 def make_bank(folder: Path) -> Path:
@@ -112,6 +116,23 @@ def live(
         end = time.monotonic() + 30
         while not (made.started and running.alive) and time.monotonic() < end:
             time.sleep(0.01)
-        yield Live(server, address(listening))
-        made.should_exit = True
-        thread.join(10)
+        try:
+            yield Live(server, address(listening))
+        finally:
+            made.should_exit = True
+            thread.join(10)
+
+
+def post(served: Live, path: str, body: Any, **more: Any) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx2.post(f"{served.at}v1/{path}", content=content, timeout=30, **more)
+
+
+def error_of(answer: httpx2.Response) -> dict[str, Any]:
+    found = answer.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"} and found["message"]
+    return dict(found)
+
+
+def keyed(strict: Live, body: Any) -> httpx2.Response:
+    return post(strict, "completions", body, headers={"authorization": "Bearer k1"})

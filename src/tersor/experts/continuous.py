@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tersor._compat import untested_for_continuous_batching
 from tersor._errors import TersorError, UnsupportedError
 from tersor.experts.config import ExpertBusyError
 from tersor.experts.host import ExpertHost
@@ -231,11 +232,17 @@ def continuous_batching(
 
     Raises:
         ExpertBusyError: If a batch runs on the host already.
-        UnsupportedError: If the installed transformers lacks what this wraps; `ExpertHost.generate` needs none.
+        UnsupportedError: If the installed transformers is not a tested one, or lacks what this wraps;
+            `ExpertHost.generate` needs none.
         ValueError: If a request asks for several sequences, which would be requests without an expert.
     """
     from transformers import ContinuousBatchingConfig
 
+    if (release := untested_for_continuous_batching()) is not None:
+        raise UnsupportedError(
+            f"experts under continuous batching were not tested with transformers {release}: use ExpertHost.generate, "
+            "which batches requests that come together, or install a release that was"
+        )
     if host.batching:
         raise ExpertBusyError("a continuous batch runs on this host already; add requests to it, or wait until it ends")
     config = host.model.generation_config if generation_config is None else generation_config

@@ -7,7 +7,17 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
 from tersor.experts.bench import serving
-from tersor.experts.bench.serving import COMPRESSED, CONTINUOUS, STATIC, exact_answers, time_batches, time_cold_load
+from tersor.experts.bench.serving import (
+    COMPRESSED,
+    CONTINUOUS,
+    EVERY,
+    STATIC,
+    CacheBytes,
+    bytes_of_long_prompts,
+    exact_answers,
+    time_batches,
+    time_cold_load,
+)
 
 
 @pytest.mark.slow
@@ -23,6 +33,15 @@ def test_every_kind_of_batch_is_timed_in_turns(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_answers_are_those_of_the_experts() -> None:
     assert sum(exact_answers(CONTINUOUS, 8, seed=7)) >= 24, "of 32"
+
+
+@pytest.mark.slow
+def test_a_cache_is_counted_where_tokens_are_compressed() -> None:
+    short, every = CacheBytes(), CacheBytes()
+    exact_answers(COMPRESSED, 4, seed=7, nbytes=short)
+    assert sum(exact_answers(EVERY, 8, seed=7, nbytes=every)) >= 24, "of 32"
+    assert every.share < 1 < short.share, "short prompts wait in float32"
+    assert bytes_of_long_prompts(COMPRESSED, 320).share < 0.5
 
 
 def test_gaps_are_told_apart_by_whether_an_expert_was_on_its_way() -> None:

@@ -12,11 +12,12 @@ pytest.importorskip("fastapi", reason="the server needs the extra serve")
 pytest.importorskip("prometheus_client", reason="the server needs the extra serve")
 pytest.importorskip("openai", reason="the server is tested with its clients' own library")
 
-from serving import Live, live, make_bank, make_batcher, make_host
+from serving import NAMES, PROMPT, Live, live, make_bank, make_batcher, make_host, offline
 
 from tersor import zoo
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
+from tersor.experts.server.engine import EngineSettings
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +48,18 @@ def router() -> Router:
 @pytest.fixture(scope="module", params=[pytest.param("static", marks=pytest.mark.slow), "continuous"])
 def served(request: Any, host: ExpertHost, router: Router, bank: Path) -> Iterator[Live]:
     with live(host, make_batcher(request.param, host), router=router, bank=bank) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(reference: ExpertHost) -> dict[str, str]:
+    return {name or "base": offline(reference, PROMPT, name, 12) for name in (None, *NAMES)}
+
+
+@pytest.fixture(scope="module")
+def strict(bank: Path) -> Iterator[Live]:
+    """A server with keys and small limits."""
+    host = make_host(bank)
+    limits = {"keys": ("k1", "k2"), "max_body": 1000, "seconds": 0.4, "lenient": True, "log_prompts": True}
+    with live(host, make_batcher("continuous", host, places=2), engine=EngineSettings(max_queue=3), **limits) as found:
         yield found

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,37 +12,19 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from serving import NAMES, Live, live, make_batcher, make_host, offline
+from serving import NAMES, PROMPT, Live, error_of, keyed, live, make_batcher, make_host, offline, post
 
 from tersor.experts.bench.skills import examples
+from tersor.experts.bench.soak import kill_batch
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
-from tersor.experts.server.engine import EngineSettings
-
-PROMPT = "bdac>"
 
 
 def joined(stream: Any) -> str:
     return "".join(choice.text for chunk in stream for choice in chunk.choices)
 
 
-def post(served: Live, path: str, body: Any, **more: Any) -> httpx2.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx2.post(f"{served.at}v1/{path}", content=content, timeout=30, **more)
-
-
-def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    found = answer.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"} and found["message"]
-    return dict(found)
-
-
 # ---- text ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def expected(reference: ExpertHost) -> dict[str, str]:
-    return {name or "base": offline(reference, PROMPT, name, 12) for name in (None, *NAMES)}
 
 
 def test_streamed_or_not_the_text_is_that_of_generate(served: Live, expected: dict[str, str]) -> None:
@@ -282,7 +262,7 @@ def test_models_are_listed_with_where_they_are(served: Live) -> None:
         client.models.retrieve("nobody")
 
 
-# ---- clients that leave, and limits ----------------------------------------------------------------------------------
+# ---- clients that leave, limits, and a batch that dies ---------------------------------------------------------------
 
 
 def test_a_client_that_leaves_frees_its_expert(served: Live) -> None:
@@ -298,15 +278,6 @@ def test_a_client_that_leaves_frees_its_expert(served: Live) -> None:
     assert served.free(20)
 
 
-@pytest.fixture(scope="module")
-def strict(bank: Path) -> Iterator[Live]:
-    """A server with keys and small limits."""
-    host = make_host(bank)
-    limits = {"keys": ("k1", "k2"), "max_body": 1000, "seconds": 0.4, "lenient": True, "log_prompts": True}
-    with live(host, make_batcher("continuous", host, places=2), engine=EngineSettings(max_queue=3), **limits) as found:
-        yield found
-
-
 def test_a_key_is_needed_for_all_but_health(strict: Live) -> None:
     for key in ("k1", "k2"):
         assert next(iter(strict.client(api_key=key).models.list())).id == "base"
@@ -317,10 +288,6 @@ def test_a_key_is_needed_for_all_but_health(strict: Live) -> None:
     for path in ("completions", "chat/completions", "load_expert", "unload_expert", "route"):
         assert post(strict, path, {}).status_code == 401, path
     assert httpx2.get(f"{strict.at}health").status_code == 200
-
-
-def keyed(strict: Live, body: Any) -> httpx2.Response:
-    return post(strict, "completions", body, headers={"authorization": "Bearer k1"})
 
 
 def test_a_body_that_is_too_large_is_refused(strict: Live) -> None:
@@ -386,74 +353,6 @@ def test_metrics_count_bytes_requests_and_tokens(served: Live) -> None:
     assert after["tersor_alive"] == 1 and after["tersor_waiting_requests"] == after["tersor_running_requests"] == 0
 
 
-# ---- experts that come and go ----------------------------------------------------------------------------------------
-
-
-def test_a_name_that_is_loaded_anew_answers_as_its_new_content(
-    served: Live, bank: Path, expected: dict[str, str]
-) -> None:
-    client = served.client()
-
-    def swap(source: str) -> None:
-        shutil.rmtree(bank / "swap", ignore_errors=True)
-        shutil.copytree(bank / source, bank / "swap")
-
-    for source in ("sort", "shift", "sort"):
-        swap(source)
-        assert post(served, "load_expert", {"name": "swap"}).status_code == 200
-        for _ in range(2):  # the second time after the same prefix
-            assert client.completions.create(model="swap", prompt=PROMPT).choices[0].text == expected[source]
-        assert post(served, "unload_expert", {"name": "swap"}).json()["status"] == "unloaded"
-    with pytest.raises(openai.NotFoundError):
-        client.completions.create(model="swap", prompt=PROMPT)
-    shutil.rmtree(bank / "swap")
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_an_expert_leaves_when_its_requests_have_ended_or_they_fail(served: Live, bank: Path, force: bool) -> None:
-    body = {"model": "leaving", "prompt": PROMPT, "max_tokens": 200, "logit_bias": {"1": -100}}
-    loaded = post(served, "load_expert", {"name": "leaving", "path": "reverse", "pin": True})
-    assert loaded.json()["status"] == "device"
-    with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(post, served, "completions", body)
-        while not served.engine.users("leaving"):
-            time.sleep(0.002)
-        left = pool.submit(post, served, "unload_expert", {"name": "leaving", "force": force})
-        time.sleep(0.05)
-        if not left.done() and not force:
-            assert error_of(post(served, "completions", body))["code"] == "expert_unloading"
-        assert asked.result().status_code == (503 if force else 200), asked.result().text
-        assert left.result().status_code == 200
-    assert served.free() and "leaving" not in served.host.list_experts()
-
-
-def test_what_cannot_be_loaded_or_unloaded_is_said(served: Live, strict: Live, bank: Path) -> None:
-    (bank / "empty").mkdir(exist_ok=True)
-    for body, status, param in (
-        ({"name": "x", "path": "../base"}, 400, "path"),
-        ({"name": "x", "path": "/etc"}, 400, "path"),
-        ({"name": "x", "path": "a\0b"}, 400, "path"),
-        ({"name": "x", "path": "empty"}, 400, "path"),
-        ({"name": "auto", "path": "add"}, 409, "name"),
-        ({"name": "add"}, 409, "name"),
-        ({"name": "a b", "path": "add"}, 400, "path"),
-        ({"name": 3, "path": "add"}, 400, "name"),
-        ({}, 400, "path"),
-    ):
-        answer = post(served, "load_expert", body)
-        assert (answer.status_code, error_of(answer)["param"]) == (status, param), (body, answer.text)
-    assert post(served, "unload_expert", {"name": "nobody"}).status_code == 404
-    assert set(served.host.list_experts()) == set(NAMES)
-    refused = post(strict, "load_expert", {"name": "x"}, headers={"authorization": "Bearer k1"})
-    assert refused.status_code == 403 and "--allow-runtime-updates" in error_of(refused)["message"]
-    (bank / "empty").rmdir()
-
-
-def test_without_a_router_auto_is_refused(strict: Live) -> None:
-    answer = keyed(strict, {"model": "auto", "prompt": PROMPT})
-    assert answer.status_code == 400 and "--router" in error_of(answer)["message"]
-
-
 def test_the_document_describes_the_endpoints(served: Live, router: Router) -> None:
     found = httpx2.get(f"{served.at}openapi.json").json()
     fields = found["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -462,3 +361,31 @@ def test_the_document_describes_the_endpoints(served: Live, router: Router) -> N
         for step in reference.split("/"):
             place = place[step]
     assert {"model", "prompt", "temperature"} <= set(fields["properties"]) and fields["required"] == ["model", "prompt"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_says_within_two_seconds_that_the_batching_thread_is_dead_and_that_another_one_runs(
+    bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(bank)
+
+    def health(served: Live, status: int, seconds: float) -> float:
+        began = time.monotonic()
+        while httpx2.get(f"{served.at}health").status_code != status:
+            assert time.monotonic() - began < seconds
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def fail(engine: Any) -> None:
+        raise RuntimeError("no batch can be started")
+
+    with live(host, make_batcher("continuous", host, places=2)) as served:
+        health(served, 200, 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(served.engine.batcher, "run", fail)  # of the next batch
+            kill_batch(served.engine)
+            assert health(served, 503, 2) < 2
+        health(served, 200, 10)
+        assert served.client().completions.create(model="sort", prompt=PROMPT).choices[0].text == "abcd"
+        assert served.free() and served.engine.restarts >= 1
+    host.close()

@@ -87,3 +87,13 @@ def test_an_experts_own_settings_are_read_as_generate_reads_them() -> None:
     assert own_sampling("x", {"num_beams": 1, "no_repeat_ngram_size": 0, "suppress_tokens": None})
     with pytest.raises(UnsupportedError, match="'x' have no_repeat_ngram_size=3"):
         own_sampling("x", {"no_repeat_ngram_size": 3})
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-7])
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.5}, {"top_k": 2, "min_p": 0.1, "logit_bias": {1: -100.0}}])
+def test_a_temperature_that_is_hardly_any_draws_the_likeliest_token(temperature: float, more: Any) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, **more), [3])
+    for at in (0, 2, 3):
+        logits = torch.tensor([-5.0, -90.0, -torch.inf, 2.0]) - 40
+        logits[at] = 30.0
+        assert sampler.pick(logits).token == at

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: What can be measured: time on random weights of real shapes, and quality on tiny-experts.
 PARTS = ("decode", "switch", "mixed", "registered", "load", "quality", "router")
-#: And of the server, where it is asked for: batches, a load beside streams, ten minutes of misuse.
-SERVER = ("serving", "cold", "soak")
+#: And of the server, where it is asked for: batches, a load beside streams, ten minutes of misuse, a cluster.
+SERVER = ("serving", "cold", "soak", "cluster")
 COUNTS = (1, 2, 4, 8, 16)
 SYSTEM, SEED = "meswitch", 1
 #: Prompts of `quality`, requests of `router`, and the seed that draws them: no training and no choice of a setting did.
@@ -29,9 +29,7 @@ HARDEST = "add"
 def bench_experts(
     what: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"One of {', '.join((*PARTS, *SERVER))}; may be repeated; by default all but the last three."
-        ),
+        typer.Option(help=f"One of {', '.join((*PARTS, *SERVER))}; may be repeated; by default all but the last four."),
     ] = None,
     shape: Annotated[str, typer.Option(help="'1b', '100m' or 'tiny': sizes of the random model that is timed.")] = "1b",
     bits: Annotated[int, typer.Option(help="Bits of the timed deltas: 1, 2, 3, 4 or 8.")] = 2,

@@ -1,4 +1,4 @@
-"""Records of the server for `tersor experts bench`: batches, a cold load, and a soak."""
+"""Records of the server for `tersor experts bench`: batches, a cold load, a soak, and a cluster."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 SYSTEM, SEED, HELD_OUT_SEED = "meswitch", 1, 2211
 #: Of the soak: seconds, requests, and how many come at once.
-SOAK = (300.0, 1000, 32)
-#: Held-out prompts of each skill.
-PROMPTS = 256
+SOAK = (600.0, 2000, 32)
+#: Held-out prompts of each skill, and tokens of prompts that ZipCache compresses by default.
+PROMPTS, LONG = 256, 320
+CACHE = "bytes of the cache over those of 16 bits"
 
 
 def server_records(parts: Sequence[str], repeats: int, on_progress: OnProgress) -> list[Record]:
-    """Measure what ``parts`` name of "serving", "cold" and "soak"."""
+    """Measure what ``parts`` name of "serving", "cold", "soak" and "cluster"."""
     require("fastapi", "serve")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
     found: list[Record] = []
@@ -30,6 +31,9 @@ def server_records(parts: Sequence[str], repeats: int, on_progress: OnProgress) 
         found += _cold(max(3, repeats // 3), on_progress)
     if "soak" in parts:
         found += _soak(on_progress)
+    if "cluster" in parts:
+        require("ray.serve", "cluster")
+        found += _cluster(repeats, on_progress)
     return found
 
 
@@ -53,13 +57,17 @@ def _batches(repeats: int, on_progress: OnProgress) -> list[Record]:
             if not apart and kind != bench.ALONE:
                 ratio = times.rounds.ratio(bench.ALONE, kind)
                 found.append(record(item, "speed over one at a time", "x", ratio, repeats, baseline=1.0))
-    for kind in (bench.STATIC, bench.CONTINUOUS, bench.COMPRESSED):
+    for kind in (bench.STATIC, bench.CONTINUOUS, bench.COMPRESSED, bench.EVERY):
         on_progress(f"answers: {kind}")
-        right = bench.exact_answers(kind, PROMPTS, seed=HELD_OUT_SEED)
+        nbytes, item = bench.CacheBytes(), f"{kind}: held-out prompts"
+        right = bench.exact_answers(kind, PROMPTS, seed=HELD_OUT_SEED, nbytes=nbytes)
         share = bootstrap_interval([float(each) for each in right])
-        found.append(
-            record(f"{kind}: held-out prompts", "exact answers", "share", share, len(right), seed=HELD_OUT_SEED)
-        )
+        found.append(record(item, "exact answers", "share", share, len(right), seed=HELD_OUT_SEED))
+        if nbytes.dense:
+            found.append(record(item, CACHE, "x", nbytes.share, len(right), baseline=1.0, seed=HELD_OUT_SEED))
+    length = bench.bytes_of_long_prompts(bench.COMPRESSED, LONG)
+    item = f"{bench.COMPRESSED}: prompts of {LONG} tokens"
+    found.append(record(item, CACHE, "x", length.share, bench.REQUESTS, baseline=1.0))
     return found
 
 
@@ -122,4 +130,48 @@ def _soak(on_progress: OnProgress) -> list[Record]:
     add("memory of the process at the end over that after a fifth", "x", soak.memory[1] / soak.memory[0], baseline=1.0)
     add("experts that are still held", "", soak.held)
     add("requests or handlers that are left", "", soak.handlers)
+    return found
+
+
+def _cluster(repeats: int, on_progress: OnProgress) -> list[Record]:
+    from tersor.bench.measure import bootstrap_difference
+    from tersor.experts.bench import cluster as bench
+
+    record = record_maker(SYSTEM, model="tiny-experts", shapes="trained, 4 experts", seed=SEED)
+    found: list[Record] = []
+
+    def add(item: str, quantity: str, unit: str, value: float, n: int | None = None, **more: Any) -> None:
+        found.append(record(item, quantity, unit, float(value), n, **more))
+
+    on_progress("starting two replicas")
+    with bench.cluster(SEED) as (one, at, expected):
+        for tokens in (1, bench.TOKENS):
+            item = f"one request at a time, {tokens} token{'s' * (tokens > 1)} at most"
+            on_progress(item)
+            times = bench.time_latency(one, at, expected, tokens=tokens, repeats=repeats)
+            for kind in (bench.ONE, bench.CLUSTER):
+                found.append(record(f"{item}: {kind}", "time of an answer", "ms", times.seconds(kind) * 1000, repeats))
+            added = bootstrap_difference(times.samples[bench.CLUSTER], times.samples[bench.ONE])
+            found.append(record(item, "time that the cluster adds", "ms", added * 1000, repeats))
+        asked = [list(expected)[n * 7 % len(expected)] for n in range(120)]
+        item = f"4 experts, room for {bench.ROOM} in a replica"
+        on_progress(item)
+        seen = bench.load(at, asked, expected, together=6)
+        add(item, "right answers", "", seen.right, len(asked))
+        add(item, "experts on the device of a replica", "", bench.resident(at), peer=len({m for m, _ in expected}),
+            peer_name="that Serve counts")  # fmt: skip
+        item = "one expert, 24 requests at once"
+        on_progress(item)
+        seen, share = bench.shares(at, expected, requests=240, together=24)
+        add(item, "right answers", "", seen.right, 240)
+        add(item, "share of the busier replica", "", share, 240)
+        item = "a replica is killed among 60 requests, 6 at once"
+        on_progress(item)
+        seen = bench.kill_one(at, expected, requests=60, together=6)
+        for quantity, value in (("right answers", seen.right), ("streams that ended with an error object", seen.ended),
+                                ("wrong answers", seen.wrong), ("answers of 500", seen.statuses[500]),
+                                ("other errors", 60 - seen.statuses[200] - seen.statuses[500])):  # fmt: skip
+            add(item, quantity, "", value, 60)
+        add(item, "longest answer", "s", seen.longest, 60)
+        add(item, "until there are two replicas again", "s", bench.wait_for_all(at))
     return found

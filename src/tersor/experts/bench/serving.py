@@ -28,6 +28,9 @@ from tersor.kv.zipcache import ZipCache
 
 MODEL = "tiny-experts"
 ALONE, STATIC, CONTINUOUS, COMPRESSED = "one at a time", "static", "continuous", "static, ZipCache"
+#: The prompts of the skills are shorter than what ZipCache compresses by default, so once it compresses all of them.
+EVERY = "static, ZipCache of every token"
+RECIPES = {COMPRESSED: ZipCache(), EVERY: ZipCache(min_tokens_to_compress=1, streaming_gap=4)}
 #: Requests of a round, tokens of each answer, and seconds between two requests where they do not come at once.
 REQUESTS, TOKENS, APART = 16, 48, 0.02
 PROMPT, EOS = 12, 1
@@ -113,16 +116,57 @@ def time_batches(*, apart: float, repeats: int, with_alone: bool) -> BatchTimes:
     return BatchTimes(rounds, {kind: each[-repeats:] for kind, each in first.items()})
 
 
-def exact_answers(kind: str, n: int, *, seed: int) -> list[bool]:
-    """Which of ``n`` held-out prompts of each skill are answered right by its expert, with a kind of batch."""
+@dataclass
+class CacheBytes:
+    """Bytes of the caches of all batches, and those that 16 bits a number would take."""
+
+    packed: int = 0
+    dense: int = 0
+
+    @property
+    def share(self) -> float:
+        """The first over the second."""
+        return self.packed / self.dense
+
+
+def exact_answers(kind: str, n: int, *, seed: int, nbytes: CacheBytes | None = None) -> list[bool]:
+    """Which of ``n`` held-out prompts of each skill are answered right by its expert.
+
+    Args:
+        kind: Of batch.
+        n: Prompts of each skill.
+        seed: Of the prompts.
+        nbytes: The bytes of compressed caches are added to it.
+    """
     asked = [(skill, each) for skill in SKILLS for each in examples(skill, n, seed=seed, held_out=True)]
-    with running(kind) as engine:
+    with running(kind, nbytes) as engine:
         found = ask(engine, [(encode(each.prompt), skill) for skill, each in asked], 12, ends=EOS)
     return [one.tokens == [*encode(each.answer), EOS] for one, (_, each) in zip(found, asked, strict=True)]
 
 
+def bytes_of_long_prompts(kind: str, length: int) -> CacheBytes:
+    """Bytes of a compressed cache of a batch of prompts of so many tokens; the text is many prompts of a skill."""
+    nbytes, prompts = CacheBytes(), []
+    for skill in SKILLS:
+        text = "".join(each.prompt for each in examples(skill, length, seed=5, held_out=True))
+        prompts += [(encode(text)[n * length : (n + 1) * length], skill) for n in range(REQUESTS // len(SKILLS))]
+    with running(kind, nbytes) as engine:
+        ask(engine, prompts, 4)
+    return nbytes
+
+
 @contextmanager
-def running(kind: str) -> Iterator[Engine]:
+def measured(recipe: ZipCache, model: Any, nbytes: CacheBytes | None) -> Iterator[None]:
+    """A session of one batch, whose cache is counted at its end."""
+    with recipe.on(model) as session:
+        yield
+    if nbytes is not None and session.cache is not None:
+        nbytes.packed += session.cache.memory_footprint()
+        nbytes.dense += session.cache.dense_footprint()
+
+
+@contextmanager
+def running(kind: str, nbytes: CacheBytes | None = None) -> Iterator[Engine]:
     """An engine of the experts of tiny-experts on a host of its own."""
     base = zoo.load_model(MODEL)
     host = ExpertHost(base)
@@ -134,7 +178,8 @@ def running(kind: str) -> Iterator[Engine]:
     if kind == CONTINUOUS:
         made = ContinuousBatcher(host, places=REQUESTS)
     else:
-        session: Any = {"session": lambda: ZipCache().on(base)} if kind == COMPRESSED else {}
+        recipe = RECIPES.get(kind)
+        session: Any = {} if recipe is None else {"session": lambda: measured(recipe, base, nbytes)}
         made = StaticBatcher(host, places=REQUESTS, wait=0.0 if kind == ALONE else 0.01, **session)
     with Engine(host, made, EngineSettings(max_queue=10_000)) as engine:
         yield engine

@@ -30,8 +30,9 @@ from tersor.experts.bench.skills import SKILLS, examples
 from tersor.experts.compress import compress_expert
 from tersor.experts.host import ExpertHost
 from tersor.experts.router.routing import Router
-from tersor.experts.server.app import Server, ServerSettings, api
+from tersor.experts.server.app import Server, api
 from tersor.experts.server.batching import ContinuousBatcher
+from tersor.experts.server.endpoint import ServerSettings
 from tersor.experts.server.engine import Engine
 from tersor.experts.server.models import Models
 from tersor.web.app import address, listen
@@ -193,15 +194,15 @@ def run_soak(*, seconds: float, requests: int, concurrency: int, seed: int, on_p
     with tempfile.TemporaryDirectory() as folder:
         bank = Path(folder)
         on_progress("packing the experts")
-        host, bad = _packed(bank)
-        expected, routed = _expected(host, router, seed)
+        host, bad = packed(bank)
+        expected, routed = expected_answers(host, router, seed)
         for name in SKILLS:  # all are there before bytes are counted
             host.hold(name)
             host.release(name)
         batcher = ContinuousBatcher(host, places=16)
         with (
             Engine(host, batcher) as engine,
-            _serving(Server(Models(host, engine, router), ServerSettings(bank=bank, max_body=100_000))) as at,
+            serving(Server(Models(host, engine, router), ServerSettings(bank=bank, max_body=100_000))) as at,
         ):
             clients = _Clients(at, engine, expected, routed)
             asyncio.run(_drive(clients, bad, seconds, requests, concurrency, seed, on_progress))
@@ -251,7 +252,7 @@ async def _drive(
                     if fault == "nan":
                         await _ask_bad(client, clients, bad)
                     else:
-                        clients.killed = await asyncio.to_thread(_kill, clients.engine)
+                        clients.killed = await asyncio.to_thread(kill_batch, clients.engine)
             if number % max(1, requests // 50) == 0:
                 memory.append(_resident_memory())
                 on_progress(
@@ -275,7 +276,7 @@ async def _ask_bad(client: Any, clients: _Clients, bad: Path) -> None:
     await client.post(f"{clients.at}v1/unload_expert", json={"name": "bad"}, timeout=PATIENCE)
 
 
-def _kill(engine: Engine) -> float:
+def kill_batch(engine: Engine) -> float:
     """Have the thread that runs the batch end as if it had been killed; returns when."""
     while (batch := getattr(engine.batcher, "_batch", None)) is None or not batch.running:
         time.sleep(0.01)  # it is just being started again
@@ -284,7 +285,7 @@ def _kill(engine: Engine) -> float:
     return time.monotonic()
 
 
-def _packed(bank: Path) -> tuple[ExpertHost, Path]:
+def packed(bank: Path) -> tuple[ExpertHost, Path]:
     """A host of the four experts, whose deltas are in ``bank`` with one that computes no numbers."""
     base, tokenizer = zoo.load(MODEL)
     host = ExpertHost(base)
@@ -304,7 +305,9 @@ def _packed(bank: Path) -> tuple[ExpertHost, Path]:
     return host, bank / "bad"
 
 
-def _expected(host: ExpertHost, router: Router, seed: int) -> tuple[dict[tuple[str, str], str], list[tuple[str, str]]]:
+def expected_answers(
+    host: ExpertHost, router: Router, seed: int
+) -> tuple[dict[tuple[str, str], str], list[tuple[str, str]]]:
     """What each model answers to each prompt, and prompts with the expert that the router sends them to."""
     tokenizer = host.tokenizer(None)
     routed = [
@@ -322,7 +325,7 @@ def _expected(host: ExpertHost, router: Router, seed: int) -> tuple[dict[tuple[s
 
 
 @contextmanager
-def _serving(server: Server) -> Iterator[str]:
+def serving(server: Server) -> Iterator[str]:
     """The address of a server that runs in a thread."""
     uvicorn: Any = require("uvicorn", "serve")
     listening = listen("127.0.0.1", 0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +18,7 @@ from tersor._errors import TersorError
 from tersor._lazy import require
 
 if TYPE_CHECKING:
-    from tersor.experts.host import ExpertHost
-    from tersor.experts.router.routing import Router
+    from tersor.experts.server.options import ServeOptions
 
 
 def serve(
@@ -63,106 +65,92 @@ def serve(
         bool, typer.Option("--allow-runtime-updates", help="Let requests load experts of BANK, and unload them.")
     ] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Say in the log what was asked.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Answer on Ray Serve: on the Ray cluster that is here, or one of its own.")
+    ] = False,
+    replicas: Annotated[int | None, typer.Option(help="Of --cluster; each holds the base. 1 by default.")] = None,
+    autoscaling: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of Serve's AutoscalingConfig, such as max_replicas=4; several times."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON object.")] = False,
 ) -> None:
     """Answer as many experts behind one endpoint that speaks OpenAI's format; a page at / shows them.
 
     Example: tersor experts serve bank/ --port 8000
     """
-    positive = {"--timeout": timeout, "--max-wait-ms": max_wait_ms, "--max-body": max_body, "--places": places}
-    for name, value in positive.items():
-        if value <= 0:
-            raise TersorError(f"{name} {value} must be above 0")
-    if batching not in ("auto", "continuous", "static"):
-        raise TersorError(f"--batching {batching!r} must be 'auto', 'continuous' or 'static'")
-    secrets = _keys(keys)
+    if not cluster and (replicas is not None or autoscaling):
+        raise TersorError("--replicas and --autoscaling need --cluster")
+    if cluster and allow_runtime_updates:
+        raise TersorError("--allow-runtime-updates is for one machine: with --cluster change BANK, and start it again")
+    from tersor.experts.server.options import ServeOptions
+
+    given: dict[str, Any] = {
+        "bank": bank, "base": base, "router": router, "keys": keys, "device": device, "batching": batching,
+        "cache": cache, "set": tuple(settings or ()), "places": places, "cache_tokens": tokens,
+        "step_tokens": step_tokens, "max_wait_ms": max_wait_ms, "max_experts": max_experts,
+        "max_resident": max_resident, "max_resident_bytes": max_resident_bytes, "max_cpu": max_cpu,
+        "max_queue": max_queue, "max_body": max_body, "timeout": timeout, "grace": grace, "lenient": lenient,
+        "log_prompts": log_prompts,
+    }  # fmt: skip
+    options = ServeOptions(**given)
+    secrets = options.secrets()
     require("fastapi", "serve")
     require("prometheus_client", "serve")
-    from tersor.kv.settings import recipe_from_text
-    from tersor.web.app import address, is_local, known_hosts, listen
-    from tersor.web.app import serve as answer
+    from tersor.web.app import is_local
 
     if not is_local(host) and not secrets:
         raise TersorError(f"--host {host} lets others in: give --keys with a file of keys, one a line")
-    recipe = recipe_from_text(cache, settings or [])
-    if recipe is not None and batching == "continuous":
-        raise TersorError(f"--cache {cache} needs --batching static: continuous batching has a cache of its own")
-    chooses = _router(router, bank)
-    from tersor.experts.server.app import Server, ServerSettings, api
-    from tersor.experts.server.batching import batcher_named
-    from tersor.experts.server.engine import Engine, EngineSettings
-    from tersor.experts.server.models import Models
-    from tersor.experts.server.page import add_page
+    tell = partial(typer.echo, err=not as_json)
+    if cluster:
+        require("ray.serve", "cluster")
+        from tersor.experts.server.cluster import ClusterOptions, run
 
-    engine_settings = EngineSettings(max_queue=max_queue, max_experts=max_experts)
+        found = {name: _anywhere(given[name]) for name in ("bank", "base", "keys")}
+        scale = dict(_pair(each) for each in autoscaling or ())
+        if router not in ("auto", "none"):
+            found["router"] = _anywhere(router)
+        made = ClusterOptions(**{**given, **found}, replicas=replicas, autoscaling=scale)
+        run(made, host, port, tell, as_json=as_json)
+    else:
+        _serve(options, host, port, tell, updates=allow_runtime_updates, as_json=as_json)
+
+
+def _serve(
+    options: ServeOptions, host: str, port: int, tell: Callable[[str], None], *, updates: bool, as_json: bool
+) -> None:
+    """The server of one machine."""
+    from tersor.experts.server.app import Server, api
+    from tersor.experts.server.options import running
+    from tersor.experts.server.page import add_page
+    from tersor.web.app import address, known_hosts, listen
+    from tersor.web.app import serve as answer
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
-    with listen(host, port) as listening:
+    with listen(host, port) as listening, ExitStack() as open_:
         with spinner() as status:
             status.update("loading the base")
-            budgets = {"max_resident": max_resident, "max_resident_bytes": max_resident_bytes, "max_cpu": max_cpu}
-            served = _host(bank, base, device, **budgets)
-            batcher = batcher_named(
-                batching, served, places=places, tokens=tokens, step_tokens=step_tokens, wait=max_wait_ms / 1000,
-                session=None if recipe is None else lambda: recipe.on(served.model),
-            )  # fmt: skip
-        with Engine(served, batcher, engine_settings) as engine:
-            server = Server(
-                Models(served, engine, chooses),
-                ServerSettings(
-                    keys=secrets, hosts=known_hosts(host), max_body=max_body, seconds=timeout, lenient=lenient,
-                    bank=bank if allow_runtime_updates else None, log_prompts=log_prompts,
-                ),
-            )  # fmt: skip
-            app = api(server)
-            add_page(app, server)
-            how = type(batcher).__name__.removesuffix("Batcher").lower()
-            facts = {"address": f"{address(listening)}v1", "models": server.models.names(), "batching": how}
-            line = f"{len(served.list_experts())} experts, {how} batches: {facts['address']}"
-            typer.echo(json.dumps(facts) if as_json else line, err=not as_json)
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-            answer(app, listening, extra="serve", grace=grace)
+            models = open_.enter_context(running(options))
+        bank = options.bank if updates else None
+        server = Server(models, options.settings(hosts=known_hosts(host), bank=bank))
+        app = api(server)
+        add_page(app, server)
+        how = type(server.engine.batcher).__name__.removesuffix("Batcher").lower()
+        facts = {"address": f"{address(listening)}v1", "models": models.names(), "batching": how}
+        line = f"{len(models.host.list_experts())} experts, {how} batches: {facts['address']}"
+        tell(json.dumps(facts) if as_json else line)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        answer(app, listening, extra="serve", grace=options.grace)
 
 
-def _keys(file: Path | None) -> tuple[str, ...]:
-    if file is None:
-        return ()
-    if not file.is_file():
-        raise TersorError(f"--keys {file}: no such file")
-    found = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not found:
-        raise TersorError(f"--keys {file} holds no key")
-    return found
+def _anywhere(place: Any) -> Any:
+    """A path as it is called in every folder; replicas run in others. What is no path here stays as it is."""
+    return type(place)(Path(place).resolve()) if place is not None and Path(place).exists() else place
 
 
-def _router(name: str, bank: Path) -> Router | None:
-    from tersor.experts.router.routing import Router
-
-    if name == "none" or (name == "auto" and not (bank / "router").is_dir()):
-        return None
-    return Router.from_pretrained(bank / "router" if name == "auto" else name)
-
-
-def _host(bank: Path, base: str | None, device: str, **budgets: Any) -> ExpertHost:
-    """The base with all experts of a bank."""
-    from transformers.utils import logging as library
-
-    from tersor.experts.delta import MANIFEST, read_manifest
-    from tersor.experts.host import ExpertHost
-    from tersor.experts.sources import load_model
-    from tersor.zoo.loading import target_device
-
-    library.disable_progress_bar()
-    folders = sorted(each.parent for each in bank.glob(f"*/{MANIFEST}"))
-    if not folders:
-        raise TersorError(f"{bank} holds no delta: make it with `tersor experts pack --out {bank}`")
-    target = target_device(device)
-    if base is None:
-        named = {read_manifest(folder).base_model_name_or_path for folder in folders}
-        if len(named) > 1:
-            raise TersorError(f"the deltas of {bank} name several bases {sorted(named)}: say which one with --base")
-        base = named.pop()
-    served = ExpertHost(load_model(base).to(target).eval(), **budgets)
-    for folder in folders:
-        served.load_expert(folder.name, folder)
-    return served
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise TersorError(f"--autoscaling {text!r} must be NAME=VALUE")
+    return name, value

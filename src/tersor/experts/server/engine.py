@@ -100,7 +100,8 @@ class Engine:
         self._loading: set[str] = set()
         self._no_room: dict[str, int] = {}
         """Experts that found no room, and how many jobs had ended when they looked."""
-        self._ends = 0
+        self.ends = 0
+        """Jobs that are no more in a batch."""
         self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="load")
         self._thread = threading.Thread(target=self._supervise, name="batch", daemon=True)
 
@@ -184,7 +185,7 @@ class Engine:
         if held and job.expert is not None:
             self.host.release(job.expert)
         with self.changed:
-            self._ends += 1  # there may be room now
+            self.ends += 1  # there may be room now
             self.changed.notify_all()
         job.finish(Failure(503, "batch_stopped", "the batch stopped before this answer was complete; try again"))
 
@@ -214,10 +215,10 @@ class Engine:
             there = self.host.tier(name) == "device"
         except UnknownExpertError:
             return True  # it was unloaded meanwhile, which holding it will say
-        idle = name not in self._loading and self._no_room.get(name) != self._ends
+        idle = name not in self._loading and self._no_room.get(name) != self.ends
         if not there and idle and not self.closing:
             self._loading.add(name)
-            self._loaders.submit(self._load, name, self._ends)
+            self._loaders.submit(self._load, name, self.ends)
         return True if there else None if name in self._no_room else False
 
     def _load(self, name: str, ends: int) -> None:

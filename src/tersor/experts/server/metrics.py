@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tersor._lazy import require
@@ -16,16 +17,48 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _CONFIDENCE = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What one engine has to do, and what its experts take.
+
+    Args:
+        alive: Whether a batch runs.
+        waiting: Requests that wait.
+        running: Requests of the batch.
+        restarts: Batches that stopped and were started again.
+        ended: Answers that have ended, in whatever way.
+        base: Bytes of the base's tensors.
+        experts: Name, tier, and bytes of each expert's.
+    """
+
+    alive: bool
+    waiting: int
+    running: int
+    restarts: int
+    ended: int
+    base: int
+    experts: tuple[tuple[str, str, int], ...]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Report:
+        """The report of an engine as it is now."""
+        held = engine.host.memory_report()
+        experts = tuple((name, held.tiers[name], sum(parts.values())) for name, parts in held.experts.items())
+        waiting, running = len(engine.waiting.jobs), len(engine.running)
+        return cls(engine.alive, waiting, running, engine.restarts, engine.ends, held.base, experts)
+
+
 class Metrics:
     """Counts of one server.
 
     Args:
-        engine: Whose queue and experts are shown.
+        reports: Asked each time for the reports of the engines behind it, by the values of ``labels``.
+        labels: What tells its engines apart; nothing where there is one.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, reports: Callable[[], Mapping[tuple[str, ...], Report]], labels: tuple[str, ...] = ()) -> None:
         client: Any = require("prometheus_client", "serve")
-        self._client, self._engine = client, engine
+        self._client, self._reports, self._labels = client, reports, labels
         self._registry = client.CollectorRegistry()
         ours = {"registry": self._registry}
         self._requests = client.Counter("tersor_requests", "Answered requests.", ["expert", "status"], **ours)
@@ -77,14 +110,19 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """What is read anew each time; the client calls this."""
-        engine, family = self._engine, require("prometheus_client.core", "serve").GaugeMetricFamily
-        report = engine.host.memory_report()
-        yield family("tersor_alive", "Whether a batch runs.", value=engine.alive)
-        yield family("tersor_waiting_requests", "Requests that wait.", value=len(engine.waiting.jobs))
-        yield family("tersor_running_requests", "Requests of the batch.", value=len(engine.running))
-        yield family("tersor_batch_restarts", "Batches that stopped and were started again.", value=engine.restarts)
-        yield family("tersor_base_bytes", "Bytes of the base's tensors.", value=report.base)
-        sizes = family("tersor_expert_bytes", "Bytes of an expert's tensors.", labels=["expert", "tier"])
-        for name, parts in report.experts.items():
-            sizes.add_metric([name, report.tiers[name]], sum(parts.values()))
-        yield sizes
+        family, labels = require("prometheus_client.core", "serve").GaugeMetricFamily, [*self._labels]
+        told = {
+            "alive": family("tersor_alive", "Whether a batch runs.", labels=labels),
+            "waiting": family("tersor_waiting_requests", "Requests that wait.", labels=labels),
+            "running": family("tersor_running_requests", "Requests of the batch.", labels=labels),
+            "restarts": family("tersor_batch_restarts", "Batches that stopped and were started again.", labels=labels),
+            "ended": family("tersor_ended_answers", "Answers that have ended, in whatever way.", labels=labels),
+            "base": family("tersor_base_bytes", "Bytes of the base's tensors.", labels=labels),
+        }
+        sizes = family("tersor_expert_bytes", "Bytes of an expert's tensors.", labels=[*labels, "expert", "tier"])
+        for where, report in self._reports().items():
+            for name, each in told.items():
+                each.add_metric([*where], getattr(report, name))
+            for expert, tier, nbytes in report.experts:
+                sizes.add_metric([*where, expert, tier], nbytes)
+        yield from (*told.values(), sizes)

@@ -11,8 +11,9 @@ from urllib.parse import parse_qs
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 
-from tersor.experts.server.app import Server, read_limited
+from tersor.experts.server.app import Server
 from tersor.experts.server.asking import Facts
+from tersor.experts.server.endpoint import read_limited
 from tersor.experts.server.errors import ApiError, refuse
 from tersor.experts.server.models import AUTO, BASE
 from tersor.experts.server.wire import ChatRequest, CompletionRequest

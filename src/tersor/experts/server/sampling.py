@@ -37,6 +37,8 @@ _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {}, "")
 
 #: Least log probability: JSON has no infinity.
 LEAST = -9999.0
+#: Lower temperatures are this one, which draws the likeliest token as well: logits over them may be no numbers.
+COLDEST = 1e-5
 
 
 class NotFiniteError(RuntimeError):
@@ -128,7 +130,7 @@ class Sampler:
             self._warpers.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         if sampling.temperature > 0:
             if sampling.temperature != 1:
-                self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+                self._warpers.append(TemperatureLogitsWarper(max(COLDEST, float(sampling.temperature))))
             if sampling.top_k:
                 self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:

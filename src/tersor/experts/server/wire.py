@@ -66,6 +66,17 @@ class CompletionRequest(Common):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
+    @property
+    def prompts(self) -> list[Any]:
+        """Each prompt, all of them texts or all of them token ids."""
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else list(self.prompt)
+
+    def read_by_router(self) -> str | None:
+        """What a router reads: the first prompt, where it is a text."""
+        first = self.prompts[0]
+        return first if isinstance(first, str) else None
+
 
 class ChatRequest(Common):
     """The body of /v1/chat/completions."""
@@ -74,6 +85,10 @@ class ChatRequest(Common):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    def read_by_router(self) -> list[dict[str, Any]]:
+        """What a router reads; raises as `turns` does."""
+        return self.turns()
 
     def turns(self) -> list[dict[str, Any]]:
         """The conversation, each content one text; other keys of a message go to the chat template as they are.
