@@ -28,7 +28,7 @@ NAME = "tiny-drag"
 def main(argv: list[str] | None = None) -> int:
     """Draw, train and export; returns the exit code."""
     args = parse_and_prepare(command_line(NAME), argv)
-    base, second, branch = BasePlan(), SECOND, Plan()
+    base, second, branch = BasePlan(), SECOND, Plan(updates=500)
     if args.smoke:
         base = second = BasePlan(vae_steps=2, unet_steps=2, batch_size=2, clips=8)
         branch = replace(branch, updates=2, batch_size=2, clips=8)

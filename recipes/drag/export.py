@@ -49,8 +49,8 @@ It knows a world of textured layers alone ({kinds}), and is no video model.
 - The **image encoder** has random weights, as it was drawn.
 - **Entity features** are the means of the autoencoder's latents: they say little more than colours.
 - Its loss was over **everything**, not over the entities alone as in the paper, and no entity was left out.
-- One in eight **clips is of one colour** in the second round of the base and in the training of the branch, with masks and
-  paths as the others: where nothing is to be seen, nothing is to appear.
+- One in eight **clips is of one colour** in the second round of the base and in the training of the branch, with masks
+  and paths as the others: where nothing is to be seen, nothing is to appear.
 
 ## Scores
 
