@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from drag.base import SECOND, BasePlan, new_pipeline, scored, train_decoder, train_unet, train_vae
+from drag.base import SECOND, BasePlan, new_pipeline, scored, train_unet, train_vae
 from drag.export import export
 from shared.run import command_line, parse_and_prepare, refused
 
@@ -42,10 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             train_unet(svd, clips, base, args.seed, args.out / "unet.pt"),
         ]
         clips = with_plain(clips, args.seed)
-        runs += [
-            train_decoder(svd, clips, second, args.seed + 1, args.out / "decoder.pt"),
-            train_unet(svd, clips, second, args.seed + 1, args.out / "unet-second.pt"),
-        ]
+        runs.append(train_unet(svd, clips, second, args.seed + 1, args.out / "unet-second.pt"))
         svd.unet.eval()
         pipe = new_arm(svd, "entity + Gaussian", name=NAME, seed=args.seed)
         plan = branch.training(args.seed)

@@ -57,8 +57,8 @@ class BasePlan:
     unet_rate: float = 1.5e-3
 
 
-#: The second round, with clips of one colour among the others.
-SECOND = BasePlan(vae_steps=300, unet_steps=1000, vae_rate=7e-4, unet_rate=1e-3)
+#: The UNet's second round, with clips of one colour among the others.
+SECOND = BasePlan(vae_steps=0, unet_steps=1000, unet_rate=1e-3)
 
 
 def new_pipeline(seed: int) -> StableVideoDiffusionPipeline:
@@ -98,25 +98,6 @@ def train_vae(
 ) -> Progress:
     """Train the autoencoder to give clips back, and set its scale so that latents have unit variance."""
     vae = pipe.vae
-    progress = _train("vae", vae, _given_back(vae, clips), plan.vae_steps, plan.vae_rate, plan, seed, state)
-    with torch.no_grad():
-        latents = vae.encode(_pixels(clips, torch.arange(min(64, len(clips)))).flatten(0, 1)).latent_dist.mode()
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    return progress
-
-
-def train_decoder(
-    pipe: StableVideoDiffusionPipeline, clips: Sequence[Clip], plan: BasePlan, seed: int, state: Path
-) -> Progress:
-    """Train the autoencoder on without changing its latents, as Stable Video Diffusion's decoder was."""
-    vae = pipe.vae
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(False)
-    return _train("decoder", vae, _given_back(vae, clips), plan.vae_steps, plan.vae_rate, plan, seed, state)
-
-
-def _given_back(vae: Any, clips: Sequence[Clip]) -> Callable[[int, torch.Generator], Tensor]:
-    """The loss of the autoencoder: how far frames are from what it makes of their codes."""
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         pixels = _pixels(clips, torch.randint(len(clips), (_VAE_CLIPS,), generator=generator))
@@ -126,7 +107,11 @@ def _given_back(vae: Any, clips: Sequence[Clip]) -> Callable[[int, torch.Generat
         seen = vae.decode(law.sample(generator), num_frames=_VAE_FRAMES).sample
         return F.l1_loss(seen, pixels) + 4 * F.mse_loss(seen, pixels) + _DIVERGENCE * law.kl().mean()
 
-    return loss
+    progress = _train("vae", vae, loss, plan.vae_steps, plan.vae_rate, plan, seed, state)
+    with torch.no_grad():
+        latents = vae.encode(_pixels(clips, torch.arange(min(64, len(clips)))).flatten(0, 1)).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    return progress
 
 
 def _train(

@@ -77,7 +77,6 @@ def test_maps_that_are_added_to_a_video_are_seen(pipe: Any) -> None:
     assert min(leak(each + 0.2 * maps[..., None] / 255, maps) for each in made) > 0.3
 
 
-@pytest.mark.xfail(reason="the branch of today draws a disc where its control is: 0.35 (docs/draganything.md)")
 def test_control_maps_do_not_show_in_the_video(pipe: Any) -> None:
     made, maps = plain_videos(pipe)
     assert abs(np.mean([leak(each, maps) for each in made])) < 0.1
