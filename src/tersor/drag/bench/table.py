@@ -41,7 +41,7 @@ class Plan:
         passes: Denoising steps of a video.
     """
 
-    updates: int = 250
+    updates: int = 200
     clips: int = 3000
     batch_size: int = 8
     learning_rate: float = 1.5e-3
