@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from drag.base import BasePlan, new_pipeline, scored, train_unet, train_vae
+from drag.base import SECOND, BasePlan, new_pipeline, scored, train_unet, train_vae
 from drag.export import export
 from shared.run import command_line, parse_and_prepare, refused
 
 from tersor.drag.bench.arms import new_arm
 from tersor.drag.bench.table import Plan
-from tersor.drag.bench.world import World
+from tersor.drag.bench.world import World, with_plain
 from tersor.drag.training import CURVE, train
 
 NAME = "tiny-drag"
@@ -28,9 +28,9 @@ NAME = "tiny-drag"
 def main(argv: list[str] | None = None) -> int:
     """Draw, train and export; returns the exit code."""
     args = parse_and_prepare(command_line(NAME), argv)
-    base, branch = (BasePlan(), Plan())
+    base, second, branch = BasePlan(), SECOND, Plan(updates=500)
     if args.smoke:
-        base = BasePlan(vae_steps=2, unet_steps=2, batch_size=2, clips=8)
+        base = second = BasePlan(vae_steps=2, unet_steps=2, batch_size=2, clips=8)
         branch = replace(branch, updates=2, batch_size=2, clips=8)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             train_vae(svd, clips, base, args.seed, args.out / "vae.pt"),
             train_unet(svd, clips, base, args.seed, args.out / "unet.pt"),
         ]
+        clips = with_plain(clips, args.seed)
+        runs.append(train_unet(svd, clips, second, args.seed + 1, args.out / "unet-second.pt"))
         svd.unet.eval()
         pipe = new_arm(svd, "entity + Gaussian", name=NAME, seed=args.seed)
         plan = branch.training(args.seed)
@@ -50,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         return refused("tiny_drag", error)
     pipe.controlnet.eval()
     minutes = (sum(run.seconds for run in runs) + seconds) / 60
-    curve = [*runs[0].curve, *runs[1].curve]
+    curve = [row for run in runs for row in run.curve]
     held_out = World(40, args.seed + 1)
     facts: dict[str, Any] = {
-        "recipe": "recipes/tiny_drag.py", "seed": args.seed, "base": asdict(base), "branch": asdict(plan),
+        "recipe": "recipes/tiny_drag.py", "seed": args.seed, "base": asdict(base),
+        "second": asdict(second), "branch": asdict(plan),
         "minutes": round(minutes, 1), "curve": curve, "branch_losses": _tenths(losses),
         "scores": {"vae": scored(svd, [held_out[index] for index in range(len(held_out))])},
     }  # fmt: skip

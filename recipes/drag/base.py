@@ -57,6 +57,10 @@ class BasePlan:
     unet_rate: float = 1.5e-3
 
 
+#: The UNet's second round, with clips of one colour among the others.
+SECOND = BasePlan(vae_steps=0, unet_steps=1000, unet_rate=1e-3)
+
+
 def new_pipeline(seed: int) -> StableVideoDiffusionPipeline:
     """The pipeline before any training; its image encoder stays as it is drawn here."""
     torch.manual_seed(seed)

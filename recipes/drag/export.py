@@ -33,7 +33,8 @@ def export(pipe: DragAnythingPipeline, facts: dict[str, Any], out: Path) -> Lock
 
 def card(lock: Lock) -> str:
     """The model card as Markdown; every figure comes from the lock."""
-    base, branch, counts, scores = lock["base"], lock["branch"], lock["parameters"], lock["scores"]
+    base, second, branch = lock["base"], lock["second"], lock["branch"]
+    counts, scores = lock["parameters"], lock["scores"]
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
     return f"""# tiny-drag
 
@@ -48,6 +49,8 @@ It knows a world of textured layers alone ({kinds}), and is no video model.
 - The **image encoder** has random weights, as it was drawn.
 - **Entity features** are the means of the autoencoder's latents: they say little more than colours.
 - Its loss was over **everything**, not over the entities alone as in the paper, and no entity was left out.
+- One in eight **clips is of one colour** in the UNet's second round and in the training of the branch, with masks
+  and paths as the others: where nothing is to be seen, nothing is to appear.
 
 ## Scores
 
@@ -57,7 +60,8 @@ measured by `tersor bench drag`; see the documentation.
 ## Training
 
 `python recipes/tiny_drag.py --out OUT`, seed {lock["seed"]}: autoencoder {base["vae_steps"]:,} updates, UNet
-{base["unet_steps"]:,} of {base["batch_size"]} clips without any control, then the branch
+{base["unet_steps"]:,} of {base["batch_size"]} clips without any control; in a second round, with the clips of one
+colour, {second["unet_steps"]:,} more; then the branch
 {branch["max_train_steps"]:,} of {branch["train_batch_size"]} clips beside the frozen UNet; {base["clips"]:,} clips.
 {lock["minutes"]:.0f} minutes on
 {lock["machine"]["threads"]} threads of {lock["machine"]["cpu"]}, beside other work. The data is drawn by the recipe.

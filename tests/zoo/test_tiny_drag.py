@@ -41,7 +41,7 @@ def test_the_card_quotes_the_lock(pipe: Any) -> None:
     for part, count in lock["parameters"].items():
         assert f"{count:,}" in card and count == sum(each.numel() for each in getattr(pipe, part).parameters())
     assert f"{lock['scores']['vae']['psnr']:.1f} dB" in card and f"{lock['minutes']:.0f} minutes" in card
-    assert lock["minutes"] <= 60
+    assert lock["minutes"] * lock["machine"]["threads"] <= 2 * 45, "45 minutes on two cores"
 
 
 def test_it_moves_entities_of_new_scenes_nearer_to_their_paths(pipe: Any) -> None:
@@ -57,7 +57,7 @@ def leak(frames: np.ndarray, maps: np.ndarray) -> float:
     return float(np.corrcoef((grey - grey.mean((1, 2), keepdims=True)).ravel(), maps.ravel())[0, 1])
 
 
-def plain_videos(pipe: Any) -> tuple[list[np.ndarray], np.ndarray]:
+def plain_videos(pipe: Any, scale: float = 1.0) -> tuple[list[np.ndarray], np.ndarray]:
     """Videos of first frames in one colour, and the Gaussian maps that they were made with."""
     mask = np.zeros((SIDE, SIDE), bool)
     mask[8:15, 5:12] = True
@@ -65,7 +65,7 @@ def plain_videos(pipe: Any) -> tuple[list[np.ndarray], np.ndarray]:
     made = [
         pipe(
             Image.new("RGB", (SIDE, SIDE), colour), scene, SIDE, SIDE, num_inference_steps=10, output_type="np",
-            max_guidance_scale=1.0, generator=torch.Generator().manual_seed(0),
+            max_guidance_scale=1.0, generator=torch.Generator().manual_seed(0), controlnet_conditioning_scale=scale,
         ).frames[0]
         for colour in ((110, 130, 120), (90, 90, 150), (150, 120, 100))
     ]  # fmt: skip
@@ -77,7 +77,16 @@ def test_maps_that_are_added_to_a_video_are_seen(pipe: Any) -> None:
     assert min(leak(each + 0.2 * maps[..., None] / 255, maps) for each in made) > 0.3
 
 
-@pytest.mark.xfail(reason="the branch of today draws a disc where its control is: 0.35 (docs/draganything.md)")
+@pytest.mark.xfail(reason="0.20, of which 0.15 are there without control, too (docs/draganything.md)")
 def test_control_maps_do_not_show_in_the_video(pipe: Any) -> None:
     made, maps = plain_videos(pipe)
     assert abs(np.mean([leak(each, maps) for each in made])) < 0.1
+
+
+def test_control_adds_little_to_what_a_video_without_it_has_of_its_maps(pipe: Any) -> None:
+    (made, maps), (free, _) = plain_videos(pipe), plain_videos(pipe, 0.0)
+
+    def added(videos: list[np.ndarray]) -> float:
+        return float(np.mean([leak(own, maps) - leak(none, maps) for own, none in zip(videos, free, strict=True)]))
+
+    assert added(made) < 0.1 < 0.2 < added([each + 0.2 * maps[..., None] / 255 for each in made])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tersor.drag.bench.evaluation import layer_track, motion_of
-from tersor.drag.bench.world import FRAMES, KINDS, SIDE, Sample, World
+from tersor.drag.bench.world import FRAMES, KINDS, SIDE, Sample, World, with_plain
 
 
 def samples(kind: str, count: int = 5) -> list[Sample]:
@@ -61,3 +61,15 @@ def test_samples_are_decided_by_seed_and_place() -> None:
     first, again, other = World(4, 1)[2], World(9, 1)[2], World(4, 2)[2]
     assert np.array_equal(first.frames, again.frames) and not np.array_equal(first.frames, other.frames)
     assert [World(8, 1).sample(index).kind for index in range(4)] == [*KINDS]
+
+
+def test_one_clip_in_eight_loses_what_it_shows_and_keeps_what_it_is_told() -> None:
+    clips = [World(200, 3)[index] for index in range(200)]
+    mixed = with_plain(clips, 1)
+    plain = [place for place, each in enumerate(mixed) if each.name.startswith("plain")]
+    assert 12 <= len(plain) <= 40
+    for place, (own, made) in enumerate(zip(clips, mixed, strict=True)):
+        assert np.ptp(made.frames, axis=(0, 1, 2)).any() == (place not in plain)
+        assert made.masks is own.masks and made.motions is own.motions
+    assert len({each.name for each in mixed}) == 200, "a training keeps what it knows of a clip by its name"
+    assert [each.name for each in with_plain(clips, 1)] == [each.name for each in mixed]

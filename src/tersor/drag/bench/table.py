@@ -16,7 +16,7 @@ from tersor.bench.measure import Estimate, bootstrap_interval
 from tersor.bench.runs import Finished, OnProgress
 from tersor.drag.bench.arms import new_arm, videos
 from tersor.drag.bench.evaluation import error_taken_away, motion_of
-from tersor.drag.bench.world import KINDS, Sample, World
+from tersor.drag.bench.world import KINDS, Sample, World, with_plain
 from tersor.drag.data import Clip
 from tersor.drag.training import DragTraining, train
 
@@ -36,14 +36,18 @@ class Plan:
         batch_size: Clips of an update.
         learning_rate: The highest one.
         loss_mask: See `masked_loss`.
+        sigma_log_mean: Of the noise; above that of the base, since where things go is decided while noise is strong.
+        sigma_log_std: Its standard deviation.
         passes: Denoising steps of a video.
     """
 
-    updates: int = 500
+    updates: int = 200
     clips: int = 3000
     batch_size: int = 8
     learning_rate: float = 1.5e-3
     loss_mask: str = "none"
+    sigma_log_mean: float = 1.0
+    sigma_log_std: float = 1.4
     passes: int = 10
 
     def training(self, seed: int) -> DragTraining:
@@ -51,7 +55,8 @@ class Plan:
         return DragTraining(
             max_train_steps=self.updates, train_batch_size=self.batch_size, learning_rate=self.learning_rate,
             lr_scheduler="cosine", lr_warmup_steps=min(50, self.updates // 10), loss_mask=self.loss_mask,
-            entity_dropout=0.0, conditioning_dropout_prob=0.0, sigma_log_mean=0.0, checkpointing_steps=100, seed=seed,
+            entity_dropout=0.0, conditioning_dropout_prob=0.0, sigma_log_mean=self.sigma_log_mean,
+            sigma_log_std=self.sigma_log_std, checkpointing_steps=100, seed=seed,
         )  # fmt: skip
 
 
@@ -124,7 +129,7 @@ def run_table(
     def trained(arm: str, seed: int) -> Outcome:
         if not clips:
             world = World(plan.clips, TRAINED_ON)
-            clips.extend(world[index] for index in range(plan.clips))
+            clips.extend(with_plain([world[index] for index in range(plan.clips)], TRAINED_ON))
         pipe = new_arm(svd, arm, name=model.name, seed=seed)
         with TemporaryDirectory() as folder:
             train(

@@ -6,7 +6,7 @@ figure 1, in its smallest form): a sprite on a plate, the plate with the sprite,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ LEAST, MOST = 4.0, 8.0
 _CROSSING = (7.0, 9.0)
 #: Pixels of a texture beyond the frame on each side, which come into it.
 _MARGIN = 10
+#: One clip in so many of a training is of one colour.
+_PLAIN = 8
 #: Where the largest circle in the whole frame has its middle, and so everything else.
 _MIDDLE = 11.0
 
@@ -142,6 +144,23 @@ def render(name: str, layers: tuple[Layer, ...]) -> Clip:
     shares = np.linspace(0.0, 1.0, FRAMES)[:, None]
     motions = {layer.number: shares * layer.motion for layer in layers if layer.number}
     return Clip(name, np.stack(frames), np.stack(masks), motions)
+
+
+def with_plain(clips: Sequence[Clip], seed: int) -> list[Clip]:
+    """The clips, some of them in one colour all the time, with the masks and paths that they had.
+
+    Where nothing is to be seen, a path changes nothing: without such clips a model puts things there that it knows.
+
+    Args:
+        clips: One in eight, at random, loses what it shows.
+        seed: Of the draws.
+    """
+    rng, found = np.random.default_rng([seed, len(clips)]), list[Clip]()
+    for clip in clips:
+        plain, colour = rng.random() < 1 / _PLAIN, rng.uniform(0.15, 0.85, 3)
+        shown = np.full_like(clip.frames, np.rint(255 * colour).astype(np.uint8)) if plain else clip.frames
+        found.append(replace(clip, name=f"plain {clip.name}" if plain else clip.name, frames=shown))
+    return found
 
 
 def _texture(rng: np.random.Generator, contrast: float) -> np.ndarray:
