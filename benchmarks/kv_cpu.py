@@ -34,7 +34,7 @@ from tersor.bench.runs import record_maker
 from tersor.kv.engine.call import AttentionCall
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.zipcache import ZipCache
-from tersor.lowbit.kernels import chosen_backend, get_kernel
+from tersor.lowbit.kernels import chosen_backend
 
 KV_HEADS, GROUP, DIM = 8, 4, 128
 RECIPE = ZipCache(saliency_ratio=0.6, high_bits=4, low_bits=2)
@@ -72,9 +72,8 @@ def attention_functions(tokens: int, generator: torch.Generator) -> dict[str, Ca
     query = torch.randn(1, KV_HEADS * GROUP, 1, DIM, generator=generator)
     half = [x.bfloat16() for x in (query, keys, values)]
     new = torch.randn(1, KV_HEADS, 1, DIM, generator=generator)
-    kernel = get_kernel("packed_attention")
-    layer.update(new, new)  # one raw token, so that the buffer is read as well
-    parts = layer.parts(AttentionCall(MODULE, query, layer.keys, layer.values, None, DIM**-0.5))
+    layer.update(new, new)  # one raw token, so that the window is read as well
+    call = AttentionCall(MODULE, query, layer.keys, layer.values, None, DIM**-0.5)
     quantized = QuantoQuantizedLayer(nbits=4, q_group_size=64, residual_length=128)
     quantized.update(keys, values)
 
@@ -83,7 +82,7 @@ def attention_functions(tokens: int, generator: torch.Generator) -> dict[str, Ca
         return F.scaled_dot_product_attention(query, k, v, enable_gqa=True)
 
     return {
-        OURS: lambda: kernel(query, parts, scaling=DIM**-0.5),
+        OURS: lambda: layer.attend(call),
         "SDPA float32": lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
         "SDPA bfloat16": lambda: F.scaled_dot_product_attention(*half, enable_gqa=True),
         "QuantizedCache quanto 4-bit": builtin,
