@@ -46,12 +46,13 @@ def test_low_precision_is_computed_in_float32() -> None:
 @pytest.mark.parametrize(
     ("wanted", "largest", "stored"),
     [
-        (torch.float16, 65504.0, torch.float16),
-        (torch.float16, 65520.0, torch.bfloat16),
+        (torch.float16, 65504.0 / 16, torch.float16),
+        (torch.float16, 65520.0 / 16, torch.bfloat16),
         (torch.float16, float("inf"), torch.bfloat16),
         (torch.bfloat16, 1e9, torch.bfloat16),
         (torch.float32, 1e9, torch.float32),
     ],
 )
-def test_a_range_that_float16_cannot_hold_is_stored_in_bfloat16(wanted, largest, stored) -> None:
-    assert storage_dtype(wanted, torch.tensor(largest)) == stored
+def test_a_range_near_the_end_of_float16_is_stored_in_bfloat16(wanted, largest, stored) -> None:
+    assert storage_dtype(wanted, torch.tensor([0.0, -largest]), torch.empty(0)) == stored
+    assert storage_dtype(wanted, torch.zeros(3), torch.tensor([largest])) == stored

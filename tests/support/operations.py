@@ -15,7 +15,7 @@ from tersor.kv.recipe import Recipe
 
 #: Operations whose result the host waits for.
 READ_BACK = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item")
-LAYERS = 2
+LAYERS = 4
 
 
 class Operations(TorchDispatchMode):
@@ -26,7 +26,8 @@ class Operations(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[function.overloadpacket.__name__] += 1
+        # New tensors are filled with NaN in these tests (see conftest.py), which no user's are.
+        self.counts[function.overloadpacket.__name__] += function.overloadpacket.__name__ != "fill_"
         return function(*args, **(kwargs or {}))
 
     @property

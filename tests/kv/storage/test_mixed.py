@@ -125,3 +125,15 @@ def test_streaming_error_of_the_prompt_does_not_grow() -> None:
     assert errors == [errors[0]] * len(errors)
     per_segment = segment_bytes([(60, 4), (40, 2)], batch=1, kv_heads=KV_HEADS, key_dim=DIM, value_dim=DIM)
     assert all(b - a == 2 * per_segment for a, b in itertools.pairwise(sizes))
+
+
+def test_a_range_beyond_float16_gets_parameters_that_hold_it() -> None:
+    """Found with the first segment and kept, so that later ones read nothing back."""
+    tensors = tuple(tensor * size for tensor, size in zip(stream(1, 60), (1e-6, 1e6, 1e6), strict=True))
+    layer = filled(ZipCache(**SMALL), tensors, 40, 60)
+    assert len(layer.segments) == 3 and layer.param_dtype == torch.bfloat16
+    for got, exact in zip(layer.dequantize()[:2], tensors[1:], strict=True):
+        assert bool(torch.isfinite(got).all())
+        assert float((got - exact).norm() / exact.norm()) < 0.5
+    layer.reset()
+    assert layer.param_dtype is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -163,6 +164,7 @@ def encode_pair(
     rule: MergeRule,
     *,
     start: int,
+    param_dtype: torch.dtype,
 ) -> MergedSegment:
     """Merge the oldest waiting tokens of two layers.
 
@@ -176,6 +178,7 @@ def encode_pair(
         choices: How to choose and to store.
         rule: How to merge.
         start: Position of the first token.
+        param_dtype: Storage precision of parameters and lengths; see `Storage.precision`.
     """
     where = f"layers {waiting.layer} and {waiting.layer + 1}"
     pairs, valid = [rule.pair(*keys), rule.pair(*values)], waiting.valid
@@ -185,14 +188,14 @@ def encode_pair(
 
     rank_keys = restore(pairs[0].directions, (pairs[0].lengths[0] + pairs[0].lengths[1]) / 2)
     mergeable = None if bool(together.all()) else together
-    chosen = choices.selection.choose(replace(waiting, keys=rank_keys, valid=mergeable))
+    chosen = choices.selection.choose(replace(waiting, keys=rank_keys, valid=mergeable, count_slots=True))
     key_directions, value_directions = (pair.directions.to(keys[0].dtype) for pair in pairs)
-    shared = choices.storage.encode(key_directions, value_directions, chosen, start=start, where=where)
-    dtype = getattr(torch, choices.storage.param_dtype)
-    groups = [_with_lengths(group, shared, pairs, rule.granularity, dtype) for group in shared.groups]
+    encode = partial(choices.storage.encode, start=start, where=where, param_dtype=param_dtype)
+    shared = encode(key_directions, value_directions, chosen)
+    groups = [_with_lengths(group, shared, pairs, rule.granularity, param_dtype) for group in shared.groups]
 
-    own = replace(waiting, valid=apart).all_important()
-    kept = [choices.storage.encode(k, v, own, start=start, where=where) for k, v in zip(keys, values, strict=True)]
+    own = replace(waiting, valid=apart, count_slots=True).all_important()
+    kept = [encode(k, v, own) for k, v in zip(keys, values, strict=True)]
     return MergedSegment(groups, shared.channel_scale, kept, start, keys[0].shape[2], statistics)
 
 

@@ -230,13 +230,17 @@ class PairedLayer(CompressedLayer):
             ),
             layer=one.layer_idx,
         )
+        keys = [layer.keys[:, :, :tokens].to(here) for layer in self.both]
+        values = [layer.values[:, :, :tokens].to(here) for layer in self.both]
+        one.param_dtype = one.param_dtype or self.choices.storage.precision(*keys, *values)
         segment = encode_pair(
-            [layer.keys[:, :, :tokens].to(here) for layer in self.both],
-            [layer.values[:, :, :tokens].to(here) for layer in self.both],
+            keys,
+            values,
             waiting,
             self.choices,
             self.rule,
             start=self.seen - self.waiting,
+            param_dtype=one.param_dtype,
         )
         self._share([*self.merged, segment])
         for layer in self.both:

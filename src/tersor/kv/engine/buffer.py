@@ -19,7 +19,7 @@ _SEEN = "_tersor_newest_seen"
 
 
 #: Slots by which a buffer grows that holds more tokens than a window: so many, or a share of what it holds.
-GROWTH, GROWTH_SHARE = 32, 32
+GROWTH, GROWTH_SHARE = 8, 32
 
 
 @dataclass

@@ -63,6 +63,8 @@ class CompressedLayer(BatchedLayer):
         #: Whether tersor's attention function has met this layer.
         self.attended = False
         self.key_bias: KeyBias | None = None
+        #: Storage precision of parameters, found with the first segment.
+        self.param_dtype: torch.dtype | None = None
         #: Set by a prompt or another long update until its tokens are compressed.
         self.due = False
         # Between `update` and its attention; what must not happen there is done after it.
@@ -258,7 +260,7 @@ class CompressedLayer(BatchedLayer):
             segment.scatter_into(keys, values, present)
         if self.key_bias is not None:
             whole = keys[:, :, :compressed]
-            bias = self.key_bias.keys(self.key_bias.places(0, compressed))
+            bias = self.key_bias.of_tokens(0, compressed)
             whole += (bias * present[..., :compressed, None]).to(keys.dtype)
         return (
             torch.cat([keys[:, :, :compressed], self.keys], dim=2),
@@ -355,14 +357,17 @@ class CompressedLayer(BatchedLayer):
         start, buffer = self.seen - self.waiting, self.buffer
         keys, values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
         if self.key_bias is not None:
-            keys = (keys.float() - self.key_bias.keys(self.key_bias.places(start, start + tokens))).to(keys.dtype)
+            keys = (keys.float() - self.key_bias.of_tokens(start, start + tokens)).to(keys.dtype)
         chosen = buffer.decided
         if chosen is None or tokens != self.waiting:
             waiting = buffer.oldest(tokens, len(self.segments))
             waiting.keys = keys
             chosen = self.choices.selection.choose(waiting)
         where = f"layer {self.layer_idx}"
-        segment = self.choices.storage.encode(keys, values, chosen, start=start, where=where)
+        self.param_dtype = self.param_dtype or self.choices.storage.precision(keys, values)
+        segment = self.choices.storage.encode(
+            keys, values, chosen, start=start, where=where, param_dtype=self.param_dtype
+        )
         self.segments = [*self.segments, segment]
         buffer.keep(tokens, self.waiting, self.choices.window)
 

@@ -77,6 +77,8 @@ class Waiting:
         segment: Number of the segment that the tokens become.
         protected: Tokens that must be kept whatever their scores, bool ``[batch, tokens]``, or None.
         tau: Share of the attention to hold, by row, float64 ``[batch]``; None for the selection's own.
+        count_slots: Whether a choice has no more slots than the fullest sample needs, which has to be read back. For
+            tokens of which many are not ``valid``; a sample's padding is worth no waiting.
     """
 
     keys: Tensor
@@ -86,6 +88,7 @@ class Waiting:
     segment: int
     protected: Tensor | None = None
     tau: Tensor | None = None
+    count_slots: bool = False
 
     def lengths(self) -> Tensor:
         """Valid tokens of each sample, int64 ``[batch]``."""
@@ -104,7 +107,25 @@ class Waiting:
     def all_important(self) -> tuple[Chosen, Chosen]:
         """The choice of a selection that finds every token important."""
         batch, _, tokens, _ = self.keys.shape
-        return choose_all(batch, tokens, self.valid, self.keys.device), choose_none(batch, self.keys.device)
+        index = torch.arange(tokens, device=self.keys.device).expand(batch, 1, tokens)
+        none = choose_none(batch, self.keys.device)
+        if self.valid is None:
+            return Chosen(index, None), none
+        return self.ascending(index.masked_fill(~self.valid[:, None, :], tokens), tokens), none
+
+    def ascending(self, index: Tensor, slots: int) -> Chosen:
+        """Picked tokens in ascending order; entries that are the number of tokens are empty slots and go last.
+
+        Args:
+            index: Places among the waiting tokens, int64 ``[batch, scopes, n]``.
+            slots: Slots to keep, at least as many as any sample fills.
+        """
+        tokens = self.keys.shape[2]
+        if self.count_slots:
+            return compact(index, tokens)
+        index = index.sort(-1).values[..., :slots]
+        valid = index < tokens
+        return Chosen(index.masked_fill(~valid, 0), valid)
 
 
 class Selection(Protocol):

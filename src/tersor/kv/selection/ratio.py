@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor._errors import UnsupportedError
-from tersor.kv.selection.base import Chosen, Waiting, compact
+from tersor.kv.selection.base import Chosen, Waiting
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
 Normalization = Literal["probe_nnz", "full_nnz", "none"]
@@ -51,13 +51,19 @@ class RatioSelection:
             scores = scores.masked_fill(~waiting.valid[:, None, :], -torch.inf)
         # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
         order = scores.sort(dim=-1, descending=True, stable=True).indices
+        slots = tokens - int((1.0 - self.ratio) * tokens)
+        if waiting.valid is None:
+            picked = order[..., :slots].sort(-1).values, order[..., slots:].sort(-1).values
+            return Chosen(picked[0], None), Chosen(picked[1], None)
         length = waiting.lengths()
         regular = ((1.0 - self.ratio) * length.double()).to(torch.int64)
         rank = torch.arange(tokens, device=order.device).expand_as(order)
         important = (length - regular)[:, None, None]
+        others = (rank < important) | (rank >= length[:, None, None])
+        # No sample has more of either kind than one without padding.
         return (
-            compact(order.masked_fill(rank >= important, tokens), tokens),
-            compact(order.masked_fill((rank < important) | (rank >= length[:, None, None]), tokens), tokens),
+            waiting.ascending(order.masked_fill(rank >= important, tokens), slots),
+            waiting.ascending(order.masked_fill(others, tokens), tokens - slots),
         )
 
 

@@ -123,9 +123,13 @@ class KeyBias:
         """Apply an operation on the batch, or a move, to where the samples start."""
         self.first_place = None if self.first_place is None else function(self.first_place)
 
-    def keys(self, positions: Tensor) -> Tensor:
-        """``R_p b`` at ``positions`` ``[batch, tokens]``: ``[batch, kv_heads, tokens, key_dim]``."""
-        waves = self.table.upto(int(positions.max()) + 1 if positions.numel() else 0, positions.device)
+    def of_tokens(self, start: int, stop: int) -> Tensor:
+        """What tokens ``start:stop`` of the sequence got: ``[batch, kv_heads, tokens, key_dim]``."""
+        return self.keys(self.places(start, stop), stop + self._ahead)
+
+    def keys(self, positions: Tensor, limit: int) -> Tensor:
+        """``R_p b`` at ``positions`` ``[batch, tokens]`` below ``limit``: ``[batch, kv_heads, tokens, key_dim]``."""
+        waves = self.table.upto(limit, positions.device)
         cos, sin = waves[positions][:, None].chunk(2, dim=-1)
         turned, rest = self._parts(positions.device)
         rotated = turned[:, None] * cos + _rotate_half(turned)[:, None] * sin
@@ -168,7 +172,7 @@ class KeyBias:
         """Compare with the model's own rotation once, so that another convention is refused and not miscounted."""
         turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
         positions = torch.arange(5, device=self.bias.device)[None]
-        mine = self.keys(positions)
+        mine = self.keys(positions, 5)
         cos, sin = self.table.upto(5, self.bias.device)[positions].chunk(2, dim=-1)
         size = cos.shape[-1]
         raw = self.bias[None, :, None].expand(1, -1, 5, -1)

@@ -12,6 +12,7 @@ from tersor._errors import TersorError
 from tersor.kv.selection.base import Chosen
 from tersor.kv.storage.segments import Segment, TokenGroup
 from tersor.lowbit.codecs import channel_scale, encode_keys_channelwise, encode_values_channel_separable
+from tersor.lowbit.codes import storage_dtype
 
 ParamScope = Literal["token", "token_head"]
 
@@ -31,8 +32,29 @@ class Storage(Protocol):
     def subtract_key_bias(self) -> bool:
         """Whether the layer takes the model's rotated key bias out of the keys first (`tersor.kv.storage.key_bias`)."""
 
-    def encode(self, keys: Tensor, values: Tensor, chosen: tuple[Chosen, Chosen], *, start: int, where: str) -> Segment:
-        """Encode tokens ``[batch, kv_heads, tokens, head_dim]`` that begin at position ``start``."""
+    def encode(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        chosen: tuple[Chosen, Chosen],
+        *,
+        start: int,
+        where: str,
+        param_dtype: torch.dtype | None = None,
+    ) -> Segment:
+        """Encode tokens ``[batch, kv_heads, tokens, head_dim]`` that begin at position ``start``.
+
+        Args:
+            keys: The tokens' keys.
+            values: Their values.
+            chosen: Important and regular tokens.
+            start: Position of the first token.
+            where: What is encoded, for messages.
+            param_dtype: Storage precision of the parameters, as `precision` found it for this sequence; None to ask it.
+        """
+
+    def precision(self, *tokens: Tensor) -> torch.dtype:
+        """The storage precision for a sequence that has such keys and values; read back from the device once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +89,20 @@ class MixedPrecisionStorage:
     def evicts(self) -> bool:
         return self.low_bits == 0
 
-    def encode(self, keys: Tensor, values: Tensor, chosen: tuple[Chosen, Chosen], *, start: int, where: str) -> Segment:
+    def precision(self, *tokens: Tensor) -> torch.dtype:
+        return storage_dtype(getattr(torch, self.param_dtype), *tokens)
+
+    def encode(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        chosen: tuple[Chosen, Chosen],
+        *,
+        start: int,
+        where: str,
+        param_dtype: torch.dtype | None = None,
+    ) -> Segment:
+        dtype = param_dtype or self.precision(keys, values)
         if self.check_finite:
             for name, tensor in (("keys", keys), ("values", values)):
                 if not bool(torch.isfinite(tensor).all()):
@@ -81,11 +116,11 @@ class MixedPrecisionStorage:
         kept = [
             (picked, bits) for picked, bits in zip(chosen, widths, strict=True) if bits[0] and picked.index.shape[-1]
         ]
-        scale = self._channel_scale(values, [picked for picked, bits in kept if bits[0] != 16])
-        groups = [self._group(keys, values, picked, bits, scale, start) for picked, bits in kept]
+        scale = self._channel_scale(values, [picked for picked, bits in kept if bits[0] != 16], dtype)
+        groups = [self._group(keys, values, picked, bits, scale, start, dtype) for picked, bits in kept]
         return Segment(groups, scale, start, keys.shape[2])
 
-    def _channel_scale(self, values: Tensor, packed: list[Chosen]) -> Tensor | None:
+    def _channel_scale(self, values: Tensor, packed: list[Chosen], dtype: torch.dtype) -> Tensor | None:
         """One scale for both packed groups of the segment, over every token that they hold."""
         if not packed:
             return None
@@ -93,9 +128,7 @@ class MixedPrecisionStorage:
         valid = None
         if any(picked.valid is not None for picked in packed):
             valid = torch.cat([picked.slots for picked in packed], dim=-1)
-        return channel_scale(
-            tokens, power=self.channel_scale_power, valid=valid, param_dtype=getattr(torch, self.param_dtype)
-        )
+        return channel_scale(tokens, power=self.channel_scale_power, valid=valid, param_dtype=dtype)
 
     def _group(
         self,
@@ -105,6 +138,7 @@ class MixedPrecisionStorage:
         bits: tuple[int, int],
         scale: Tensor | None,
         start: int,
+        dtype: torch.dtype,
     ) -> TokenGroup:
         keys, values = picked.gather(keys), picked.gather(values)
         positions = (picked.index + start).to(torch.int32)
@@ -112,7 +146,6 @@ class MixedPrecisionStorage:
         if key_bits == 16:
             return TokenGroup(keys, values, positions, picked.valid)
         assert scale is not None
-        dtype = getattr(torch, self.param_dtype)
         return TokenGroup(
             encode_keys_channelwise(keys, key_bits, valid=picked.valid, param_dtype=dtype),
             encode_values_channel_separable(
