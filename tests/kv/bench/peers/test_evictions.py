@@ -19,7 +19,8 @@ def waiting_tokens(sums: torch.Tensor, *, segment: int = 0, valid: torch.Tensor 
 
 
 def kept(selection, waiting: Waiting) -> list[list[int]]:
-    return selection.choose(waiting)[0].index[0].tolist()
+    chosen = selection.choose(waiting)[0]
+    return [own[real].tolist() for own, real in zip(chosen.index[0], chosen.slots[0], strict=True)]
 
 
 def test_streaming_llm_keeps_sinks_and_the_newest() -> None:
