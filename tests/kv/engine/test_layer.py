@@ -291,3 +291,16 @@ def test_keys_without_their_values_are_refused() -> None:
         returned[at] = returned[at] * 1
         with pytest.raises(NotImplementedError, match=f"changes its {name} after the cache"):
             tersor_attention(MODULE, query, *returned, None)
+
+
+def test_a_cache_goes_on_outside_of_the_inference_mode_that_began_it() -> None:
+    """Its window is written in place, which torch refuses for what inference mode made."""
+    tensors = stream(2, 70)
+    expected = filled(ZipCache(**SMALL), tensors, 40, 70).dequantize()
+    layer = CompressedLayer(ZipCache(**SMALL).method(), 0)
+    with torch.inference_mode():
+        step(layer, *(x[:, :, :40] for x in tensors))
+        feed(layer, tensors, 40, 45)
+    with torch.no_grad():
+        feed(layer, tensors, 45, 70)
+    assert all(torch.equal(got, own) for got, own in zip(layer.dequantize(), expected, strict=True))

@@ -13,11 +13,10 @@ from tersor.kv.selection.base import Chosen, Selection, Waiting, compact
 from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.kernels.packed_attention import Window
+from tersor.lowbit.kernels.window_scores.reference import write_step
 
 #: Attribute under which a mask keeps what its newest columns say.
 _SEEN = "_tersor_newest_seen"
-
-
 #: Slots by which a buffer grows that holds more tokens than a window: so many, or a share of what it holds.
 GROWTH, GROWTH_SHARE = 8, 32
 
@@ -66,6 +65,11 @@ class Buffer:
         """The tokens that are no padding, bool ``[batch, tokens]``; None where all are."""
         return None if self.valid is None else self.valid.narrow(1, 0, self.tokens)
 
+    @property
+    def is_inference(self) -> bool:
+        """Whether the slots were made in torch's inference mode."""
+        return self.slots is not None and self.slots[0].is_inference()
+
     def start(self, keys: Tensor, values: Tensor) -> None:
         """Take the shapes of ``[batch, kv_heads, new, head_dim]``; nothing is stored yet."""
         self.slots = _no_slots(keys), _no_slots(values)
@@ -77,8 +81,8 @@ class Buffer:
         new, held = keys.shape[2], self.slots[0].shape[2]
         if self.tokens + new > held:
             needed = self.tokens + new
-            size = needed if not held and needed > window else needed + max(GROWTH, needed // GROWTH_SHARE)
-            self._resize(max(window, needed) if needed <= window else size)
+            growth = max(GROWTH, needed // GROWTH_SHARE) if held else 0
+            self._resize(window if needed <= window else needed + growth)
         for slots, tokens in zip(self.slots, (keys, values), strict=True):
             slots.narrow(2, self.tokens, new).copy_(tokens)
         self.tokens += new
@@ -100,13 +104,12 @@ class Buffer:
         """Keep tokens ``start:stop`` with their scores; more than ``window`` slots are given back."""
         assert self.slots is not None
         left, held = max(stop - start, 0), self.slots[0].shape[2]
-        if held <= window or not start:
-            if start and left:
-                for slots in self.slots:
-                    slots[:, :, :left] = slots[:, :, start:stop].clone()
-        else:
+        if start and held > window:
             rest = [x[:, :, start:stop].clone() for x in self.slots]
             self.slots = rest[0], rest[1]
+        elif start and left:
+            for slots in self.slots:
+                slots[:, :, :left] = slots[:, :, start:stop].clone()
         if self.valid is not None:
             rest_valid = self.valid[:, start:stop].clone()
             self.valid = None
@@ -202,15 +205,8 @@ class Buffer:
         new, seen = call.query.shape[2], self.seen(call)
         allowed = causal_rows(new, len(self), call.query.device) if seen is None else seen.any(1)
         rows = attention_rows(call.queries(lse), self.keys, allowed)
-        scopes = steps.shape[2] - 1
         for step, row, fold in places:
-            columns = len(self) - new + step + 1
-            if fold:
-                steps[:, 0] += steps[:, row]
-            own = rows[:, :, step, :columns]
-            steps[:, row, :scopes, :columns] = own if scopes == own.shape[1] else own.mean(1, keepdim=True)
-            steps[:, row, scopes, :columns] = 1.0
-            steps[:, row, :, columns:] = 0.0
+            write_step(steps, row, fold, rows[:, :, step, : len(self) - new + step + 1])
 
 
 def _no_slots(like: Tensor) -> Tensor:

@@ -125,6 +125,8 @@ class CompressedLayer(BatchedLayer):
             )
         if self._awaits_attention:
             self._attention_passed_by()
+        if self.buffer.is_inference and not torch.is_inference_mode_enabled():
+            self.map_buffer(torch.clone)  # what was made in inference mode is written to in there only
         self.buffer.append(key_states, value_states, self.choices.window)
         if self.waiting == key_states.shape[2] and not self.segments:
             returned = key_states.view_as(key_states), value_states.view_as(value_states)  # with their gradient

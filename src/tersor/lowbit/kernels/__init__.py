@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tersor._errors import TersorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Operation -> back end -> "module:function", fastest first and the reference last. Modules load on first use.
 KERNELS: dict[str, dict[str, str]] = {
@@ -70,6 +73,12 @@ def unavailable_reason(operation: str, backend: str, device: str = "cpu") -> str
         if not triton_runtime.available(device):
             return "Triton is not installed"
     return None
+
+
+def mask_strides(mask: Tensor) -> tuple[int, int, int]:
+    """Steps of a mask ``[batch or 1, 1, queries or 1, sequence]`` by sample, query, column; 0 where broadcast."""
+    sample, _, query, column = mask.stride()
+    return 0 if mask.shape[0] == 1 else sample, 0 if mask.shape[2] == 1 else query, column
 
 
 @cache

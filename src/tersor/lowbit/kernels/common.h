@@ -31,3 +31,37 @@ INLINE float number(const void *base, int64_t index, int type) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+/* LANES half-precision numbers as floats; a plain loop where no one instruction is named. */
+INLINE vf widen_halves(const uint16_t *source, int type) {
+#if LANES == 16
+    __m256i half = _mm256_loadu_si256((const __m256i *)source);
+    return type == F16 ? (vf)_mm512_cvtph_ps(half) : (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+    vf x;
+    for (int i = 0; i < LANES; i++) x[i] = number(source, i, type);
+    return x;
+#endif
+}
+
+/* `count` numbers of any type as float32. */
+static inline void numbers(float *out, const void *base, int64_t index, int64_t count, int type) {
+    if (type == F32) {
+        memcpy(out, (const float *)base + index, (size_t)count * sizeof(float));
+        return;
+    }
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        *(vf_at *)(out + i) = widen_halves((const uint16_t *)base + index + i, type);
+    for (; i < count; i++) out[i] = number(base, index + i, type);
+}
+
+INLINE float dot(const float *a, const float *b, int64_t count) {
+    vf sum = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) sum += *(const vf_at *)(a + i) * *(const vf_at *)(b + i);
+    float total = 0.0f;
+    for (int lane = 0; lane < LANES; lane++) total += sum[lane];
+    for (; i < count; i++) total += a[i] * b[i];
+    return total;
+}

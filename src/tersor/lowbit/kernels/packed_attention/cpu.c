@@ -71,8 +71,7 @@ static int planes_of(int bits, int64_t width, int64_t dim, Plane plane[2]) {
 
 /* ---- numbers -------------------------------------------------------------------------------------------------- */
 
-/* LANES bytes as words, LANES half-precision numbers as floats. Where no one instruction is named, plain loops: GCC 12
- * takes __builtin_convertvector apart here. */
+/* LANES bytes as words. Where no one instruction is named, a plain loop: GCC 12 takes __builtin_convertvector apart. */
 INLINE vu widen_bytes(const uint8_t *source) {
 #if LANES == 16
     return (vu)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)source));
@@ -83,29 +82,6 @@ INLINE vu widen_bytes(const uint8_t *source) {
     for (int i = 0; i < LANES; i++) x[i] = source[i];
     return x;
 #endif
-}
-
-INLINE vf widen_halves(const uint16_t *source, int type) {
-#if LANES == 16
-    __m256i half = _mm256_loadu_si256((const __m256i *)source);
-    return type == F16 ? (vf)_mm512_cvtph_ps(half) : (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
-#else
-    vf x;
-    for (int i = 0; i < LANES; i++) x[i] = number(source, i, type);
-    return x;
-#endif
-}
-
-/* `count` numbers of any type as float32. */
-static void numbers(float *out, const void *base, int64_t index, int64_t count, int type) {
-    if (type == F32) {
-        memcpy(out, (const float *)base + index, (size_t)count * sizeof(float));
-        return;
-    }
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        *(vf_at *)(out + i) = widen_halves((const uint16_t *)base + index + i, type);
-    for (; i < count; i++) out[i] = number(base, index + i, type);
 }
 
 /* The lowest `bits` bits of each lane as a float. */
@@ -369,8 +345,9 @@ static void adjust(const Unit *u, const Part *p, float *score, int64_t first, in
             if (!valid[t])
                 for (int r = 0; r < u->rows; r++) score[r * TILE + t] = -INFINITY;
     }
+    if (p != call->window && !(call->mask && position)) return;
     const int64_t end = call->sequence - p->tokens + first; /* the column of a window's token `first` */
-    for (int r = 0; r < u->rows && (call->mask ? position || p == call->window : p == call->window); r++) {
+    for (int r = 0; r < u->rows; r++) {
         const int64_t query = (u->first_row + r) % call->queries;
         if (!call->mask) { /* a query sees no later token */
             for (int64_t t = p->tokens - call->queries + query + 1 - first; t < count; t++)
@@ -481,14 +458,7 @@ static void attend_raw(Unit *u, const Part *p, int64_t first, int64_t last) {
         for (int t = 0; t < count; t++) {
             numbers(number_row, p->keys, (head * p->slots + at + t) * dim, dim, p->raw_type);
             for (int r = 0; r < u->rows; r++) {
-                const float *query = u->query + r * dim;
-                vf sum = {};
-                int64_t c = 0;
-                for (; c + LANES <= dim; c += LANES) sum += *(const vf_at *)(query + c) * *(vf_at *)(number_row + c);
-                float score = 0.0f;
-                for (int i = 0; i < LANES; i++) score += sum[i];
-                for (; c < dim; c++) score += query[c] * number_row[c];
-                tile[r * TILE + t] = score;
+                tile[r * TILE + t] = dot(u->query + r * dim, number_row, dim);
             }
         }
         adjust(u, p, tile, at, count);

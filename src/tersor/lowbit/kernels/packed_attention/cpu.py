@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tersor.lowbit.kernels import mask_strides
 from tersor.lowbit.kernels._build import FLOAT_TYPES, load_library
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, PartTable, Window, reference
 
@@ -98,9 +99,8 @@ def packed_attention(
     if newest is not None:
         call.window = ctypes.addressof(newest)
     if mask is not None:
-        step = mask.stride()
         call.mask, call.sequence = mask.data_ptr(), mask.shape[-1]
-        call.mask_stride[:] = (0 if mask.shape[0] == 1 else step[0], 0 if mask.shape[2] == 1 else step[2], step[3])
+        call.mask_stride[:] = mask_strides(mask)
     if score_bias is not None:
         call.score_bias, call.bias_width = _contiguous(score_bias.float(), alive), score_bias.shape[-1]
     _function()(call)

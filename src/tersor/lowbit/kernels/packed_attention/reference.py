@@ -64,7 +64,7 @@ def packed_attention(
     state: _Running | None = None
     for place, part in enumerate(read):
         if place < len(read) - 1 or window is None or not window.tokens:
-            opened, bias = _open(part, mask), _by_position(score_bias, part.positions, heads)
+            opened, bias = _open(part, mask), _bias(part, score_bias, heads)
         else:
             opened, bias = _open_window(window, queries, mask), None
         tiles = _packed_tiles(grouped, part, bias) if isinstance(part, PackedPart) else _raw_tile(grouped, part, bias)
@@ -82,8 +82,7 @@ def _open(part: Part, mask: Tensor | None) -> Tensor | None:
     valid = None if part.valid is None else part.valid[:, :, None, :]
     if mask is None or part.positions is None:
         return valid
-    columns = mask.expand(len(part.positions), part.positions.shape[1], -1, -1)
-    columns = columns.gather(-1, part.positions.long()[:, :, None, :].expand(-1, -1, mask.shape[2], -1))
+    columns = _columns(mask, part.positions, part.positions.shape[1])
     return columns if valid is None else columns & valid
 
 
@@ -99,10 +98,12 @@ def _open_window(window: Window, queries: int, mask: Tensor | None) -> Tensor | 
     return causal if valid is None else causal & valid
 
 
-def _by_position(rows: Tensor | None, positions: Tensor | None, heads: int) -> Tensor | None:
+def _bias(part: Part, score_bias: Tensor | None, heads: int) -> Tensor | None:
+    return None if score_bias is None or part.positions is None else _columns(score_bias, part.positions, heads)
+
+
+def _columns(rows: Tensor, positions: Tensor, heads: int) -> Tensor:
     """Columns ``positions`` of ``rows`` ``[batch or 1, 1 or heads, queries, sequence]``, for ``heads`` heads."""
-    if rows is None or positions is None:
-        return None
     batch, scopes, _ = positions.shape
     index = positions.long().repeat_interleave(heads // scopes, dim=1)[:, :, None, :]
     return rows.expand(batch, heads, -1, -1).gather(-1, index.expand(-1, -1, rows.shape[2], -1))

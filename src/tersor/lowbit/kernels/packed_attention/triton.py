@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tersor.lowbit.codes import AffineCodes
+from tersor.lowbit.kernels import mask_strides
 from tersor.lowbit.kernels.packed_attention import PackedPart, Part, PartTable, Window, reference
 from tersor.lowbit.kernels.packed_attention.triton_kernels import ADDRESSES, _attend, _merge
 
@@ -66,7 +67,7 @@ def packed_attention(
     total = torch.empty_like(peak)
     partial = query.new_empty(places, batch, heads, queries, value_dim, dtype=torch.float32)
     query = query.contiguous()
-    strides = (0, 0, 0) if mask is None else mask.expand(batch, 1, queries, -1).stride()[::2] + mask.stride()[-1:]
+    strides = (0, 0, 0) if mask is None else mask_strides(mask)
     place = 0
     for each in launches:
         _attend[(programs, each.splits)](

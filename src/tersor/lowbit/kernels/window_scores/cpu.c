@@ -21,35 +21,25 @@ typedef struct {
     int32_t query_type, key_type;
 } Call;
 
-static void read_numbers(float *out, const void *base, int64_t index, int64_t count, int type) {
-    for (int64_t i = 0; i < count; i++) out[i] = number(base, index + i, type);
-}
-
 /* Add one KV head's share of one query's attention to `out`, over the window's first `seen` tokens. */
 static void add_head(const Call *c, int64_t sample, int64_t head, int64_t index, int64_t seen, float *out) {
     float query[MAX_DIM], key[MAX_DIM];
     const float share = 1.0f / (float)(c->scopes == 1 ? c->group * c->kv_heads : c->group);
     for (int64_t g = 0; g < c->group; g++) {
         const int64_t own = head * c->group + g;
-        read_numbers(query, c->query,
-                     sample * c->query_stride[0] + own * c->query_stride[1] + index * c->query_stride[2], c->dim,
-                     c->query_type);
+        numbers(query, c->query,
+                sample * c->query_stride[0] + own * c->query_stride[1] + index * c->query_stride[2], c->dim,
+                c->query_type);
         for (int64_t i = 0; i < c->dim; i++) query[i] *= (float)c->scaling;
         const float lse = c->lse[(sample * c->kv_heads * c->group + own) * c->queries + index];
         for (int64_t t = 0; t < seen; t++) {
             const int64_t at = ((sample * c->kv_heads + head) * c->slots + t) * c->dim;
             const float *row = (const float *)c->keys + at;
             if (c->key_type != F32) {
-                read_numbers(key, c->keys, at, c->dim, c->key_type);
+                numbers(key, c->keys, at, c->dim, c->key_type);
                 row = key;
             }
-            vf sum = {};
-            int64_t i = 0;
-            for (; i + LANES <= c->dim; i += LANES) sum += *(const vf_at *)(query + i) * *(const vf_at *)(row + i);
-            float score = 0.0f;
-            for (int l = 0; l < LANES; l++) score += sum[l];
-            for (; i < c->dim; i++) score += query[i] * row[i];
-            out[t] += share * expf(score - lse);
+            out[t] += share * expf(dot(query, row, c->dim) - lse);
         }
     }
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tersor.lowbit.kernels import mask_strides
 from tersor.lowbit.kernels._build import FLOAT_TYPES, load_library
 from tersor.lowbit.kernels.window_scores import reference
 
@@ -71,7 +72,6 @@ def window_scores(
     )  # fmt: skip
     call.query_stride[:] = query.stride()[:3]
     if mask is not None:
-        step = mask.stride()
         call.mask, call.sequence = mask.data_ptr(), mask.shape[-1]
-        call.mask_stride[:] = (0 if mask.shape[0] == 1 else step[0], 0 if mask.shape[2] == 1 else step[2], step[3])
+        call.mask_stride[:] = mask_strides(mask)
     _function()(call)

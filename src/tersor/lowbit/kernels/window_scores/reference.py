@@ -36,19 +36,23 @@ def window_scores(
             for all up to its own token.
     """
     batch, _, queries, dim = query.shape
-    scopes = steps.shape[2] - 1
     dtype = compute_dtype(query.dtype)
     for index, row, fold in places:
         seen = tokens - queries + index + 1
-        if fold:
-            steps[:, 0] += steps[:, row]
         grouped = query[:, :, index].to(dtype).reshape(batch, keys.shape[1], -1, dim) * scaling
         scores = grouped @ keys[:, :, :seen].to(dtype).transpose(-1, -2)
         weights = (scores - lse[:, :, index].to(dtype).reshape(batch, keys.shape[1], -1, 1)).exp()
         if mask is not None:
             first = mask.shape[-1] - tokens
             weights = weights.masked_fill(~mask[:, :, index : index + 1, first : first + seen], 0.0)
-        weights = weights.mean(2)
-        steps[:, row, :scopes, :seen] = weights if scopes == weights.shape[1] else weights.mean(1, keepdim=True)
-        steps[:, row, scopes, :seen] = 1.0
-        steps[:, row, :, seen:] = 0.0
+        write_step(steps, row, fold, weights.mean(2))
+
+
+def write_step(steps: Tensor, row: int, fold: int, weights: Tensor) -> None:
+    """Write the attention ``[batch, kv_heads, tokens up to its own]`` of one step; see `window_scores`."""
+    scopes, seen = steps.shape[2] - 1, weights.shape[-1]
+    if fold:
+        steps[:, 0] += steps[:, row]
+    steps[:, row, :scopes, :seen] = weights if scopes == weights.shape[1] else weights.mean(1, keepdim=True)
+    steps[:, row, scopes, :seen] = 1.0
+    steps[:, row, :, seen:] = 0.0

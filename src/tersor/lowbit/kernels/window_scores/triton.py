@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tersor.lowbit.kernels import mask_strides
 from tersor.lowbit.kernels.window_scores import reference
 
 BLOCK_COLUMNS = 32
@@ -31,7 +32,7 @@ def window_scores(
         reference.window_scores(query, keys, lse, steps, places, tokens=tokens, scaling=scaling, mask=mask)
         return
     scopes = steps.shape[2] - 1
-    strides = (0, 0, 0) if mask is None else mask.expand(batch, 1, queries, -1).stride()[::2] + mask.stride()[-1:]
+    strides = (0, 0, 0) if mask is None else mask_strides(mask)
     for index, row, fold in places:
         _window_scores_kernel[(triton.cdiv(keys.shape[2], BLOCK_COLUMNS), batch)](
             query[:, :, index],
