@@ -42,6 +42,7 @@ VALUES = {"--steps": "2", "--batch-size": "2", "--size": "32x1x2", "--save-every
 COMPLETE = (["experts", "inspect"], ["opening", "import-outputs"])
 #: A command -> options that make it short.
 SHORT = {
+    "tersor generate --prompt-file": [],
     "tersor generate": ["--max-new-tokens", "4"],
     "tersor demo --only": [],
     "tersor demo": ["--only", "meswitch"],
@@ -116,6 +117,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skills = {"math": examples("add", 40, seed=1, held_out=False), "code": examples("sort", 40, seed=1, held_out=False)}
     for name in ("math.txt", "code.txt", "held-out.txt"):
         (folder / name).write_text("".join(f"{each.prompt}{each.answer}\n" for each in skills["math"]))
+    (folder / "document.txt").write_text(zoo.book()[:400])
     rows = [{"text": each.prompt, "expert": expert} for expert, found in skills.items() for each in found]
     for name in ("train.jsonl", "held-out.jsonl"):
         (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tersor.grids.zipar.generation import apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
+    from tersor.kv.saved import load_cache
     from tersor.kv.zipcache import ZipCache
     from tersor.kv.zipvl import ZipVL
 
@@ -50,6 +51,7 @@ __all__ = [
     "apply_zipar",
     "compose",
     "compress_expert",
+    "load_cache",
     "remove_speculative",
     "remove_zipar",
     "speculative",
@@ -77,6 +79,7 @@ _MEMBERS = {
     "apply_zipar": "tersor.grids.zipar.generation",
     "compose": "tersor.kv.compose",
     "compress_expert": "tersor.experts.compress",
+    "load_cache": "tersor.kv.saved",
     "remove_speculative": "tersor.grids.speculative.generation",
     "remove_zipar": "tersor.grids.zipar.generation",
     "speculative": "tersor.grids.speculative.generation",

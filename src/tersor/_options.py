@@ -17,7 +17,7 @@ from tersor._errors import TersorError
 #: The ``metavar`` of an ``--out`` that becomes a folder; every other one becomes a file.
 FOLDER = "FOLDER"
 #: What becomes a file or a folder; the second is diffusers' name.
-_OUT = ("--out", "--output-dir")
+_OUT = ("--out", "--output-dir", "--save-cache")
 #: What a seed or a count may be at most: tensors hold no larger whole number.
 _LARGEST = 2**63 - 1
 

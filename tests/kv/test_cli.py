@@ -198,3 +198,58 @@ def test_text_is_written_although_no_layer_can_be_sparse(tmp_path: Path, capsys:
     assert "text" in printed and "no full-attention layer" in printed["note"] and "sparsity" not in printed
     assert run([*asked, "a cold day " * 20]) == 0
     assert "no full-attention layer" in capsys.readouterr().err
+
+
+def written(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert run(["generate", *options, "--json"]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+def test_a_saved_document_answers_as_one_that_is_read_with_the_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, text = str(tmp_path / "document.cache"), zoo.book()[:300]
+    settings = ["--set", "high_bits=16", "--set", "low_bits=16"]
+    read = written(capsys, text, *settings, "--save-cache", file, "--max-new-tokens", "0")
+    assert read["text"] == "" and read["cache"]["tokens"] == read["prompt_tokens"]
+    for question in (" The end", " A ship"):
+        later = written(capsys, question, "--load-cache", file, "--max-new-tokens", "12")
+        whole = written(capsys, text + question, *settings, "--max-new-tokens", "12")
+        assert later["text"] == whole["text"]
+
+
+def test_a_conversation_goes_on_from_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, text = str(tmp_path / "chat.cache"), zoo.book()[:300]
+    first = written(capsys, text, "--save-cache", file, "--max-new-tokens", "12")
+    second = written(capsys, " And", "--load-cache", file, "--save-cache", file, "--max-new-tokens", "6")
+    third = written(capsys, " so", "--load-cache", file, "--max-new-tokens", "6")
+    assert second["prompt_tokens"] > first["prompt_tokens"] + 12
+    assert third["cache"]["tokens"] > second["cache"]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    {
+        "nothing to keep": (["--save-cache", "x", "--cache", "none"], "leave --cache none out"),
+        "no such file": (["--load-cache", "nothing"], "nothing: no such file"),
+        "settings": (["--load-cache", "x", "--set", "high_bits=8"], "leave --cache, --set and --chat out"),
+        "method": (["--load-cache", "x", "--cache", "minicache"], "leave --cache, --set and --chat out"),
+        "chat": (["--load-cache", "x", "--chat"], "leave --cache, --set and --chat out"),
+        "a folder": (["--save-cache", "."], "--save-cache . is a folder"),
+        "nothing to do": (["--max-new-tokens", "0"], "at least 1, or 0 with --save-cache"),
+        "a picture": (["--save-cache", "x", "--image", "pic.png"], "leave --image and --video out"),
+    }.values(),
+)
+def test_what_no_file_can_do_is_refused_before_the_model_is_loaded(
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the model was loaded"))
+    assert run(["generate", "text", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from tersor._compat import with_cache
 from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.cache import CompressedCache
 from tersor.kv.engine.tree import iter_tensors
+from tersor.kv.saved import load_cache
 
 #: Ways of generating, by options of `generate`.
 MODES: dict[str, dict[str, Any]] = {
@@ -203,6 +206,16 @@ def a_copy_goes_on_alike(case: Case, copied: Callable[[CompressedCache], Compres
         assert torch.equal(*logits)
 
 
+def saved_and_loaded(cache: CompressedCache) -> CompressedCache:
+    """What a file gives back; a method that no recipe made is passed again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cache.safetensors")
+        cache.save(path)
+        if cache.choices.recipe is None:
+            return CompressedCache.load(path, cache.config, cache.choices)
+        return load_cache(path, cache.config)
+
+
 PROPERTIES: dict[str, Callable[[Case], None]] = {
     **{mode: partial(raw_storage_generates_the_same_tokens, mode=mode) for mode in MODES},
     "second turn": a_second_turn_goes_on_with_the_cache,
@@ -214,6 +227,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "rows of beams": beams_of_a_batch_are_those_of_its_rows,
     "bytes": bytes_are_counted_exactly_and_shrink,
     "deep copy": partial(a_copy_goes_on_alike, copied=copy.deepcopy),
+    "file": partial(a_copy_goes_on_alike, copied=saved_and_loaded),
     "pickle": partial(a_copy_goes_on_alike, copied=lambda cache: pickle.loads(pickle.dumps(cache))),
 }
 

@@ -40,10 +40,16 @@ def generate(
             "--set", help="A setting of the cache method, such as high_bits=8, or --high-bits 8; may be repeated."
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write; 0 with --save-cache only reads.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
+    save_cache: Annotated[
+        Path | None, typer.Option(help="Save the cache to this file at the end, for --load-cache.")
+    ] = None,
+    load_cache: Annotated[
+        Path | None, typer.Option(help="Go on from this file of --save-cache: the prompt follows what it has read.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Torch device; 'auto' takes a GPU when there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming.")] = False,
 ) -> None:
@@ -51,25 +57,40 @@ def generate(
 
     Example: tersor generate --set saliency_ratio=0.6 --max-new-tokens 200 "It was the best of times"
 
+    Example: tersor generate --prompt-file document.txt --save-cache document.cache --max-new-tokens 0
+
     Example: tersor generate --model path/to/Qwen2.5-VL --image pic.png --cache zipvl --set tau=0.975 "What is this?"
     """
     from tersor.kv.settings import recipe_from_text
 
-    recipe = recipe_from_text(cache, settings or [])
-    if max_new_tokens < 1:
-        raise TersorError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+    recipe: Any = recipe_from_text(cache, settings or [])
+    if max_new_tokens < (0 if save_cache else 1):
+        raise TersorError(f"--max-new-tokens {max_new_tokens} must be at least 1, or 0 with --save-cache")
     if temperature < 0:
         raise TersorError(f"--temperature {temperature} must not be negative")
     location = loading.resolve(model)
+    if save_cache and recipe is None:
+        raise TersorError("--save-cache keeps compressed caches only; leave --cache none out")
+    if (save_cache or load_cache) and (image or video):
+        raise TersorError("--save-cache and --load-cache are for text; leave --image and --video out")
+    if load_cache and (chat or settings or cache != "zipcache"):
+        raise TersorError(
+            "--load-cache goes on with the method and the text of its file; leave --cache, --set and --chat out"
+        )
     pictures, frames = _seen(location, model, image or [], video)
     text = _read_prompt(prompt, prompt_file)
+    earlier = None if load_cache is None else _earlier(load_cache, location, device)
     import torch
     from transformers import DynamicCache, TextStreamer
 
     from tersor.kv.engine.cache import NothingToCompressError
 
     network, tokenizer = loading.load(location, device)
-    inputs = _inputs(location, tokenizer, text, pictures, frames, chat=chat).to(network.device)
+    if earlier is None:
+        inputs = _inputs(location, tokenizer, text, pictures, frames, chat=chat).to(network.device)
+    else:
+        new = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(network.device)
+        inputs = {"input_ids": torch.cat([earlier.input_ids, new], dim=1)}
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     tokens = inputs["input_ids"].shape[1]
     if not tokens:
@@ -85,17 +106,42 @@ def generate(
     try:
         used = used if recipe is None else recipe.cache(network.config)
     except NothingToCompressError as error:
+        if save_cache:
+            raise
         recipe, nothing = None, f"--cache {cache} has nothing to do: {error}"
+    if earlier is not None:
+        recipe, used = earlier.choices, earlier
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     call = {**inputs, **sampling, "max_new_tokens": max_new_tokens, "streamer": streamer, **with_cache(used)}
     with nullcontext() if recipe is None else recipe.on(network) as session:
-        output = network.generate(**call)
+        if max_new_tokens:
+            output = network.generate(**call)
+        else:
+            with torch.no_grad():
+                network(**inputs, **with_cache(used), logits_to_keep=1)
+            output = inputs["input_ids"]
+    if save_cache:
+        used.save(save_cache, input_ids=output)
     facts = _facts(used, session) if nothing is None else {**_facts(used, session), "note": nothing}
     if as_json:
         written = tokenizer.decode(output[0, tokens:], skip_special_tokens=True)
         typer.echo(json.dumps({"text": written, "prompt_tokens": tokens, **facts}))
     else:
         typer.echo(closing_line(facts), err=True)
+
+
+def _earlier(file: Path, location: str, device: str) -> Any:
+    """The cache of ``--load-cache``, read before the model is."""
+    from transformers import AutoConfig
+
+    from tersor.kv.saved import load_cache
+
+    with refused(f"the configuration of {location}"):
+        config = AutoConfig.from_pretrained(location)
+    cache = load_cache(file, config, device=loading.target_device(device))
+    if cache.input_ids is None or len(cache.input_ids) != 1:
+        raise TersorError(f"--load-cache {file} holds no tokens of one text to go on from; save it with --save-cache")
+    return cache
 
 
 def _seen(location: str, model: str, pictures: list[Path], video: Path | None) -> tuple[list[Any], list[Any]]:

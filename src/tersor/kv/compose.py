@@ -111,6 +111,9 @@ class Composition(Recipe):
         settings = {recipe.method().name: asdict(recipe) for recipe in self.recipes}  # type: ignore[call-overload]
         return json.dumps(settings, sort_keys=True)
 
+    def to_named_json(self) -> str:
+        return self.to_json()
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read `to_json` back; unknown methods and settings raise `ValueError`."""

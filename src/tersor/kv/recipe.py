@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tersor._errors import TersorError, UnsupportedError
@@ -40,15 +40,23 @@ class Recipe:
 
     def cache(self, config: PreTrainedConfig, *, offloading: bool = False) -> CompressedCache:
         """An empty cache for a model of this ``config``, to pass as ``past_key_values``."""
-        return self.method().cache(config, offloading=offloading)
+        return self.named_method().cache(config, offloading=offloading)
 
     def on(self, model: PreTrainedModel) -> Session:
         """A session for ``model``: use it in a ``with`` statement, or call `enable` and `disable`."""
-        return self.method().on(model)
+        return self.named_method().on(model)
+
+    def named_method(self) -> KVMethod:
+        """`method`, with the settings as text, by which a saved cache names them."""
+        return replace(self.method(), recipe=self.to_named_json())
 
     def to_json(self) -> str:
         """The settings as one JSON object."""
         return json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
+
+    def to_named_json(self) -> str:
+        """The settings as JSON under the name of the method; `tersor.kv.settings.recipe_from_json` reads it."""
+        return json.dumps({self.method().name: json.loads(self.to_json())}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

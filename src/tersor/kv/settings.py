@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tersor._errors import TersorError
 from tersor.kv import METHODS, get_method
-from tersor.kv.compose import compose
+from tersor.kv.compose import Composition, compose
 from tersor.kv.recipe import Recipe
 
 _WORDS = {"true": True, "false": False, "none": None}
@@ -53,6 +54,15 @@ def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
         # A recipe speaks of its arguments; here they are what was given to --set.
         typed = str(error).partition("=")[0] in known
         raise TersorError(f"--set {error}" if typed else f"--cache {cache}: {error}") from error
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """The recipe that `Recipe.to_named_json` wrote; raises `ValueError` for an unknown method or setting."""
+    settings = json.loads(text)
+    if len(settings) > 1:
+        return Composition.from_json(text)
+    ((name, own),) = settings.items()
+    return get_method(name).from_json(json.dumps(own))
 
 
 def _hints(recipe: type[Recipe]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from tersor._errors import TersorError
 from tersor.bench.measure import storage_bytes
 from tersor.kv.depth.guard import Pair, SimilarityGuard
-from tersor.kv.depth.merged_segment import LayerView, MergedSegment, MergeStatistics, encode_pair
+from tersor.kv.depth.merged_segment import LayerView, MergedGroup, MergedSegment, MergeStatistics, encode_pair
 from tersor.kv.depth.merging import Granularity, Merge, MergeRule, Retention
 from tersor.kv.depth.pairing import choose_pairs
 from tersor.kv.engine.choices import Choices, pick
@@ -159,6 +159,31 @@ class PairedLayer(CompressedLayer):
                 "waiting": storage_bytes(waiting),
             },
         }
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    NODES = (*CompressedLayer.NODES, MergedSegment, MergedGroup, MergeStatistics)
+
+    def state(self) -> dict[str, Any]:
+        """What the pair shares is in the state of its first layer."""
+        state = super().state()
+        if state and self.mate is not None:
+            state["segments"] = self.merged if self.is_first else []
+        return {**state, "alone": self.mate is None} if state else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        if state["alone"] and (mate := self.mate) is not None:
+            mate.mate = self.mate = None
+        shared = state["segments"]
+        if self.mate is not None:
+            state = {**state, "segments": [LayerView(each, 0) for each in shared] if self.is_first else self.segments}
+        super().restore(state)
+        if self.is_first:
+            self._share(shared)
+            if shared:
+                self.guard.expected.discard((self.layer_idx, self.layer_idx + 1))
 
     # -- what the layer and its mate do once -----------------------------------------------------------------
 

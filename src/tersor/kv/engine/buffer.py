@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,15 @@ class Buffer:
         """Whether the slots were made in torch's inference mode."""
         return self.slots is not None and self.slots[0].is_inference()
 
+    @property
+    def held(self) -> int:
+        """Slots that are allocated."""
+        return 0 if self.slots is None else self.slots[0].shape[2]
+
+    def trimmed(self) -> Buffer:
+        """The same tokens without free slots."""
+        return replace(self, slots=None if self.slots is None else (self.keys, self.values), valid=self.real)
+
     def start(self, keys: Tensor, values: Tensor) -> None:
         """Take the shapes of ``[batch, kv_heads, new, head_dim]``; nothing is stored yet."""
         self.slots = _no_slots(keys), _no_slots(values)
@@ -78,16 +87,17 @@ class Buffer:
     def append(self, keys: Tensor, values: Tensor, window: int) -> None:
         """Take new tokens ``[batch, kv_heads, new, head_dim]``; ``window`` slots are made where there are none."""
         assert self.slots is not None  # `start` came before
-        new, held = keys.shape[2], self.slots[0].shape[2]
+        new, held = keys.shape[2], self.held
         if self.tokens + new > held:
             needed = self.tokens + new
             growth = max(GROWTH, needed // GROWTH_SHARE) if held else 0
-            self._resize(window if needed <= window else needed + growth)
+            self.resize(window if needed <= window else needed + growth)
         for slots, tokens in zip(self.slots, (keys, values), strict=True):
             slots.narrow(2, self.tokens, new).copy_(tokens)
         self.tokens += new
 
-    def _resize(self, slots: int) -> None:
+    def resize(self, slots: int) -> None:
+        """Move to so many slots, at least as many as tokens wait."""
         assert self.slots is not None
         larger = tuple(x.new_empty(*x.shape[:2], slots, x.shape[3]) for x in self.slots)
         if self.tokens:
@@ -103,7 +113,7 @@ class Buffer:
     def keep(self, start: int, stop: int, window: int) -> None:
         """Keep tokens ``start:stop`` with their scores; more than ``window`` slots are given back."""
         assert self.slots is not None
-        left, held = max(stop - start, 0), self.slots[0].shape[2]
+        left, held = max(stop - start, 0), self.held
         if start and held > window:
             rest = [x[:, :, start:stop].clone() for x in self.slots]
             self.slots = rest[0], rest[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
 from tersor._errors import TersorError, UnsupportedError
@@ -14,10 +17,17 @@ from tersor.bench.measure import storage_bytes
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.hybrid import HybridLayer
 from tersor.kv.engine.layer import CompressedLayer
+from tersor.kv.engine.saving import SavedCache, SavedCacheError, architecture, check_whole, weights_sample
 from tersor.kv.engine.tree import iter_tensors
 
 #: Makes a cache layer for each of the model's layers that are compressed.
 BuildLayers = Callable[[Choices, list[int], PreTrainedConfig], dict[int, CompressedLayer]]
+
+
+#: Name of the saved tokens in a file.
+INPUT_IDS = "input_ids"
+#: Where a `HybridLayer` has its compressed attention.
+INNER = "attention"
 
 
 class NothingToCompressError(UnsupportedError):
@@ -68,7 +78,15 @@ class CompressedCache(Cache):
             compressed[index].speaks = False
         layers = [_layer(kind, kwargs[index], compressed.get(index)) for index, kind in enumerate(types)]
         super().__init__(layers=layers, offloading=offloading)
-        self.choices = choices
+        self.choices, self.config = choices, config
+        #: Tokens that the cache was saved with, int64 ``[batch, tokens]``; None unless it was loaded with some.
+        self.input_ids: Tensor | None = None
+        # The model that runs with the cache, and the sample of weights that a loaded one must have.
+        self._model: weakref.ref[PreTrainedModel] | None = None
+        self._weights: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
 
     def compressed_layers(self) -> list[CompressedLayer]:
         """The layers that are compressed, in the model's order."""
@@ -133,6 +151,102 @@ class CompressedCache(Cache):
             **({"pairs": pairs} if pairs else {}),
         }
 
+    def meet(self, model: PreTrainedModel) -> None:
+        """Take note of the model that is about to run with this cache.
+
+        Raises:
+            ValueError: If the cache was loaded and other weights have filled it.
+        """
+        if self._model is not None and self._model() is model:
+            return
+        if self._weights is not None:
+            if self._weights != weights_sample(model):
+                raise SavedCacheError(
+                    f"the loaded cache was filled by other weights than those of this {type(model).__name__}, or in "
+                    "another precision; load the model that filled it"
+                )
+            self._weights = None
+            for layer in self.compressed_layers():
+                layer.serve(model)
+        self._model = weakref.ref(model)
+
+    def save(self, path: str | Path, *, input_ids: Tensor | None = None) -> None:
+        """Write the cache as one safetensors file, for `load`; nothing in it is a pickle.
+
+        Args:
+            path: The file; an older one is replaced at once or not at all.
+            input_ids: The tokens that the cache has read, int64 ``[batch, tokens]``, to go on from after loading; they
+                may be one more than it holds, as after `generate`.
+
+        Raises:
+            ValueError: If no model has filled the cache inside a session, or for another number of tokens.
+        """
+        model = None if self._model is None else self._model()
+        tokens = self.get_seq_length()
+        if not tokens or (model is None and self._weights is None):
+            raise SavedCacheError(
+                "only a cache that a model has filled inside `with method.on(model):`, and whose model is still there, "
+                "can be saved: the file is bound to the model's weights"
+            )
+        if input_ids is not None and input_ids.shape[1] not in (tokens, tokens + 1):
+            raise SavedCacheError(
+                f"input_ids are {input_ids.shape[1]} tokens a row, but the cache has read {tokens}; pass those that it "
+                "has read, with the one that was written last or without it"
+            )
+        saved = SavedCache(
+            self.choices.recipe,
+            repr(self.choices),
+            architecture(self.config),
+            self._weights if model is None else weights_sample(model),
+            [],
+        )
+        for index, layer in enumerate(self.layers):
+            saved.layers.append(saved.pack(_state(layer), f"layers.{index}"))
+        if input_ids is not None:
+            saved.tensors[INPUT_IDS] = input_ids.detach().cpu().clone()
+        saved.write(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | SavedCache,
+        config: PreTrainedConfig,
+        method: Choices,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Read what `save` wrote; `tersor.load_cache` finds the method of a recipe in the file.
+
+        The first forward checks that the model has the weights that filled the cache, by a sample of each parameter.
+
+        Args:
+            path: The file, or what was read from it.
+            config: Configuration of the model that will go on from it.
+            method: The choices that made the cache.
+            device: Where the tensors go.
+
+        Raises:
+            ValueError: A `SavedCacheError` for a file that is missing, damaged, of a later version, or of another model
+                or method.
+        """
+        saved = path if isinstance(path, SavedCache) else SavedCache.read(path, device)
+        saved.check_model(config)
+        if repr(method) != saved.method:
+            raise SavedCacheError(
+                f"{saved.path} was made by other settings than these: {saved.method} there, {method!r} here; save it again"
+            )
+        made: Any = method
+        cache: Self = made.cache(config)
+        cache._weights, cache.input_ids = saved.weights, saved.tensors.pop(INPUT_IDS, None)
+        try:
+            for layer, packed in zip(cache.layers, saved.layers, strict=True):
+                _restore(layer, saved, packed, device)
+            for each in cache.compressed_layers():
+                check_whole(each)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise SavedCacheError(f"{saved.path} holds no cache of this shape ({error!r}); save it again") from None
+        return cache
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every owned tensor under a dotted name, in the canonical packed layout, e.g. for safetensors."""
         named: dict[str, Tensor] = {}
@@ -140,6 +254,25 @@ class CompressedCache(Cache):
             for name, node in layer.owned().items():
                 named.update(iter_tensors(node, f"layers.{layer.layer_idx}.{name}"))
         return named
+
+
+def _state(layer: Any) -> dict[str, Any]:
+    """What a layer of the cache knows: a compressed one says it itself, the library's own hold plain values."""
+    if isinstance(layer, CompressedLayer):
+        return layer.state()
+    return {name: _state(each) if name == INNER else each for name, each in vars(layer).items()}
+
+
+def _restore(layer: Any, saved: SavedCache, packed: Any, device: torch.device | str) -> None:
+    """Give a new layer the packed `_state` of an old one."""
+    if isinstance(layer, CompressedLayer):
+        layer.restore(saved.unpack(packed, {node.__name__: node for node in layer.NODES}, device))
+        return
+    for name, own in packed["dict"]:
+        if name == INNER:
+            _restore(getattr(layer, name), saved, own, device)
+        else:
+            setattr(layer, name, saved.unpack(own, {}, device))
 
 
 def _layer(kind: str, settings: dict[str, Any], compressed: CompressedLayer | None) -> Any:

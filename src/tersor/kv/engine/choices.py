@@ -86,6 +86,7 @@ class Choices:
         min_tokens_to_compress: Nothing is compressed before so many tokens are there; None lets every prompt wait.
         skip_layers: Layers kept at model precision.
         name: The method in reports.
+        recipe: The settings that made these choices as JSON, under the name of their method; None for your own.
 
     Raises:
         ValueError: For an option outside its range.
@@ -99,6 +100,7 @@ class Choices:
     recent_fp_tokens: int = 0
     min_tokens_to_compress: int | None = 32
     skip_layers: tuple[int, ...] = ()
+    recipe: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_engine_options(self, never=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tersor._errors import TersorError, UnsupportedError
 from tersor.kv.engine.batch import BatchedLayer
@@ -25,10 +25,14 @@ from tersor.kv.engine.tree import map_tensors
 from tersor.kv.selection.base import Chosen
 from tersor.kv.selection.probes import ProbeScores
 from tersor.kv.storage.key_bias import KeyBias
+from tersor.kv.storage.segments import Segment, TokenGroup
+from tersor.lowbit.codes import AffineCodes
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.kernels.packed_attention import PartTable
 
 TAG = "_tersor_layer"
+#: What `CompressedLayer.state` has besides tokens.
+PLAIN = ("dtype", "device", "seen", "record_past", "_since_crop", "attended", "param_dtype", "due")
 
 
 class CompressedLayer(BatchedLayer):
@@ -41,6 +45,9 @@ class CompressedLayer(BatchedLayer):
         choices: How to compress.
         layer_idx: Index of the layer in the model.
     """
+
+    #: The dataclasses that `state` may hold.
+    NODES: tuple[type, ...] = (Buffer, ProbeScores, Chosen, Segment, TokenGroup, AffineCodes)
 
     def __init__(self, choices: Choices, layer_idx: int):
         self.choices = choices
@@ -70,6 +77,8 @@ class CompressedLayer(BatchedLayer):
         # Between `update` and its attention; what must not happen there is done after it.
         self._awaits_attention = False
         self._offload_later = False
+        # Of a layer from a file, until a model takes it up: what its key bias knew of positions.
+        self._loaded: tuple[Any, ...] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedLayer:
         clone = type(self).__new__(type(self))
@@ -116,6 +125,8 @@ class CompressedLayer(BatchedLayer):
             RuntimeError: If the batch size changed without `batch_select_indices` or `batch_repeat_interleave`,
                 or if tokens were evicted and another attention function asks for them.
         """
+        if self._loaded is not None:
+            raise RuntimeError("a loaded cache goes on inside `with method.on(model):`, which checks the weights")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.seen and key_states.shape[0] != self.keys.shape[0]:
@@ -206,6 +217,36 @@ class CompressedLayer(BatchedLayer):
             self.map_buffer(function)
             self.map_segments(function)
 
+    def state(self) -> dict[str, Any]:
+        """All that the layer knows, for a file: plain values, tensors, and dataclasses of `NODES`; empty before use."""
+        if not self.is_initialized:
+            return {}
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "slots": self.buffer.held,
+            "buffer": self.buffer.trimmed(),
+            "segments": self.segments,
+            "positions": () if self.key_bias is None else self.key_bias.positions,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the `state` of another layer of the same method."""
+        if not state:
+            return
+        for name in PLAIN:
+            setattr(self, name, state[name])
+        self.buffer, self.segments, self.is_initialized = state["buffer"], state["segments"], True
+        self.buffer.resize(state["slots"])
+        self._loaded = state["positions"]
+
+    def serve(self, model: PreTrainedModel) -> None:
+        """Go on, after `restore`, for ``model``."""
+        positions, self._loaded = self._loaded, None
+        self._model_config = model.config.get_text_config(decoder=True)
+        if positions:
+            self.key_bias = KeyBias.of_layer(model, self.layer_idx)
+            self.key_bias.positions = positions
+
     # -- reading ---------------------------------------------------------------------------------------------
 
     @property
@@ -253,6 +294,8 @@ class CompressedLayer(BatchedLayer):
         The third tensor, bool ``[batch, kv_heads, sequence]``, is False where nothing is stored (padding, evicted
         tokens); keys and values are zero there.
         """
+        if self._loaded is not None and self.choices.storage.subtract_key_bias:
+            raise TersorError("a loaded cache lacks the model's key bias; run the model with it first")
         batch, heads = self.keys.shape[:2]
         compressed = self.seen - self.waiting
         keys = self.keys.new_zeros(batch, heads, compressed + 1, self.keys.shape[-1])

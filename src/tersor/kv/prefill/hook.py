@@ -139,6 +139,7 @@ class ForwardHook:
                 kwargs[self.cache_name] = past  # the caller's own choice; a dense prefill needs nothing of it
                 return (), kwargs
             self.latest.cache = kwargs[self.cache_name] = past = compressed(past, self.new_cache)
+            past.meet(model)
             if not self.choices.prefill.sparse or not self._reads_sparsely(past, tokens.shape[1]):
                 return (), kwargs
         visual = visual_tokens(model.config, kwargs, tokens.shape[1])

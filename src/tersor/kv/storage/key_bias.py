@@ -80,6 +80,21 @@ class KeyBias:
         own._check(module)
         return own
 
+    @classmethod
+    def of_layer(cls, model: nn.Module, layer: int) -> KeyBias:
+        """That of the attention module of a layer of ``model``; raises as `of` does."""
+        own = (each for each in model.modules() if getattr(each, "layer_idx", None) == layer)
+        return cls.of(next(each for each in own if hasattr(each, "k_proj")))
+
+    @property
+    def positions(self) -> tuple[Tensor | None, bool, int]:
+        """What is known of positions: where each sample starts, whether at 0 for all, and the last one of token 0."""
+        return self.first_place, self._plain, self._ahead
+
+    @positions.setter
+    def positions(self, known: tuple[Tensor | None, bool, int]) -> None:
+        self.first_place, self._plain, self._ahead = known
+
     def note_positions(self, position_ids: Tensor | None, *, last: int, like: Tensor, layer: int) -> None:
         """Learn at which token each sample starts.
 
