@@ -24,11 +24,11 @@ from tersor._compat import with_cache
 from tersor.kv.engine.attention import tersor_attention
 from tersor.kv.engine.call import causal_rows
 from tersor.kv.prefill.sparse import SparsePrefill
-from tersor.kv.selection.probes import Queries, attention_rows
 from tersor.kv.selection.ratio import RecentSelection
 from tersor.kv.storage.mixed import MixedPrecisionStorage
 from tersor.kv.zipvl import ZipVL
 from tersor.lowbit.bytes import segment_bytes
+from tersor.lowbit.kernels.probe_sums.reference import attention_rows
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
 
@@ -114,7 +114,7 @@ def test_new_tokens_are_compressed_every_hundred_by_the_mass_of_their_window() -
     assert [(each.start, each.length) for each in layer.segments] == [(0, 150), (150, 100), (250, 100), (350, 100)]
     # The last token's row, cut to the window and renormalized, holds tau on the tokens in four bits.
     query, keys = qkv[0][:, :, 249:250], qkv[1][:, :, 150:250]
-    row = attention_rows(Queries(query, SCALE), keys, torch.ones(1, 1, 100, dtype=torch.bool)).mean(1)[0, 0]
+    row = attention_rows(query, keys, torch.ones(1, 1, 100, dtype=torch.bool), scaling=SCALE).mean(1)[0, 0]
     high = (layer.segments[1].groups[0].positions[0, 0] - 150).tolist()
     # Weights by head are relative to the whole row, so the window's mean over heads differs from `row`; both hold tau.
     assert 0.5 < float(row[high].sum()) <= 1.0

@@ -18,6 +18,7 @@ from tersor.lowbit.kernels.delta_linear import DeltaGroup, PackedDelta
 from tersor.lowbit.kernels.delta_linear import triton as deltas
 from tersor.lowbit.kernels.packed_attention import PackedPart, RawPart, Window
 from tersor.lowbit.kernels.packed_attention import triton as attention
+from tersor.lowbit.kernels.probe_sums import triton as probes
 from tersor.lowbit.kernels.quantize_pack import triton as packing
 from tersor.lowbit.packing import packed_width
 
@@ -58,6 +59,7 @@ def main() -> None:
     attention._attend = CompileOnly(attention._attend.fn, {"BLOCK_TOKENS": 64, "num_warps": 4})
     attention._merge = CompileOnly(attention._merge)
     packing._quantize_pack_kernel = CompileOnly(packing._quantize_pack_kernel)
+    probes._row_lse, probes._column_sums = CompileOnly(probes._row_lse), CompileOnly(probes._column_sums)
     deltas._delta_linear_kernel = CompileOnly(deltas._delta_linear_kernel)
     generator = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(1, 2, 20, 64, generator=generator).half() for _ in range(2))
@@ -76,6 +78,11 @@ def main() -> None:
     query = torch.zeros(1, 8, 1, 64, dtype=torch.float16)
     attention.packed_attention(query, full, window, scaling=0.125, mask=mask, score_bias=bias)
     attention.packed_attention(torch.zeros(1, 8, 3, 64), plain, window, scaling=0.125)
+    rows, seen = torch.arange(5), torch.ones(1, 5, 20, dtype=torch.bool)
+    asked = torch.zeros(1, 8, 20, 64)
+    probes.probe_sums(asked, keys.float(), rows, scaling=0.125)
+    probes.probe_sums(asked.half(), keys, rows, scaling=0.125, allowed=seen)
+    probes.probe_sums(asked.bfloat16(), keys.bfloat16(), rows, scaling=0.125, lse=torch.zeros(1, 8, 20))
     minimum, step = full[-1].keys.minimum, full[-1].keys.step
     packing.quantize_pack(keys, minimum, step, 4)
     for bits in (2, 3, 4, 8):

@@ -27,7 +27,11 @@ def test_kernels_compile_for_a_gpu() -> None:
     compiled = Counter(run(str(Path(__file__).with_name("compile_for_gpu.py"))).split())
     # Raw tokens, every width and the window, with and without masks and factors; one plane a launch, two for 3 bits;
     # deltas of every width in two precisions.
-    assert compiled == {"_attend": 12, "_merge": 2, "_quantize_pack_kernel": 6, "_delta_linear_kernel": 10}
+    # Probes in every precision: plain, masked, with known sums.
+    assert compiled == {
+        **{"_attend": 12, "_merge": 2, "_row_lse": 2, "_column_sums": 3},
+        **{"_quantize_pack_kernel": 6, "_delta_linear_kernel": 10},
+    }
 
 
 def test_importing_the_kernels_does_not_import_triton() -> None:

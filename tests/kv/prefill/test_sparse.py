@@ -22,9 +22,10 @@ from tersor.kv.engine.state import ForwardState
 from tersor.kv.prefill import sparse as sparse_prefill
 from tersor.kv.prefill.sparse import SparsePrefill
 from tersor.kv.selection.base import Chosen
-from tersor.kv.selection.probes import attention_rows, probe_scores
+from tersor.kv.selection.probes import Queries, probe_scores
 from tersor.kv.selection.ratio import SaliencySelection
 from tersor.kv.zipvl import ZipVL
+from tersor.lowbit.kernels.probe_sums.reference import attention_rows
 
 SPARSE = ZipVL(tau=0.8, min_tokens=0)
 
@@ -39,7 +40,7 @@ def test_tau_of_one_is_dense_and_probes_nothing(policy, mode, monkeypatch: pytes
     def refuse(*args, **kwargs):
         raise AssertionError("nothing to probe")
 
-    monkeypatch.setattr("tersor.kv.selection.probes.attention_rows", refuse)
+    monkeypatch.setattr(Queries, "sums", refuse)
     qkv = uneven(2, 50)
     output, _, state = prefill(ZipVL(tau=1.0, policy=policy, query_mode=mode, min_tokens=0), qkv)
     assert torch.equal(output, dense(qkv))
@@ -110,7 +111,8 @@ def test_scores_are_column_sums_of_the_probed_rows() -> None:
     qkv = uneven(2, 50)
     rows = torch.tensor([3, 20, 48, 49])
     sums, counts = probe_scores(asked(qkv).queries(), qkv[1], None, None, lambda n: rows, per_head=False)
-    matrix = attention_rows(asked(qkv).queries(), qkv[1], causal_rows(50, 50, qkv[0].device)).mean(1)
+    call = asked(qkv)
+    matrix = attention_rows(call.query, qkv[1], causal_rows(50, 50, qkv[0].device), scaling=call.scaling).mean(1)
     torch.testing.assert_close(sums[:, 0], matrix[:, rows].sum(1))
     assert counts[0].tolist() == [sum(j <= int(i) for i in rows) for j in range(50)]
 

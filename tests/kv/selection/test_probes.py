@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from tersor.kv.engine.call import causal_rows
-from tersor.kv.selection import probes as saliency
 from tersor.kv.selection.probes import (
     KEPT_STEPS,
     ProbeScores,
     Queries,
-    attention_rows,
-    column_sums,
     normalized_saliency,
     probe_positions,
     seeded_generator,
@@ -38,7 +35,7 @@ def draw(batch: int = 2, heads: int = 4, kv_heads: int = 2, length: int = 37, di
 def probe_score(query: Tensor, keys: Tensor, rows: Tensor, normalize) -> Tensor:
     length = keys.shape[2]
     allowed = causal_rows(length, length, keys.device)[:, rows]
-    sums = column_sums(Queries(query[:, :, rows], 0.3), keys, allowed)
+    sums = Queries(query, 0.3).sums(keys, rows, None)
     counts = allowed.sum(1).float().expand(keys.shape[0], -1)
     return normalize(sums, counts)
 
@@ -100,25 +97,6 @@ def test_normalized_rank_does_not_depend_on_position() -> None:
 def test_accumulated_rank_does() -> None:
     with pytest.raises(AssertionError):
         check_rank_ignores_position(lambda sums, counts: sums)
-
-
-def test_lse_gives_exact_entries_for_any_columns() -> None:
-    query, keys = draw()
-    length = keys.shape[2]
-    allowed = causal_rows(length, length, keys.device)
-    scores = query @ keys.repeat_interleave(2, 1).transpose(-1, -2) * 0.3
-    lse = scores.masked_fill(~allowed[:, None], -torch.inf).logsumexp(-1)
-    part = attention_rows(Queries(query, 0.3, lse=lse), keys[:, :, 20:], allowed[..., 20:])
-    torch.testing.assert_close(part, attention_matrix(query, keys, 0.3)[..., 20:])
-
-
-def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, keys = draw()
-    length = keys.shape[2]
-    allowed = causal_rows(length, length, keys.device)
-    whole = column_sums(Queries(query, 0.3), keys, allowed)
-    monkeypatch.setattr(saliency, "PROBE_TILE_NUMBERS", 2 * 4 * length * 3)
-    torch.testing.assert_close(column_sums(Queries(query, 0.3), keys, allowed), whole)
 
 
 def test_probe_rows_are_recent_plus_random_without_replacement() -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tersor.kv.engine.call import AttentionCall, causal_rows
+from tersor.kv.memo import remembered
 from tersor.kv.selection.base import Chosen, Selection, Waiting, compact
-from tersor.kv.selection.probes import ProbeScores, attention_rows, probe_scores
+from tersor.kv.selection.probes import ProbeScores, probe_scores, rows_to_probe
 from tersor.lowbit.kernels import get_kernel
 from tersor.lowbit.kernels.packed_attention import Window
+from tersor.lowbit.kernels.probe_sums.reference import attention_rows
 from tersor.lowbit.kernels.window_scores.reference import write_step
 
-#: Attribute under which a mask keeps what its newest columns say.
-_SEEN = "_tersor_newest_seen"
 #: Slots by which a buffer grows that holds more tokens than a window: so many, or a share of what it holds.
 GROWTH, GROWTH_SHARE = 8, 32
 
@@ -180,7 +180,7 @@ class Buffer:
             self.keys,
             self.real,
             None if seen is None else seen.any(1),
-            lambda length: selection.probe_rows(length, layer=self.layer, segment=segment),
+            lambda length: rows_to_probe(selection, length, self.layer, segment, self.keys.device),
             per_head=selection.per_head,
         )
         if scores is not None:
@@ -214,7 +214,8 @@ class Buffer:
         """What the kernel does, for rows that are normalized within the buffer, or capped."""
         new, seen = call.query.shape[2], self.seen(call)
         allowed = causal_rows(new, len(self), call.query.device) if seen is None else seen.any(1)
-        rows = attention_rows(call.queries(lse), self.keys, allowed)
+        capped = call.options.get("softcap")
+        rows = attention_rows(call.query, self.keys, allowed, scaling=call.scaling, softcap=capped, lse=lse)
         for step, row, fold in places:
             write_step(steps, row, fold, rows[:, :, step, : len(self) - new + step + 1])
 
@@ -228,10 +229,5 @@ def _of_all_heads(opened: Tensor | None) -> Tensor | None:
 
 
 def _newest_seen(opened: Tensor, new: int) -> Tensor:
-    """Which of the ``new`` last columns any query may look at; kept with the mask, which all layers share."""
-    state = new, 0 if opened.is_inference() else opened._version
-    kept: tuple[tuple[int, int], Tensor] | None = getattr(opened, _SEEN, None)
-    if kept is None or kept[0] != state:
-        kept = state, opened[..., opened.shape[-1] - new :].any(1).any(1)
-        setattr(opened, _SEEN, kept)
-    return kept[1]
+    """Which of the ``new`` last columns any query may look at."""
+    return remembered(opened, "newest seen", new, lambda: opened[..., opened.shape[-1] - new :].any(1).any(1))

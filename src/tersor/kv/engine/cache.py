@@ -233,7 +233,7 @@ class CompressedCache(Cache):
         saved.check_model(config)
         if repr(method) != saved.method:
             raise SavedCacheError(
-                f"{saved.path} was made by other settings than these: {saved.method} there, {method!r} here; save it again"
+                f"{saved.path} was made by other settings: {saved.method} there, {method!r} here; save it again"
             )
         made: Any = method
         cache: Self = made.cache(config)

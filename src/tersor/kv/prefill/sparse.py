@@ -17,8 +17,9 @@ from tersor._errors import TersorError
 from tersor.kv.engine.call import AttentionCall, boolean_mask, causal_rows
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.state import ForwardState, LayerRecord
-from tersor.kv.selection.base import Chosen, Selection, Waiting, choose_all
-from tersor.kv.selection.probes import ProbeScores, probe_scores
+from tersor.kv.memo import remembered
+from tersor.kv.selection.base import Chosen, Selection, Waiting, choose_all, counts_of
+from tersor.kv.selection.probes import ProbeScores, probe_scores, rows_to_probe
 
 QueryMode = Literal["drop", "compute"]
 
@@ -109,7 +110,8 @@ class SparsePrefill:
         rows = None if state is None else state.thresholds
         tau = None if rows is None else rows.tau.to(key.device)
         waiting = Waiting(key, prompt, ProbeScores(), layer_index(call), 0, self._protected(call, prompt), tau)
-        short = bool((waiting.lengths() < self.min_tokens).all())
+        longest = key.shape[2] if prompt is None else max(counts_of(prompt))
+        short = longest < self.min_tokens
         with torch.set_grad_enabled(rows is not None and rows.differentiable):
             scores = None if short else self._probe(call, waiting)
         if scores is None:
@@ -140,13 +142,14 @@ class SparsePrefill:
             call.key,
             waiting.valid,
             None if call.mask is None else boolean_mask(call.mask[:, 0]),
-            lambda length: self.selection.probe_rows(length, layer=waiting.layer, segment=0),
+            lambda length: rows_to_probe(self.selection, length, waiting.layer, 0, call.key.device),
             per_head=False,
         )
-        # Each row of attention sums to one unless it holds NaN, which `attention_rows` counts as zero.
-        if scores is not None and bool((scores[0].sum((1, 2)) < 0.99 * scores[1].amax(-1)).any()):
-            return torch.full_like(scores[0], torch.nan), scores[1]
-        return scores
+        if scores is None:
+            return None
+        # Each row of attention sums to one unless it holds NaN, which counts as zero.
+        broken = (scores[0].sum((1, 2)) < 0.99 * scores[1].amax(-1)).any()
+        return torch.where(broken, torch.nan, scores[0]), scores[1]
 
     def _protected(self, call: AttentionCall, prompt: Tensor | None) -> Tensor | None:
         """Tokens that must stay: those of short rows, and text where the user says so."""
@@ -170,13 +173,18 @@ def real_tokens(call: AttentionCall) -> Tensor | None:
     """Tokens that are no padding, bool ``[batch, tokens]``: those that look at themselves; None where all do."""
     if call.mask is None:
         return None
-    real = boolean_mask(call.mask[:, 0].diagonal(dim1=-2, dim2=-1))
-    return None if bool(real.all()) else real
+    mask = call.mask
+
+    def read() -> Tensor | None:
+        real = boolean_mask(mask[:, 0].diagonal(dim1=-2, dim2=-1))
+        return None if bool(real.all()) else real
+
+    return remembered(mask, "real tokens", None, read)
 
 
 def prompt_tokens(real: Tensor | None, completion: Tensor | None) -> Tensor | None:
     """Tokens of the prompt, None where every token is one."""
-    if completion is None or not bool(completion.any()):
+    if completion is None or not remembered(completion, "any", None, lambda: bool(completion.any())):
         return real
     return ~completion if real is None else real & ~completion
 
@@ -202,16 +210,17 @@ def attend_among(call: AttentionCall, chosen: Chosen, past: int = 0) -> Tensor:
         Output ``[batch, tokens, heads, value_dim]``, as the library's functions return it.
     """
     batch, heads, tokens, _ = call.query.shape
-    output = call.query.new_zeros(batch, tokens, heads, call.value.shape[-1])
+    # One row more, behind the last, swallows what empty slots give.
+    output = call.query.new_zeros(batch, tokens + 1, heads, call.value.shape[-1])
     if chosen.index.shape[-1] == 0:
-        return output
+        return output[:, :tokens]
     columns = _behind(chosen, past)
     query, key, value = _take(call.query, chosen), _take(call.key, columns), _take(call.value, columns)
     small, _ = replace(call, query=query, key=key, value=value, mask=_restricted(call.mask, chosen, past)).dense()
+    place = chosen.index[:, 0] if chosen.valid is None else chosen.index[:, 0].masked_fill(~chosen.valid[:, 0], tokens)
     for row in range(batch):
-        slots = slice(None) if chosen.valid is None else chosen.valid[row, 0]
-        output[row, chosen.index[row, 0][slots]] = small[row][slots]
-    return output
+        output[row, place[row]] = small[row]
+    return output[:, :tokens]
 
 
 def attend_to(call: AttentionCall, chosen: Chosen, past: int = 0) -> Tensor:

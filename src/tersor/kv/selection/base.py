@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tersor.kv.memo import remembered
 from tersor.kv.selection.probes import ProbeScores
 
 
@@ -47,6 +49,23 @@ def choose_all(batch: int, tokens: int, valid: Tensor | None, device: torch.devi
     if valid is None:
         return Chosen(index, None)
     return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
+
+
+def choose_among(picked: Tensor, counts: Sequence[int]) -> Chosen:
+    """The tokens where ``picked``, bool ``[batch, tokens]``, is True; ``counts`` says how many each sample has."""
+    tokens, most = picked.shape[1], max(counts)
+    place = torch.arange(tokens, device=picked.device).masked_fill(~picked, tokens)
+    index = place.sort(-1).values[:, None, :most]
+    if min(counts) == most:
+        return Chosen(index.contiguous(), None)
+    valid = index < tokens
+    return Chosen(index.masked_fill(~valid, 0), valid)
+
+
+def counts_of(valid: Tensor) -> list[int]:
+    """How many tokens of each sample are no padding; read back once for a mask that all layers share."""
+    counts: list[int] = remembered(valid, "counts", None, lambda: valid.sum(-1).tolist())
+    return counts
 
 
 def choose_none(batch: int, device: torch.device) -> Chosen:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tersor._errors import TersorError, UnsupportedError
-from tersor.kv.selection.base import Chosen, Waiting, choose_all
+from tersor.kv.selection.base import Chosen, Waiting, choose_among, counts_of
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
 Probe = Literal["sampled", "all"]
@@ -93,11 +93,14 @@ class PromptSelection:
         return sums if self.select_by == "raw" else normalized_saliency(sums[:, None], counts)[:, 0]
 
     def choose(self, waiting: Waiting) -> tuple[Chosen, Chosen]:
-        """Eq. (9) and the protected tokens. Without finite scores every token is important."""
+        """Eq. (9) and the protected tokens. Without finite scores every token is important.
+
+        How many tokens each sample keeps, and whether the scores are finite, is read back from the device at once.
+        """
         batch, _, tokens, _ = waiting.keys.shape
         device = waiting.keys.device
         totals = None if self.keeps_all(waiting.layer) else waiting.scores.totals(tokens)
-        if totals is None or not self._finite(totals[0], waiting.layer):
+        if totals is None:
             return waiting.all_important()
         sums, counts = totals[0][:, 0], totals[1]
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=device) if waiting.valid is None else waiting.valid
@@ -105,11 +108,15 @@ class PromptSelection:
         # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
         order = rank.sort(dim=-1, descending=True, stable=True).indices
         taken = torch.arange(tokens, device=device) < self.count(sums, waiting)[:, None]
-        important = torch.zeros_like(valid).scatter(1, order, taken) | self.protected(waiting)
-        return (
-            choose_all(batch, tokens, important & valid, device),
-            choose_all(batch, tokens, valid & ~important, device),
-        )
+        important = valid & (torch.zeros_like(valid).scatter(1, order, taken) | self.protected(waiting))
+        finite = torch.isfinite(totals[0]).all().long()
+        *kept, all_finite = torch.cat([important.sum(-1), finite[None]]).tolist()
+        if not all_finite:
+            self._warn(waiting.layer)
+            return waiting.all_important()
+        lengths = [tokens] * batch if waiting.valid is None else counts_of(waiting.valid)
+        left = [length - own for length, own in zip(lengths, kept, strict=True)]
+        return choose_among(important, kept), choose_among(valid & ~important, left)
 
     def protected(self, waiting: Waiting) -> Tensor:
         """Tokens that are added whatever their scores, bool ``[batch, tokens]``."""
@@ -119,14 +126,11 @@ class PromptSelection:
             protected = protected | (places < self.protect_first)
         return protected if waiting.protected is None else protected | waiting.protected
 
-    def _finite(self, sums: Tensor, layer: int) -> bool:
-        if bool(torch.isfinite(sums).all()):
-            return True
+    def _warn(self, layer: int) -> None:
         message = f"layer {layer}: attention scores hold NaN or infinity; look for overflow in the model's precision"
         if self.check_finite:
             raise TersorError(message)
         warnings.warn(f"{message}. The layer keeps every token", stacklevel=2)
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tersor.kv.memo import remembered
 from tersor.lowbit.codes import compute_dtype
+from tersor.lowbit.kernels import get_kernel
 
-#: Numbers in the largest attention tile of a probe, across batch and heads (64 MiB of float32).
-PROBE_TILE_NUMBERS = 2**24
 #: Latest decoding steps whose attention is kept apart, so that drafts can be taken back.
 KEPT_STEPS = 8
 
@@ -56,55 +57,46 @@ class Queries:
     softcap: float | None = None
     lse: Tensor | None = None
 
-    def pick(self, rows: Any) -> Queries:
-        """Some rows of every sample."""
-        lse = None if self.lse is None else self.lse[:, :, rows]
-        return Queries(self.query[:, :, rows], self.scaling, self.softcap, lse)
+    def of(self, samples: slice, tokens: slice | Tensor) -> Queries:
+        """Some tokens of some samples."""
+        lse = None if self.lse is None else self.lse[samples][..., tokens]
+        return Queries(_take(self.query[samples], tokens), self.scaling, self.softcap, lse)
 
-    def of(self, samples: slice) -> Queries:
-        """All rows of some samples."""
-        lse = None if self.lse is None else self.lse[samples]
-        return Queries(self.query[samples], self.scaling, self.softcap, lse)
+    def sums(self, keys: Tensor, rows: Tensor, allowed: Tensor | None) -> Tensor:
+        """Attention that some rows give to ``keys``, ``[batch, kv_heads, columns]``; see `reference.probe_sums`."""
+        kernel = get_kernel("probe_sums", device=keys.device.type)
+        sums: Tensor = kernel(
+            self.query, keys, rows, scaling=self.scaling, softcap=self.softcap, lse=self.lse, allowed=allowed
+        )
+        return sums
 
 
-def attention_rows(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
-    """Rows of the attention matrix, averaged over the query heads of each KV head.
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def rows_to_probe(selection: Any, length: int, layer: int, segment: int, device: torch.device) -> Tensor:
+    """`Selection.probe_rows` on a device, drawn and brought there once."""
+    rows: Tensor = selection.probe_rows(length, layer=layer, segment=segment)
+    return rows.to(device)
+
+
+def own_places(valid: Tensor) -> list[slice | Tensor]:
+    """Where the tokens of each sample are, in one run where they are padded on one side; read back once.
 
     Args:
-        queries: The rows.
-        keys: ``[batch, kv_heads, columns, dim]``; where the queries have ``lse`` any subset of the columns will do.
-        allowed: Where a row may look, bool ``[batch or 1, rows, columns]``.
-
-    Returns:
-        ``[batch, kv_heads, rows, columns]`` in compute precision; rows that may look nowhere are zero.
+        valid: False for padding, bool ``[batch, tokens]``.
     """
-    batch, heads, rows, dim = queries.query.shape
-    kv_heads = keys.shape[1]
-    dtype = compute_dtype(queries.query.dtype)
-    grouped = queries.query.to(dtype).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    # In place where possible: for a long prompt a pass over the scores costs as much as computing them.
-    scores = (grouped @ keys.to(dtype).transpose(-1, -2)).mul_(queries.scaling)
-    scores = scores.reshape(batch, kv_heads, -1, rows, keys.shape[2])
-    if queries.softcap is not None:
-        scores = queries.softcap * torch.tanh(scores / queries.softcap)
-    scores.masked_fill_(~allowed[:, None, None], -torch.inf)
-    if queries.lse is None:
-        weights = scores.softmax(-1)
-        # The gradient of a softmax needs what it returned.
-        return (weights.nan_to_num(0.0) if weights.requires_grad else weights.nan_to_num_(0.0)).mean(2)
-    return (scores - queries.lse.to(dtype).reshape(batch, kv_heads, -1, rows, 1)).exp().mean(2)
 
+    def read() -> list[slice | Tensor]:
+        count = valid.sum(-1)
+        first = valid.to(torch.uint8).argmax(-1)
+        last = valid.shape[1] - 1 - valid.flip(-1).to(torch.uint8).argmax(-1)
+        runs = torch.stack([first, last + 1, count]).T.tolist()
+        return [
+            slice(start, start + tokens) if tokens in (0, stop - start) else own.nonzero()[:, 0]
+            for own, (start, stop, tokens) in zip(valid, runs, strict=True)
+        ]
 
-def column_sums(queries: Queries, keys: Tensor, allowed: Tensor) -> Tensor:
-    """Sum of `attention_rows` over rows, a tile of rows at a time: ``[batch, kv_heads, columns]``."""
-    batch, heads, rows, _ = queries.query.shape
-    columns = keys.shape[2]
-    tile = max(1, PROBE_TILE_NUMBERS // max(1, batch * heads * columns))
-    total = keys.new_zeros(batch, keys.shape[1], columns, dtype=compute_dtype(queries.query.dtype))
-    for start in range(0, rows, tile):
-        part = slice(start, start + tile)
-        total += attention_rows(queries.pick(part), keys, allowed[:, part]).sum(2)
-    return total
+    return remembered(valid, "own places", None, read)
 
 
 def probe_scores(
@@ -126,7 +118,7 @@ def probe_scores(
         keys: ``[batch, kv_heads, columns, dim]``.
         valid: The tokens that count, bool ``[batch, columns]``; None where all do.
         window: Where a query may look, bool ``[batch, new, columns]``; None for plain causal attention.
-        pick_rows: From the number of a sample's own new tokens to those to probe, int64 and ascending.
+        pick_rows: From the number of a sample's own new tokens to those to probe, on the device of the keys.
         per_head: Whether KV heads are scored apart; their mean otherwise.
 
     Returns:
@@ -134,32 +126,44 @@ def probe_scores(
         nothing was probed.
     """
     batch, _, columns, _ = keys.shape
-    new = queries.query.shape[2]
-    samples = [slice(0, batch)] if valid is None else [slice(b, b + 1) for b in range(batch)]
+    earlier = columns - queries.query.shape[2]
     sums = counts = None
-    for sample in samples:
-        inside = torch.arange(columns, device=keys.device)
-        if valid is not None:
-            inside = inside[valid[sample.start]]
-        rows_here = inside[inside >= columns - new] - (columns - new)
-        picked = pick_rows(len(rows_here))
-        if len(picked) == 0:
+    samples = [slice(0, batch)] if valid is None else [slice(b, b + 1) for b in range(batch)]
+    places: list[slice | Tensor] = [slice(0, columns)] if valid is None else own_places(valid)
+    for sample, own in zip(samples, places, strict=True):
+        new = _behind(own, earlier)
+        asked, own_keys = queries.of(sample, new), _take(keys[sample], own)
+        added, length = asked.query.shape[2], own_keys.shape[2]
+        rows = pick_rows(added)
+        if len(rows) == 0:
             continue
-        rows = rows_here[picked.to(keys.device)]
-        if window is None:
-            allowed = (inside <= rows[:, None] + columns - new)[None]
-        else:
-            allowed = window[sample][:, rows][..., inside]
-        own_keys = keys[sample] if valid is None else keys[sample][:, :, inside]
-        total = column_sums(queries.of(sample).pick(rows), own_keys, allowed)
+        # Among a sample's own tokens plain causal attention is plain again.
+        allowed = None if window is None else _take(window[sample], new)[:, rows][..., own]
+        total = asked.sums(own_keys, rows, allowed)
         if not per_head:
             total = total.mean(1, keepdim=True)
         if sums is None or counts is None:
             sums = total.new_zeros(batch, total.shape[1], columns)
             counts = total.new_zeros(batch, columns)
-        sums[sample, :, inside] = total
-        counts[sample, inside] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
+        sums[sample, :, own] = total
+        if allowed is None:
+            place = torch.arange(length, device=keys.device)
+            counts[sample, own] = (len(rows) - torch.searchsorted(rows + (length - added), place)).to(counts.dtype)
+        else:
+            counts[sample, own] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
     return None if sums is None or counts is None else (sums, counts)
+
+
+def _behind(own: slice | Tensor, earlier: int) -> slice | Tensor:
+    """Those of some columns that are behind the first ``earlier`` ones, counted from there."""
+    if isinstance(own, slice):
+        return slice(max(own.start - earlier, 0), max(own.stop - earlier, 0))
+    return own[own >= earlier] - earlier
+
+
+def _take(x: Tensor, tokens: slice | Tensor) -> Tensor:
+    """Some tokens of ``[..., tokens, dim]``."""
+    return x[..., tokens, :]
 
 
 @dataclass

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from tersor._errors import TersorError, UnsupportedError
+from tersor.kv.memo import remember, remembered
 
+#: What positions remember: at which token of each sample position 0 is.
+FIRST = "first places"
 #: Positions that a table of cosines and sines grows by.
 TABLE_STEP = 4096
-#: Attribute under which positions keep where they begin.
-_FIRST = "_tersor_first_places"
 #: Rotations whose angle of a position changes with the length of the text.
 CHANGING = ("dynamic", "longrope")
 
@@ -119,7 +120,7 @@ class KeyBias:
             self._plain, self._ahead = not bool(first.any()), max(0, -int(first.min()))
         elif torch.equal(first, self.first_place):
             if position_ids is not None:  # so that the other layers of this forward need not compare
-                _keep_first_places(position_ids, last, self.first_place)
+                remember(position_ids, FIRST, (last, len(like)), self.first_place)
             return
         else:
             raise TersorError(
@@ -199,21 +200,13 @@ class KeyBias:
 
 
 def _first_places(position_ids: Tensor, last: int, batch: int) -> Tensor:
-    """At which token of each sample position 0 is; kept with the positions, which all layers of a forward share."""
-    kept: tuple[tuple[int, ...], Tensor] | None = getattr(position_ids, _FIRST, None)
-    if kept is not None and kept[0] == _state(position_ids, last, batch):
-        return kept[1]
-    first = (last - position_ids[:, -1]).to(torch.int64).expand(batch).clone()
-    _keep_first_places(position_ids, last, first)
-    return first
-
-
-def _keep_first_places(position_ids: Tensor, last: int, first: Tensor) -> None:
-    setattr(position_ids, _FIRST, (_state(position_ids, last, len(first)), first))
-
-
-def _state(position_ids: Tensor, last: int, batch: int) -> tuple[int, ...]:
-    return last, batch, 0 if position_ids.is_inference() else position_ids._version
+    """At which token of each sample position 0 is."""
+    return remembered(
+        position_ids,
+        FIRST,
+        (last, batch),
+        lambda: (last - position_ids[:, -1]).to(torch.int64).expand(batch).clone(),
+    )
 
 
 def _rotate_half(x: Tensor) -> Tensor:

@@ -90,7 +90,9 @@ class MixedPrecisionStorage:
         return self.low_bits == 0
 
     def precision(self, *tokens: Tensor) -> torch.dtype:
-        return storage_dtype(getattr(torch, self.param_dtype), *tokens)
+        wanted: torch.dtype = getattr(torch, self.param_dtype)
+        packs = any(bits not in (0, 16) for bits in (self.high_bits, self.low_bits))
+        return storage_dtype(wanted, *tokens) if packs else wanted
 
     def encode(
         self,

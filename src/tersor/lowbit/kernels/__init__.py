@@ -23,7 +23,7 @@ KERNELS: dict[str, dict[str, str]] = {
         backend: f"tersor.lowbit.kernels.{operation}.{backend}:{operation}"
         for backend in ("cpu", "triton", "reference")
     }
-    for operation in ("packed_attention", "window_scores", "quantize_pack", "delta_linear")
+    for operation in ("packed_attention", "probe_sums", "window_scores", "quantize_pack", "delta_linear")
 }
 
 

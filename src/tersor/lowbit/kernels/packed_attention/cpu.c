@@ -97,23 +97,6 @@ INLINE vf code_floats(vu x, int bits) {
     return __builtin_convertvector((vi)(x & (uint32_t)((1 << bits) - 1)), vf);
 }
 
-/* exp to about 1 ulp: 2^n * e^r with |r| <= ln 2 / 2. Anything below e^-87, -inf included, gives 0. */
-INLINE vf exp_vector(vf x) {
-    const vf low = (vf){} - 87.0f;
-    vi alive = x > low;
-    x = (vf)(((vi)x & alive) | ((vi)low & ~alive));
-    vf n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* rounds to a whole number */
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * (r * r) + r + 1.0f;
-    vf power = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-    return (vf)((vi)(y * power) & alive);
-}
-
 /* ---- scores of LANES tokens ------------------------------------------------------------------------------------ */
 
 #define SWAP(d, count)                                             \

@@ -1,0 +1,1 @@
+"""Attention that each token gets from a sample of rows, without the rows themselves in memory."""
