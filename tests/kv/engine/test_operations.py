@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from operations import decoding_steps
+from operations import LAYERS, decoding_steps, prefill
 
 import tersor
 from tersor.kv.recipe import Recipe
@@ -77,3 +77,30 @@ def test_the_count_catches_a_window_that_is_concatenated(monkeypatch: pytest.Mon
     monkeypatch.setattr(Buffer, "append", concatenate)
     with pytest.raises(AssertionError):
         test_a_step_dispatches_at_most_eight_operations_a_layer_more("zipcache", 1)
+
+
+@pytest.mark.parametrize(("policy", "read_backs"), [("evict", 1), ("keep", 1), ("quantize", 2)])
+def test_a_sparse_prefill_waits_once_a_layer_for_the_number_of_tokens(policy: str, read_backs: int) -> None:
+    """With codes to store, once more for their parameters' precision."""
+    counted = prefill(tersor.ZipVL(min_tokens=8, tau=0.9, policy=policy))
+    assert counted.read_backs - prefill(None).read_backs == read_backs * LAYERS
+    assert policy == "quantize" or counted.launches_a_layer <= 80
+
+
+def test_a_padded_batch_waits_a_few_times_more_and_not_in_every_layer() -> None:
+    counted = prefill(tersor.ZipVL(min_tokens=8, tau=0.9), batch=3)
+    assert counted.read_backs - prefill(None, batch=3).read_backs <= LAYERS + 4
+
+
+def test_the_count_catches_a_prefill_that_looks_at_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tersor.kv.selection.mass import MassSelection
+
+    choose = MassSelection.choose
+
+    def looking(self: MassSelection, waiting):
+        assert waiting.scores.sums is not None and float(waiting.scores.sums.sum()) > 0
+        return choose(self, waiting)
+
+    monkeypatch.setattr(MassSelection, "choose", looking)
+    with pytest.raises(AssertionError):
+        test_a_sparse_prefill_waits_once_a_layer_for_the_number_of_tokens("evict", 1)

@@ -150,7 +150,7 @@ def test_rows_of_a_batch_are_what_they_are_alone(side: str, mode, min_tokens: in
 
 def test_the_batch_check_catches_probes_among_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_prefill, "real_tokens", lambda call: None)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, UserWarning)):
         test_rows_of_a_batch_are_what_they_are_alone("left", "drop", 0)
 
 

@@ -79,17 +79,14 @@ class Buffer:
         """The same tokens without free slots."""
         return replace(self, slots=None if self.slots is None else (self.keys, self.values), valid=self.real)
 
-    def start(self, keys: Tensor, values: Tensor) -> None:
-        """Take the shapes of ``[batch, kv_heads, new, head_dim]``; nothing is stored yet."""
-        self.slots = _no_slots(keys), _no_slots(values)
-
     @torch.no_grad()
     def append(self, keys: Tensor, values: Tensor, window: int) -> None:
         """Take new tokens ``[batch, kv_heads, new, head_dim]``; ``window`` slots are made where there are none."""
-        assert self.slots is not None  # `start` came before
         new, held = keys.shape[2], self.held
-        if self.tokens + new > held:
-            needed = self.tokens + new
+        needed = self.tokens + new
+        if self.slots is None:
+            self.slots = _slots(keys, max(needed, window)), _slots(values, max(needed, window))
+        elif needed > held:
             growth = max(GROWTH, needed // GROWTH_SHARE) if held else 0
             self.resize(window if needed <= window else needed + growth)
         for slots, tokens in zip(self.slots, (keys, values), strict=True):
@@ -99,7 +96,7 @@ class Buffer:
     def resize(self, slots: int) -> None:
         """Move to so many slots, at least as many as tokens wait."""
         assert self.slots is not None
-        larger = tuple(x.new_empty(*x.shape[:2], slots, x.shape[3]) for x in self.slots)
+        larger = tuple(_slots(x, slots) for x in self.slots)
         if self.tokens:
             for old, new in zip(self.slots, larger, strict=True):
                 new[:, :, : self.tokens] = old[:, :, : self.tokens]
@@ -115,7 +112,7 @@ class Buffer:
         assert self.slots is not None
         left, held = max(stop - start, 0), self.held
         if start and held > window:
-            rest = [x[:, :, start:stop].clone() for x in self.slots]
+            rest = [x[:, :, start:stop].clone() if left else _slots(x, 0) for x in self.slots]
             self.slots = rest[0], rest[1]
         elif start and left:
             for slots in self.slots:
@@ -220,8 +217,9 @@ class Buffer:
             write_step(steps, row, fold, rows[:, :, step, : len(self) - new + step + 1])
 
 
-def _no_slots(like: Tensor) -> Tensor:
-    return like.new_empty(*like.shape[:2], 0, like.shape[3])
+def _slots(like: Tensor, count: int) -> Tensor:
+    """So many slots for tokens like these."""
+    return like.new_empty(*like.shape[:2], count, like.shape[3])
 
 
 def _of_all_heads(opened: Tensor | None) -> Tensor | None:

@@ -111,7 +111,6 @@ class CompressedLayer(BatchedLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.buffer.start(key_states, value_states)
         self.is_initialized = True
 
     @torch.compiler.disable

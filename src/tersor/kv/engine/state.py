@@ -33,16 +33,31 @@ class LayerRecord:
     Args:
         kept: Tokens in the attention, columns of the input.
         prompt: The tokens it was chosen from, bool ``[batch, tokens]``.
-        mass: Share of the attention that the kept tokens hold, ``[batch]``.
         skipped: Why every token was kept, or None.
         scored: What the selection chose from, without the channels of the keys; None where nothing was probed.
     """
 
     kept: Chosen
     prompt: Tensor
-    mass: Tensor
     skipped: str | None
     scored: Waiting | None = None
+
+    @property
+    def mass(self) -> Tensor:
+        """Share of the attention that the kept tokens hold, ``[batch]``; 1 where nothing was probed."""
+        sums = None if self.scored is None else self.scored.scores.sums
+        if sums is None:
+            return torch.ones(len(self.prompt), device=self.prompt.device)
+        return captured_mass(sums[:, 0].detach(), self.kept)
+
+
+def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
+    """Share of the attention ``sums`` ``[batch, tokens]`` that the ``kept`` tokens hold, ``[batch]``; 1 without any."""
+    held = sums.gather(1, kept.index[:, 0])
+    if kept.valid is not None:
+        held = held.masked_fill(~kept.valid[:, 0], 0.0)
+    total = sums.sum(-1)
+    return torch.where(total > 0, held.sum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,13 @@ class ForwardState:
     completion: Tensor | None = None
     thresholds: RowThresholds | None = None
     records: dict[int, LayerRecord] = field(default_factory=dict)
+    _everything: Tensor | None = field(default=None, repr=False)
+
+    def everything(self, like: Tensor) -> Tensor:
+        """Every token of a prompt with the keys ``like``, bool ``[batch, tokens]``; the same for all layers."""
+        if self._everything is None:
+            self._everything = torch.ones(len(like), like.shape[2], dtype=torch.bool, device=like.device)
+        return self._everything
 
     def covers(self, module: nn.Module, options: dict[str, Any]) -> bool:
         """Whether ``module`` is an attention layer of the text decoder that may be sparse without a cache."""

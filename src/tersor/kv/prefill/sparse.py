@@ -8,6 +8,7 @@ those tokens pass the layer by their residual connection and MLP alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -109,47 +110,38 @@ class SparsePrefill:
         key = call.key
         rows = None if state is None else state.thresholds
         tau = None if rows is None else rows.tau.to(key.device)
+        lengths = [key.shape[2]] * len(key) if prompt is None else counts_of(prompt)
         waiting = Waiting(key, prompt, ProbeScores(), layer_index(call), 0, self._protected(call, prompt), tau)
-        longest = key.shape[2] if prompt is None else max(counts_of(prompt))
-        short = longest < self.min_tokens
         with torch.set_grad_enabled(rows is not None and rows.differentiable):
-            scores = None if short else self._probe(call, waiting)
+            scores = None if max(lengths) < self.min_tokens else self._probe(call, waiting)
         if scores is None:
             kept, _ = waiting.all_important()
-            mass = torch.ones(key.shape[0], device=key.device)
-            skipped = "short" if short else "nothing to leave out"
+            skipped: str | None = "short" if max(lengths) < self.min_tokens else "nothing to leave out"
         else:
             sums, counts = scores
             waiting.scores = ProbeScores(sums, counts)
+            waiting.rows = [len(self._rows(call, waiting, length)) for length in lengths]
             kept, others = self.selection.choose(waiting)
-            mass = captured_mass(sums[:, 0], kept)
             if layer is not None and layer.choices.selection == self.selection:
                 layer.decide((kept, others), sums.detach(), counts)
             skipped = None
             if others.index.shape[-1] == 0:
-                skipped = "nothing to leave out" if bool(torch.isfinite(sums).all()) else "scores not finite"
+                skipped = "nothing to leave out" if waiting.finite else "scores not finite"
         if state is not None:
-            if prompt is None:
-                prompt = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool)
             scored = None if scores is None else replace(waiting, keys=key.new_empty(len(key), 1, key.shape[2], 0))
-            state.records[waiting.layer] = LayerRecord(kept, prompt, mass, skipped, scored)
+            whole = state.everything(key) if prompt is None else prompt
+            state.records[waiting.layer] = LayerRecord(kept, whole, skipped, scored)
         return kept, skipped
 
+    def _rows(self, call: AttentionCall, waiting: Waiting, length: int) -> Tensor:
+        """The probe rows of a prompt of so many tokens."""
+        return rows_to_probe(self.selection, length, waiting.layer, 0, call.key.device)
+
     def _probe(self, call: AttentionCall, waiting: Waiting) -> tuple[Tensor, Tensor] | None:
-        """What `probe_scores` returns; sums are NaN where a probed row is not finite."""
-        scores = probe_scores(
-            call.queries(),
-            call.key,
-            waiting.valid,
-            None if call.mask is None else boolean_mask(call.mask[:, 0]),
-            lambda length: rows_to_probe(self.selection, length, waiting.layer, 0, call.key.device),
-            per_head=False,
-        )
-        if scores is None:
-            return None
-        # Each row of attention sums to one unless it holds NaN, which counts as zero.
-        broken = (scores[0].sum((1, 2)) < 0.99 * scores[1].amax(-1)).any()
-        return torch.where(broken, torch.nan, scores[0]), scores[1]
+        """What `probe_scores` returns."""
+        window = None if call.mask is None else boolean_mask(call.mask[:, 0])
+        pick = partial(self._rows, call, waiting)
+        return probe_scores(call.queries(), call.key, waiting.valid, window, pick, per_head=False)
 
     def _protected(self, call: AttentionCall, prompt: Tensor | None) -> Tensor | None:
         """Tokens that must stay: those of short rows, and text where the user says so."""
@@ -187,15 +179,6 @@ def prompt_tokens(real: Tensor | None, completion: Tensor | None) -> Tensor | No
     if completion is None or not remembered(completion, "any", None, lambda: bool(completion.any())):
         return real
     return ~completion if real is None else real & ~completion
-
-
-def captured_mass(sums: Tensor, kept: Chosen) -> Tensor:
-    """Share of the attention ``sums`` ``[batch, tokens]`` that the ``kept`` tokens hold, ``[batch]``; 1 without any."""
-    held = sums.gather(1, kept.index[:, 0])
-    if kept.valid is not None:
-        held = held.masked_fill(~kept.valid[:, 0], 0.0)
-    total = sums.sum(-1)
-    return torch.where(total > 0, held.sum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
 
 
 def attend_among(call: AttentionCall, chosen: Chosen, past: int = 0) -> Tensor:

@@ -62,6 +62,23 @@ def choose_among(picked: Tensor, counts: Sequence[int]) -> Chosen:
     return Chosen(index.masked_fill(~valid, 0), valid)
 
 
+def split(important: Tensor, counts: Sequence[int], valid: Tensor | None) -> tuple[Chosen, Chosen]:
+    """The tokens where ``important``, bool ``[batch, tokens]``, is True, and the others.
+
+    Args:
+        important: Never True for padding.
+        counts: How many of each sample are.
+        valid: False for padding, bool ``[batch, tokens]``; None without any.
+    """
+    if valid is None and min(counts) == max(counts):
+        order = important.sort(dim=-1, descending=True, stable=True).indices[:, None]
+        return Chosen(order[..., : counts[0]], None), Chosen(order[..., counts[0] :], None)
+    others = ~important if valid is None else valid & ~important
+    lengths = [important.shape[1]] * len(counts) if valid is None else counts_of(valid)
+    left = [length - own for length, own in zip(lengths, counts, strict=True)]
+    return choose_among(important, counts), choose_among(others, left)
+
+
 def counts_of(valid: Tensor) -> list[int]:
     """How many tokens of each sample are no padding; read back once for a mask that all layers share."""
     counts: list[int] = remembered(valid, "counts", None, lambda: valid.sum(-1).tolist())
@@ -96,6 +113,9 @@ class Waiting:
         segment: Number of the segment that the tokens become.
         protected: Tokens that must be kept whatever their scores, bool ``[batch, tokens]``, or None.
         tau: Share of the attention to hold, by row, float64 ``[batch]``; None for the selection's own.
+        rows: Probe rows that each sample's scores are the sum of, where every row of attention sums to one; None where
+            that is not known.
+        finite: Whether the scores were numbers, once a selection has looked.
         count_slots: Whether a choice has no more slots than the fullest sample needs, which has to be read back. For
             tokens of which many are not ``valid``; a sample's padding is worth no waiting.
     """
@@ -107,6 +127,8 @@ class Waiting:
     segment: int
     protected: Tensor | None = None
     tau: Tensor | None = None
+    rows: list[int] | None = None
+    finite: bool = True
     count_slots: bool = False
 
     def lengths(self) -> Tensor:

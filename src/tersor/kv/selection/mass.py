@@ -7,7 +7,9 @@ number of probe rows that can see it. *How many* tokens matter is counted on ``a
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tersor._errors import TersorError, UnsupportedError
-from tersor.kv.selection.base import Chosen, Waiting, choose_among, counts_of
+from tersor.kv.selection.base import Chosen, Waiting, split
 from tersor.kv.selection.probes import normalized_saliency, probe_positions, seeded_generator
 
 Probe = Literal["sampled", "all"]
@@ -103,20 +105,29 @@ class PromptSelection:
         if totals is None:
             return waiting.all_important()
         sums, counts = totals[0][:, 0], totals[1]
-        valid = torch.ones(batch, tokens, dtype=torch.bool, device=device) if waiting.valid is None else waiting.valid
-        rank = self.ranking(sums, counts, waiting).masked_fill(~valid, -torch.inf)
+        rank = self.ranking(sums, counts, waiting).detach()
+        if waiting.valid is not None:
+            rank = rank.masked_fill(~waiting.valid, -torch.inf)
         # Stable: of equal scores the earlier token counts as more important, whatever the batch neighbours.
         order = rank.sort(dim=-1, descending=True, stable=True).indices
-        taken = torch.arange(tokens, device=device) < self.count(sums, waiting)[:, None]
-        important = valid & (torch.zeros_like(valid).scatter(1, order, taken) | self.protected(waiting))
-        finite = torch.isfinite(totals[0]).all().long()
-        *kept, all_finite = torch.cat([important.sum(-1), finite[None]]).tolist()
-        if not all_finite:
-            self._warn(waiting.layer)
+        taken = torch.arange(tokens, device=device) < self.count(sums.detach(), waiting)[:, None]
+        important = torch.empty(batch, tokens, dtype=torch.bool, device=device).scatter_(1, order, taken)
+        self._protect(important, waiting)
+        kept, mass = torch.stack([x.sum(-1, dtype=torch.float64) for x in (important, sums.detach())]).tolist()
+        if not self._are_numbers(mass, waiting):
             return waiting.all_important()
-        lengths = [tokens] * batch if waiting.valid is None else counts_of(waiting.valid)
-        left = [length - own for length, own in zip(lengths, kept, strict=True)]
-        return choose_among(important, kept), choose_among(valid & ~important, left)
+        return split(important, [int(count) for count in kept], waiting.valid)
+
+    def _protect(self, important: Tensor, waiting: Waiting) -> None:
+        """Add the protected tokens to ``important``, in place, and take padding out."""
+        if waiting.valid is None and waiting.protected is None:
+            important[:, max(important.shape[1] - self.protect_recent, 0) :] = True
+            if waiting.segment == 0 and self.protect_first:
+                important[:, : self.protect_first] = True
+            return
+        important |= self.protected(waiting)
+        if waiting.valid is not None:
+            important &= waiting.valid
 
     def protected(self, waiting: Waiting) -> Tensor:
         """Tokens that are added whatever their scores, bool ``[batch, tokens]``."""
@@ -126,11 +137,19 @@ class PromptSelection:
             protected = protected | (places < self.protect_first)
         return protected if waiting.protected is None else protected | waiting.protected
 
-    def _warn(self, layer: int) -> None:
-        message = f"layer {layer}: attention scores hold NaN or infinity; look for overflow in the model's precision"
+    def _are_numbers(self, mass: Sequence[float], waiting: Waiting) -> bool:
+        """Whether all scores are finite, by what each sample's sum up to; a row that holds NaN adds nothing to them."""
+        least = [0.0] * len(mass) if waiting.rows is None else [0.99 * rows for rows in waiting.rows]
+        waiting.finite = all(low <= own < math.inf for low, own in zip(least, mass, strict=True))
+        if waiting.finite:
+            return True
+        message = (
+            f"layer {waiting.layer}: attention scores hold NaN or infinity; look for overflow in the model's precision"
+        )
         if self.check_finite:
             raise TersorError(message)
         warnings.warn(f"{message}. The layer keeps every token", stacklevel=2)
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,10 +71,14 @@ class Queries:
         return sums
 
 
-@lru_cache(maxsize=512)
-@torch.inference_mode(False)
 def rows_to_probe(selection: Any, length: int, layer: int, segment: int, device: torch.device) -> Tensor:
     """`Selection.probe_rows` on a device, drawn and brought there once."""
+    return _drawn(selection, length, layer, segment, device)
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def _drawn(selection: Any, length: int, layer: int, segment: int, device: torch.device) -> Tensor:
     rows: Tensor = selection.probe_rows(length, layer=layer, segment=segment)
     return rows.to(device)
 
@@ -127,31 +131,48 @@ def probe_scores(
     """
     batch, _, columns, _ = keys.shape
     earlier = columns - queries.query.shape[2]
+    if valid is None:
+        return _scores_of(queries, keys, window, pick_rows(columns - earlier), per_head)
     sums = counts = None
-    samples = [slice(0, batch)] if valid is None else [slice(b, b + 1) for b in range(batch)]
-    places: list[slice | Tensor] = [slice(0, columns)] if valid is None else own_places(valid)
-    for sample, own in zip(samples, places, strict=True):
-        new = _behind(own, earlier)
+    for row, own in enumerate(own_places(valid)):
+        sample, new = slice(row, row + 1), _behind(own, earlier)
         asked, own_keys = queries.of(sample, new), _take(keys[sample], own)
-        added, length = asked.query.shape[2], own_keys.shape[2]
-        rows = pick_rows(added)
-        if len(rows) == 0:
-            continue
         # Among a sample's own tokens plain causal attention is plain again.
-        allowed = None if window is None else _take(window[sample], new)[:, rows][..., own]
-        total = asked.sums(own_keys, rows, allowed)
-        if not per_head:
-            total = total.mean(1, keepdim=True)
+        seen = None if window is None else _take(window[sample], new)[..., own]
+        scores = _scores_of(asked, own_keys, seen, pick_rows(asked.query.shape[2]), per_head)
+        if scores is None:
+            continue
         if sums is None or counts is None:
-            sums = total.new_zeros(batch, total.shape[1], columns)
-            counts = total.new_zeros(batch, columns)
-        sums[sample, :, own] = total
-        if allowed is None:
-            place = torch.arange(length, device=keys.device)
-            counts[sample, own] = (len(rows) - torch.searchsorted(rows + (length - added), place)).to(counts.dtype)
-        else:
-            counts[sample, own] = allowed.sum(1).to(counts.dtype).expand(total.shape[0], -1)
+            sums = scores[0].new_zeros(batch, scores[0].shape[1], columns)
+            counts = sums.new_zeros(batch, columns)
+        sums[sample, :, own], counts[sample, own] = scores
     return None if sums is None or counts is None else (sums, counts)
+
+
+def _scores_of(
+    queries: Queries, keys: Tensor, window: Tensor | None, rows: Tensor, per_head: bool
+) -> tuple[Tensor, Tensor] | None:
+    """`probe_scores` of samples without padding."""
+    if len(rows) == 0:
+        return None
+    allowed = None if window is None else window[:, rows]
+    sums = queries.sums(keys, rows, allowed)
+    if allowed is None:
+        counts = _seeing(rows, keys.shape[2] - queries.query.shape[2], keys.shape[2], sums.dtype)
+    else:
+        counts = allowed.sum(1).to(sums.dtype)
+    return sums if per_head else sums.mean(1, keepdim=True), counts.expand(len(keys), -1)
+
+
+def _seeing(rows: Tensor, earlier: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """How many of the probe rows see each column under plain causal attention, ``[1, columns]``."""
+
+    @torch.inference_mode(False)
+    def count() -> Tensor:
+        place = torch.arange(columns, device=rows.device)
+        return (len(rows) - torch.searchsorted(rows + earlier, place)).to(dtype)[None]
+
+    return remembered(rows, "seeing", (earlier, columns, dtype), count)
 
 
 def _behind(own: slice | Tensor, earlier: int) -> slice | Tensor:

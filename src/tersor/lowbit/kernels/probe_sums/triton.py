@@ -30,7 +30,7 @@ def probe_sums(
     if query.dtype == torch.float64 or keys.dtype != query.dtype or softcap is not None or graded:
         return reference.probe_sums(query, keys, rows, scaling=scaling, softcap=softcap, lse=lse, allowed=allowed)
     count = len(rows)
-    mask_strides = (0, 0, 0)
+    mask_strides: tuple[int, ...] = (0, 0, 0)
     if allowed is not None:
         mask_strides = (0 if len(allowed) == 1 else allowed.stride(0), *allowed.stride()[1:])
     shared = (
