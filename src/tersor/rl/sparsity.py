@@ -97,7 +97,7 @@ def _share(record: LayerRecord, tau: Tensor, count: Count, layer: int) -> Tensor
     if record.scored is None or record.scored.scores.sums is None:
         return torch.ones_like(tau)
     sums = record.scored.scores.sums[:, 0]
-    if not bool(torch.isfinite(sums).all()):
+    if not record.scored.finite:
         raise TersorError(f"layer {layer}: attention scores are not finite; look for overflow in the model's precision")
     if torch.is_grad_enabled() and not sums.requires_grad:
         raise TersorError(

@@ -70,7 +70,7 @@ def test_the_count_catches_a_window_that_is_concatenated(monkeypatch: pytest.Mon
     from tersor.kv.engine.buffer import Buffer
 
     def concatenate(self: Buffer, keys, values, window: int) -> None:
-        held = self.keys, self.values
+        held = (self.keys, self.values) if self.slots else (keys[:, :, :0], values[:, :, :0])
         self.slots = tuple(torch.cat([old, new], 2).clone() for old, new in zip(held, (keys, values), strict=True))
         self.tokens += keys.shape[2]
 
