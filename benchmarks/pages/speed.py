@@ -42,6 +42,35 @@ def speed_plot(records: list[Record], *, what: str, description: str) -> str:
     )
 
 
+def most_of_a_prefill(tokens: int, shares: tuple[float, ...]) -> list[float]:
+    """What a sparse prefill can gain at most, by operations: attention's part, then times faster for each share.
+
+    A decoder of Qwen2.5-VL-7B's shape (28 query and 4 KV heads of 128, hidden 3,584, MLP 18,944); the causal half of the
+    attention counts once. A share of 0 is attention for nothing.
+    """
+    hidden, heads, kv_heads, dim, mlp = 3584, 28, 4, 128, 18944
+    linear = 2 * tokens * hidden * (2 * hidden + 2 * kv_heads * dim + 3 * mlp)
+    attention = 2 * tokens * tokens * heads * dim
+    probes = 2 * 128 * tokens * heads * dim  # the scores of 128 rows
+    whole = linear + attention
+    return [attention / whole, *(whole / (linear + attention * x**2 + (probes if x else 0)) for x in shares)]
+
+
+def limits_table() -> str:
+    """Markdown: `most_of_a_prefill` at three lengths."""
+    shares = (0.795, 0.421, 0.286, 0.0)
+    rows = []
+    for tokens in (8192, 32768, 131072):
+        part, *gains = most_of_a_prefill(tokens, shares)
+        rows.append([f"{tokens:,}", f"{part:.0%}", *(f"{gain:.2f}" for gain in gains)])
+    titles = ["tokens", "attention's part", *(f"{x:.1%} kept" for x in shares[:-1]), "attention for nothing"]
+    return (
+        table(titles, rows)
+        + "\nTimes faster at most, by operations counted for Qwen2.5-VL-7B's decoder: arithmetic, not measured "
+        "(`most_of_a_prefill` in `benchmarks/pages/speed.py`).\n"
+    )
+
+
 def build() -> dict[Path, str]:
     """The generated files with their text."""
     decode, prefill = read_jsonl(RESULTS / "kv_cpu.jsonl"), read_jsonl(RESULTS / "zipvl_cpu.jsonl")
@@ -50,6 +79,8 @@ def build() -> dict[Path, str]:
         ASSETS / "kv_cpu.svg": speed_plot(
             decode, what="decode attention", description="Time of one decode attention against context length, by cache"
         ),
+        TABLES / "kv_engine.md": speed_table(read_jsonl(RESULTS / "kv_engine.jsonl")),
+        TABLES / "zipvl_limits.md": limits_table(),
         TABLES / "zipvl_gpu.md": speed_table(read_jsonl(RESULTS / "zipvl_gpu.jsonl")),
         TABLES / "zipvl_cpu.md": speed_table([record for record in prefill if record.unit != "ms"]),
         ASSETS / "zipvl_cpu.svg": speed_plot(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedConfig
 
 from tersor._errors import TersorError, UnsupportedError
@@ -61,6 +62,7 @@ class KeyBias:
         # What is known of it without reading it back: whether it is 0 for all, and the last position of token 0.
         self._plain, self._ahead = True, 0
         self._weights: Tensor | None = None
+        self._factor = 1.0
 
     @classmethod
     def of(cls, module: nn.Module) -> KeyBias:
@@ -160,23 +162,30 @@ class KeyBias:
             scaling: Factor of the scores.
         """
         assert self.first_place is not None  # set before anything is compressed
-        batch, heads, queries, _ = query.shape
+        batch, heads, queries, dim = query.shape
         length = tokens + self._ahead
         waves = self.table.upto(length, query.device)[:length]
-        turned, rest = self._parts(query.device)
-        size = turned.shape[-1]
-        if self._weights is None or self._weights.device != query.device:
-            self._weights = torch.cat([turned, _rotate_half(turned)], dim=-1)[:, None]
-        by_head = query.float().reshape(batch, turned.shape[0], -1, query.shape[-1]) * scaling
-        front = by_head[..., :size] if rest.shape[-1] else by_head
-        scores = (torch.cat([front, front], dim=-1) * self._weights) @ waves.T
-        if rest.shape[-1]:
-            scores = scores + (by_head[..., size:] * rest[:, None]).sum(-1, keepdim=True)
+        weights = self._scaled(scaling, query.device)
+        size = weights.shape[-1]
+        asked = query.float().reshape(batch, len(weights), -1, 1, dim)
+        front = asked if size == dim else asked[..., :size]
+        scores = linear((front * weights).reshape(-1, 2 * size), waves)
+        if size < dim:
+            rest = self._parts(query.device)[1] * scaling
+            scores = scores + (asked[..., size:] * rest[:, None, None]).sum(-1).reshape(-1, 1)
         scores = scores.reshape(batch, heads, queries, length)
         if self._plain:  # a token's place is its position
             return scores
         index = self.places(0, tokens)[:, None, None, :].expand(batch, heads, queries, -1)
         return scores.gather(-1, index)
+
+    def _scaled(self, scaling: float, device: torch.device) -> Tensor:
+        """What a query meets of cosines and of sines, ``[kv_heads, 1, 2, rotated dims]``; made once."""
+        if self._weights is None or self._weights.device != device or self._factor != scaling:
+            turned, _ = self._parts(device)
+            self._weights = torch.stack([turned, _rotate_half(turned)], dim=1)[:, None] * scaling
+            self._factor = scaling
+        return self._weights
 
     def _parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The channels that are rotated and those that are not, ``[kv_heads, ...]``."""
