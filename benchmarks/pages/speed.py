@@ -45,8 +45,8 @@ def speed_plot(records: list[Record], *, what: str, description: str) -> str:
 def most_of_a_prefill(tokens: int, shares: tuple[float, ...]) -> list[float]:
     """What a sparse prefill can gain at most, by operations: attention's part, then times faster for each share.
 
-    A decoder of Qwen2.5-VL-7B's shape (28 query and 4 KV heads of 128, hidden 3,584, MLP 18,944); the causal half of the
-    attention counts once. A share of 0 is attention for nothing.
+    A decoder of Qwen2.5-VL-7B's shape (28 query and 4 KV heads of 128, hidden 3,584, MLP 18,944); the causal half of
+    the attention counts once. A share of 0 is attention for nothing.
     """
     hidden, heads, kv_heads, dim, mlp = 3584, 28, 4, 128, 18944
     linear = 2 * tokens * hidden * (2 * hidden + 2 * kv_heads * dim + 3 * mlp)

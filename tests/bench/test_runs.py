@@ -13,7 +13,6 @@ from tersor.bench.runs import (
     Finished,
     cell,
     demo_records,
-    judge_speed_up,
     markdown,
     progress_file,
     record_maker,
@@ -108,8 +107,3 @@ def test_numbers_of_an_option() -> None:
             whole_numbers("--batches", text)
     with pytest.raises(ValueError, match="whole numbers"):
         whole_numbers("--batches", "0", least=1)
-
-
-@pytest.mark.parametrize(("value", "verdict"), [(4.0, "holds"), (3.2, "holds"), (3.1, "partly"), (1.0, "fails")])
-def test_a_speed_up_is_judged_by_what_was_expected(value: float, verdict: str) -> None:
-    assert judge_speed_up(Estimate(value, value, value, "quartiles"), 4.0, least=0.8) == verdict

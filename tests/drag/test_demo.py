@@ -32,5 +32,6 @@ def test_the_verdict_wants_the_papers_share_and_more_than_a_still_picture() -> N
     assert judge(interval(0.26, 0.4, 0.5), better) == "holds"
     assert judge(interval(0.2, 0.4, 0.5), better) == "partly", "the interval reaches below the claim"
     assert judge(interval(0.3, 0.4, 0.5), interval(-0.1, 0.2, 0.5)) == "partly", "a still picture may be as good"
-    assert judge(interval(-0.2, -0.1, 0.1), better) == "fails"
-    assert judge(interval(0.3, 0.4, 0.5), interval(-0.5, -0.2, 0.1)) == "fails"
+    assert judge(interval(-0.2, -0.1, 0.1), better) == "too few to tell"
+    assert judge(interval(-0.2, -0.1, 0.0), better) == "fails"
+    assert judge(interval(0.3, 0.4, 0.5), interval(-0.5, -0.2, -0.1)) == "fails", "a still picture is better"

@@ -14,19 +14,19 @@ from tersor.rl.demo import AFTER, BEFORE, RANDOM, TAU
 
 
 def outcome(right: int, ratio: float) -> Outcome:
-    """``right`` of 200 answers."""
-    answers = [1.0] * right + [0.0] * (200 - right)
+    """``right`` of 1,000 answers."""
+    answers = [1.0] * right + [0.0] * (1000 - right)
     return Outcome(
-        first=answers, second=answers, kinds=["look"] * 200, ratios=[ratio] * 200, flops=200 * (1 - ratio**2),
+        first=answers, second=answers, kinds=["look"] * 1000, ratios=[ratio] * 1000, flops=1000 * (1 - ratio**2),
         kv_bytes=int(1000 * ratio), dense_bytes=1000,
     )  # fmt: skip
 
 
-def records(*, right: int = 200, ratio: float = 0.3, random: int = 100, dense: int = 200) -> list:
-    """Of a model that was right 200 times from 0.8 of the tokens before."""
+def records(*, right: int = 1000, ratio: float = 0.3, random: int = 500, dense: int = 1000) -> list:
+    """Of a model that was right 1,000 times from 0.8 of the tokens before."""
     times = PairedTimes({DENSE: (4.0, 4.0), BEFORE: (8.0, 8.0), AFTER: (2.0, 2.0)})
     results = {
-        (BEFORE, TAU): outcome(200, 0.8), (BEFORE, 1.0): outcome(200, 1.0), (AFTER, TAU): outcome(right, ratio),
+        (BEFORE, TAU): outcome(1000, 0.8), (BEFORE, 1.0): outcome(1000, 1.0), (AFTER, TAU): outcome(right, ratio),
         (AFTER, 1.0): outcome(dense, 1.0), (AFTER, RANDOM): outcome(random, ratio),
     }  # fmt: skip
     return demo._records(results, times, times)
@@ -38,9 +38,10 @@ def records(*, right: int = 200, ratio: float = 0.3, random: int = 100, dense: i
         ({}, "holds"),
         ({"ratio": 0.5}, "partly"),
         ({"ratio": 0.9}, "fails"),
-        ({"right": 198}, "holds"),
-        ({"right": 170}, "fails"),
-        ({"random": 200}, "partly"),
+        ({"right": 998}, "holds"),
+        ({"right": 990}, "too few to tell"),
+        ({"right": 850}, "fails"),
+        ({"random": 1000}, "partly"),
     ],
 )
 def test_the_headline_needs_fewer_tokens_the_same_answers_and_random_tokens_that_fail(
@@ -48,12 +49,12 @@ def test_the_headline_needs_fewer_tokens_the_same_answers_and_random_tokens_that
 ) -> None:
     first = records(**given)[0]
     assert first.verdict == verdict
-    assert first.measured == pytest.approx((given.get("right", 200) - 200) / 2)
-    assert first.peer == (given.get("random", 100) - 200) / 2
+    assert first.measured == pytest.approx((given.get("right", 1000) - 1000) / 10)
+    assert first.peer == (given.get("random", 500) - 1000) / 10
 
 
 def test_what_it_costs_and_saves_stands_beside_the_start() -> None:
-    found = {(each.item, each.quantity): each for each in records(dense=150)}
+    found = {(each.item, each.quantity): each for each in records(dense=750)}
     assert found["read densely", "accuracy against before the training"].measured == -25
     kept = found["tau=0.975: the same prompts", "tokens in attention"]
     assert (kept.measured, kept.baseline, kept.claim) == (pytest.approx(0.3), pytest.approx(0.8), 0.247)

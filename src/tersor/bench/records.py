@@ -15,7 +15,7 @@ from typing import Any
 from tersor import _atomic
 from tersor._errors import TersorError, WrongTypeError
 
-VERDICTS = ("holds", "partly", "fails", "not here: needs a GPU", None)
+VERDICTS = ("holds", "partly", "fails", "too few to tell", "not here: needs a GPU", None)
 
 _INTERVAL = re.compile(r"quartiles|\d+(\.\d+)?% [a-zA-Z][a-z -]*")
 _NUMBERS = ("measured", "low", "high", "baseline", "peer")

@@ -168,20 +168,6 @@ def demo_records(system: str, model: str) -> Callable[..., Record]:
     return record_maker(system, model=model, seed=DEMO_SEED, command=f"tersor demo --only {system}")
 
 
-def judge_against_peer(lost: Estimate, peer: float, *, allowed: float) -> str:
-    """The verdict: "holds" if no more is lost than allowed and less than by the peer, "partly" if it may be no more."""
-    if lost.value >= -allowed and lost.value > peer:
-        return "holds"
-    return "partly" if lost.high >= -allowed else "fails"
-
-
-def judge_speed_up(speed_up: Estimate, expected: float, *, least: float) -> str:
-    """The verdict on ``speed_up``: "holds" from a share ``least`` of what is ``expected`` on, "fails" if it is none."""
-    if speed_up.value <= 1:
-        return "fails"
-    return "holds" if speed_up.value >= least * expected else "partly"
-
-
 def report_records(records: list[Record], out: Path | None, as_json: bool, print_table: Callable[[], None]) -> None:
     """Write the records to ``out`` if there is one, then print them as JSON lines or as their table."""
     from tersor.bench.records import write_jsonl

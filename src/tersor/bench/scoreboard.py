@@ -29,6 +29,7 @@ _VERDICT_LOOKS = {
     "holds": ("✓", "bold green"),
     "partly": ("~", "bold yellow"),
     "fails": ("✗", "bold red"),
+    "too few to tell": ("?", "bold"),
     "not here: needs a GPU": ("–", "dim"),
 }
 

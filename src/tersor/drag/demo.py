@@ -11,6 +11,7 @@ from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_inter
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.verdicts import judge_at_least
 from tersor.drag.bench.evaluation import error_taken_away
 from tersor.drag.bench.world import KINDS, SIDE, Sample, World
 
@@ -75,18 +76,13 @@ def operations(pipe: DragAnythingPipeline, sample: Sample) -> float:
 
 
 def judge(less: Estimate, than_still: Estimate) -> str:
-    """The verdict.
-
-    "holds" where the branch takes away at least the paper's share of the error and beats a still picture, both with
-    their whole intervals; "fails" where one of the two is none.
+    """The verdict: the branch takes away the paper's share of the error, and errs less than a still picture.
 
     Args:
         less: Share of the error without control that the branch takes away.
         than_still: Pixels by which a still picture errs more.
     """
-    if less.value <= 0 or than_still.value <= 0:
-        return "fails"
-    return "holds" if less.low >= 1 - WITH / WITHOUT and than_still.low > 0 else "partly"
+    return judge_at_least(less, 1 - WITH / WITHOUT, nothing=0.0, ahead=than_still)
 
 
 def _records(samples: list[Sample], rows: dict[str, Outcome], cost: float) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,8 @@ from tersor.bench.measure import Estimate, bootstrap_difference
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_against_peer
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
+from tersor.bench.verdicts import judge_points
 from tersor.experts.bench.quality import BASE, LSQ, MINMAX, MODEL, MSE, ROWS, SVD, Family, Kept, compress, quality_table
 from tersor.experts.bench.routing import ENCODER, NGRAMS, route_requests
 from tersor.experts.bench.skills import examples
@@ -111,14 +113,14 @@ def _sample(family: Family) -> Sample:
     )
 
 
-def judge(lost: Estimate, peer: float) -> str:
-    """In points: "holds" if no more is lost than allowed and less than by the naive quantizer."""
-    return judge_against_peer(lost, peer, allowed=ALLOWED_LOSS)
-
-
 def _against_expert(kept: Kept) -> Estimate:
     """Points of exact answers; the expert's own are those of a model that diverges by nothing."""
-    return bootstrap_difference(list(map(float, kept.right)), list(map(float, kept.expert_right))) * 100
+    return _points(kept.right, kept.expert_right)
+
+
+def _points(right: Sequence[bool], other: Sequence[bool]) -> Estimate:
+    """Difference of two models' right answers to the same questions, in points."""
+    return bootstrap_difference(list(map(float, right)), list(map(float, other))) * 100
 
 
 def _records(kept: dict[str, Kept], routes: dict[str, Any]) -> list[Record]:
@@ -129,7 +131,8 @@ def _records(kept: dict[str, Kept], routes: dict[str, Any]) -> list[Record]:
         record(
             f"{OURS}: sums answered exactly", "answers against the expert's", "points", lost, n,
             claim="nearly lossless", claim_source="abstract (arXiv 2406.09041)", baseline=0.0, peer=naive.value,
-            peer_name="naive 2-bit", verdict=judge(lost, naive.value),
+            peer_name="naive 2-bit",
+            verdict=judge_points(lost, n, allowed=ALLOWED_LOSS, ahead=_points(kept[OURS].right, kept[NAIVE].right)),
         ),
         record(
             "2 bit LSQ, k=2: distance to the expert", "divergence of k=0 over that of k=2", "x", closer, n, baseline=1.0

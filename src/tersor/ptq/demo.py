@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tersor import zoo
-from tersor.bench.measure import Estimate, wilson_interval
+from tersor.bench.measure import Estimate, bootstrap_difference, wilson_interval
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_speed_up
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
+from tersor.bench.verdicts import judge_at_least, judge_speed_up
 from tersor.ptq.bench.accuracy import METHODS, OURS, Method, Run, logits_of, quantized_run
 from tersor.ptq.bench.data import Labelled, photo_crops
 from tersor.ptq.bench.speed import FLOAT, INTEGER, Timing, measure
@@ -51,10 +52,8 @@ def _share(run: Run) -> Estimate:
 def _quality_record(bits: str, found: dict[tuple[str, str], Run]) -> Record:
     ours, peer = found[bits, OURS], SHOWN[bits][-1]
     share, other = _share(ours), _share(found[bits, peer])
-    verdict = None
-    if bits == "w8a8":
-        ahead = share.value > other.value
-        verdict = "holds" if ahead and share.value >= LEAST_AGREEMENT else "partly" if ahead else "fails"
+    ahead = bootstrap_difference(list(map(float, ours.same)), list(map(float, found[bits, peer].same)))
+    verdict = judge_at_least(share, LEAST_AGREEMENT, ahead=ahead) if bits == "w8a8" else None
     claim = {"claim": "about 1 point over earlier methods at 8 bits", "claim_source": "arXiv 2402.16121, abstract"}
     return demo_records(SYSTEM, MODEL)(
         f"squares of photographs, {bits}", "classified as in floating point", "share", share, len(ours.same),

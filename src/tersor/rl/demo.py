@@ -14,7 +14,8 @@ from tersor._compat import with_cache
 from tersor.bench.measure import Estimate, PairedTimes, time_paired
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn, judge_against_peer
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
+from tersor.bench.verdicts import FAILS, HOLDS, PARTLY, judge_points
 from tersor.kv.bench.vision import (
     DENSE,
     Outcome,
@@ -133,7 +134,7 @@ def _records(results: dict[Name, Outcome], prefill: PairedTimes, decoding: Paire
             f"{same}: {after.ratio:.1%} of the tokens instead of {before.ratio:.1%}", *points, lost, n,
             claim=0.7, claim_source="Qwen2.5-VL-7B, seven benchmarks, 72.9 to 73.6 (arXiv 2504.18579)", baseline=0.0,
             peer=by_chance, peer_name=f"{RANDOM}, as many a layer",
-            verdict=judge(after.ratio / before.ratio, lost, by_chance),
+            verdict=judge(after.ratio / before.ratio, lost, against(after, results[AFTER, RANDOM], drawn=True), n),
         ),
         make(
             f"{same}: the same prompts", "tokens in attention", "share", after.ratio, n,
@@ -156,15 +157,16 @@ def _records(results: dict[Name, Outcome], prefill: PairedTimes, decoding: Paire
     ]  # fmt: skip
 
 
-def judge(tokens: float, lost: Estimate, by_chance: float) -> str:
-    """The verdict: `judge_against_peer` on the accuracy where half of the tokens do, "partly" at best where more stay.
+def judge(tokens: float, lost: Estimate, ahead: Estimate, n: int) -> str:
+    """The verdict: `judge_at_least` on the accuracy where half of the tokens do, "partly" at best where more stay.
 
     Args:
         tokens: Tokens in attention against before the training.
         lost: Difference of accuracy, in points.
-        by_chance: What random tokens lose, in points.
+        ahead: How much more random tokens lose.
+        n: Questions that were asked.
     """
     if tokens > 1 - LEAST_SAVED:
-        return "fails"
-    verdict = judge_against_peer(lost, by_chance, allowed=ALLOWED_LOSS)
-    return "partly" if verdict == "holds" and tokens > 0.5 else verdict
+        return FAILS
+    verdict = judge_points(lost, n, allowed=ALLOWED_LOSS, ahead=ahead)
+    return PARTLY if verdict == HOLDS and tokens > 0.5 else verdict

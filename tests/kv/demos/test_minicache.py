@@ -35,7 +35,7 @@ def test_records_are_of_four_bits_and_of_both_methods() -> None:
     recall |= {name: scores(50, 60) for name in RIVALS}
     lost, smaller, _, both_lost, both_smaller = minicache._records(recall, recall)
     assert (lost.measured, lost.claim, lost.peer) == (pytest.approx(-1.0), -0.97, pytest.approx(-3.0))
-    assert (lost.peer_name, lost.verdict) == (BOTH, "partly")
+    assert (lost.peer_name, lost.verdict) == (BOTH, "too few to tell")
     assert (smaller.measured, smaller.claim) == (5.0, 5.02)
     assert (both_lost.measured, both_lost.baseline, both_lost.claim) == (pytest.approx(-3.0), 0.0, None)
     assert (both_smaller.measured, both_smaller.baseline) == (8.0, 1.0)

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from tersor import zoo
-from tersor.bench.measure import Estimate
 from tersor.bench.runs import DEMO_SEED, demo_records
 from tersor.kv.bench.contenders import FULL, Contender, pick
 from tersor.kv.bench.recall import Scores
 from tersor.kv.bench.tasks import recall_samples
 from tersor.kv.demos import shared
-from tersor.kv.demos.shared import ask, judge, quality_records, recall_plot, show_answers, strongest_peer
+from tersor.kv.demos.shared import ask, quality_records, recall_plot, show_answers, strongest_peer
 
 
 def scores(right: int, size: int, total: int = 100) -> Scores:
@@ -38,20 +37,6 @@ def test_a_peer_compresses_about_as_much_and_recalls_most() -> None:
     assert strongest_peer({**RECALL, "small": scores(80, 50)}, "ours") == "small"
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high", "peer", "verdict"),
-    [
-        (-0.5, -1.0, 0.0, -10.0, "holds"),
-        (-0.5, -1.0, 0.0, -0.5, "partly"),
-        (-0.6, -1.0, -0.5, -10.0, "partly"),
-        (-0.6, -1.0, -0.51, -10.0, "fails"),
-        (0.2, -0.1, 0.3, 0.5, "partly"),
-    ],
-)
-def test_the_verdict_allows_half_a_point_and_wants_the_peer_beaten(value, low, high, peer, verdict) -> None:
-    assert judge(Estimate(value, low, high, "95% bootstrap"), peer) == verdict
-
-
 def test_records_compare_with_the_full_cache_and_the_peer() -> None:
     loss = {name: Scores([base, base + 1], 100, 400) for name, base in ((FULL, 1.0), ("ours", 1.25), ("near", 1.5))}
     lost, smaller, added = quality_records(
@@ -61,7 +46,7 @@ def test_records_compare_with_the_full_cache_and_the_peer() -> None:
     assert (lost.item, lost.unit, lost.n) == ("4/2 bits: recall from book text", "points", 100)
     assert (lost.measured, lost.peer, lost.peer_name) == (pytest.approx(-2.0), pytest.approx(-20.0), "near")
     assert (lost.claim, lost.claim_source) == (-0.38, "paper A")
-    assert lost.verdict == "partly" and lost.high >= -0.5
+    assert lost.verdict == "too few to tell" and lost.low < -0.5 < lost.high
     assert (smaller.measured, smaller.peer, smaller.claim) == (4.0, 400 / 104, 4.98)
     assert (added.measured, added.peer, added.n, added.claim) == (0.25, 0.5, 2, None)
 

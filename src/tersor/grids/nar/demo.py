@@ -10,7 +10,8 @@ from tersor import zoo
 from tersor.bench.measure import Estimate
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_speed_up
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.verdicts import HOLDS, PARTLY, judge_above, judge_points, judge_speed_up
 from tersor.grids.drawing import as_png, samples_svg
 from tersor.grids.geometry import front_count
 from tersor.grids.nar.bench.quality import (
@@ -96,7 +97,7 @@ def _passes() -> Record:
 
 def _quality_record(model: str, qualities: dict[str, Quality]) -> Record:
     lost = {name: each.against(qualities[RASTER]) * 100 for name, each in qualities.items()}
-    other = lost[PAR].value if PAR in lost else None
+    other = qualities.get(PAR)
     return demo_records(SYSTEM, model)(
         "samples of the asked class, by a classifier; equal steps of training",
         "class accuracy against raster",
@@ -104,17 +105,18 @@ def _quality_record(model: str, qualities: dict[str, Quality]) -> Record:
         lost[NAR],
         len(qualities[NAR].right),
         baseline=0.0,
-        peer=other,
+        peer=None if other is None else lost[PAR].value,
         peer_name=None if other is None else PAR,
-        verdict=judge_loss(lost[NAR], other),
+        verdict=judge_loss(
+            lost[NAR], None if other is None else qualities[NAR].against(other) * 100, len(qualities[NAR].right)
+        ),
     )
 
 
-def judge_loss(difference: Estimate, other: float | None) -> str:
-    """In points: "holds" if no more is lost than allowed and PAR is not clearly better, "partly" if it still may be."""
-    if difference.value >= -ALLOWED_LOSS and (other is None or difference.high >= other):
-        return "holds"
-    return "partly" if difference.high >= -ALLOWED_LOSS else "fails"
+def judge_loss(lost: Estimate, ahead: Estimate | None, n: int) -> str:
+    """In points: `judge_at_least` of no more lost than allowed; "partly" at best where PAR is clearly better."""
+    verdict = judge_points(lost, n, allowed=ALLOWED_LOSS)
+    return PARTLY if verdict == HOLDS and ahead is not None and ahead.high < 0 else verdict
 
 
 def _speed_record(model: str, speed: Speed, other: str) -> Record:
@@ -172,5 +174,5 @@ def _caption_record(captioned: Estimate, chance: Estimate) -> Record:
         captioned,
         SAMPLES,
         baseline=chance.value,
-        verdict="holds" if captioned.low > chance.high else "fails",
+        verdict=judge_above(captioned, chance),
     )

@@ -9,7 +9,8 @@ import torch
 from tersor import zoo
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
-from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, judge_against_peer, judge_speed_up
+from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records
+from tersor.bench.verdicts import judge_points, judge_speed_up
 from tersor.grids.drawing import Panel, as_png, compare_svg, samples_svg
 from tersor.grids.geometry import RasterGrid
 from tersor.grids.samples import Quality
@@ -108,7 +109,9 @@ def _records(qualities: dict[str, Quality], speed: Speed) -> list[Record]:
             baseline=0.0,
             peer=lost[small].value,
             peer_name=small,
-            verdict=judge_against_peer(lost[fixed], lost[small].value, allowed=ALLOWED_LOSS),
+            verdict=judge_points(
+                lost[fixed], n, allowed=ALLOWED_LOSS, ahead=qualities[fixed].against(qualities[small])
+            ),
         ),
         record(f"{adaptive}: samples of the asked class", quantity, "points", lost[adaptive], n, baseline=0.0),
     ]

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tersor._compat import with_cache
-from tersor.bench.measure import Estimate
 from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Answer, Figure, Sample
-from tersor.bench.runs import DEMO_SEED, OnProgress, judge_against_peer
+from tersor.bench.runs import DEMO_SEED, OnProgress
+from tersor.bench.verdicts import judge_points
 from tersor.kv.bench.contenders import FULL, Contender
 from tersor.kv.bench.recall import RECORDER, Scores, record, replay, score_recall
 from tersor.kv.bench.tasks import RecallSample, recall_samples
@@ -69,7 +69,7 @@ def quality_records(
         make(
             f"{item}: recall from book text", "accuracy against the full cache", "points", difference, n,
             claim=accuracy[0], claim_source=accuracy[1], baseline=0.0, peer=peer_loss, peer_name=peer,
-            verdict=judge(difference, peer_loss),
+            verdict=judge_points(difference, n, allowed=ALLOWED_LOSS, ahead=recall[ours].against(recall[peer])),
         ),
         make(
             "the same cache, every byte counted", "compression of a 16-bit cache", "x", recall[ours].ratio, n,
@@ -86,11 +86,6 @@ def strongest_peer(recall: dict[str, Scores], ours: str) -> str:
     """The alternative that recalls most among those that compress about as much as ``ours``, or more."""
     rivals = [name for name in recall if name not in (FULL, ours) and recall[name].ratio >= 0.95 * recall[ours].ratio]
     return max(rivals, key=lambda name: recall[name].mean().value)
-
-
-def judge(difference: Estimate, peer_loss: float) -> str:
-    """In points: "holds" if no more is lost than allowed and less than by the peer, "partly" if it still may be."""
-    return judge_against_peer(difference, peer_loss, allowed=ALLOWED_LOSS)
 
 
 def recall_plot(recall: dict[str, Scores], rivals: list[Contender]) -> Figure:

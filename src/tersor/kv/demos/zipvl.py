@@ -13,6 +13,7 @@ from tersor.bench.plots import Point, plot_quality_vs_bytes
 from tersor.bench.records import Record
 from tersor.bench.report import Figure, Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
+from tersor.bench.verdicts import judge_points
 from tersor.kv.bench.heatmap import heatmap, kept_cells
 from tersor.kv.bench.peers.sparse import fastv
 from tersor.kv.bench.tiles import GRID
@@ -28,7 +29,7 @@ from tersor.kv.bench.vision import (
     same_share,
     tasks,
 )
-from tersor.kv.demos.shared import judge
+from tersor.kv.demos.shared import ALLOWED_LOSS
 from tersor.kv.method import KVMethod
 from tersor.kv.prefill.sparsity import SparsityStats
 from tersor.kv.zipvl import ZipVL
@@ -126,17 +127,20 @@ def _records(results: dict[str, Outcome]) -> list[Record]:
     ours, dense, once, stored = (results[name] for name in (PAPER, DENSE, ONCE, STORED))
     n, accurate = len(ours.first), ("accuracy against dense attention", "points")
     lost, sparser = (against(results[name], dense) * 100 for name in (PAPER, SPARSER))
-    by_chance, fixed = (100 * against(results[name], dense).value for name in (RANDOM, f"{FIXED}, as {SPARSER}"))
+    as_many = f"{FIXED}, as {SPARSER}"
+    by_chance, fixed = (100 * against(results[name], dense).value for name in (RANDOM, as_many))
     later = {name: against(results[name], dense, turn="second") * 100 for name in (PAPER, STORED)}
     return [
         make(
             f"tau={TAU}, every layer sparse as in the paper", *accurate, lost, n,
             claim=-0.2, claim_source="Video-MME, LongVA-7B, 52.6 to 52.4 (arXiv 2410.08584v1)", baseline=0.0,
-            peer=by_chance, peer_name=f"{RANDOM}, as many a layer", verdict=judge(lost, by_chance),
+            peer=by_chance, peer_name=f"{RANDOM}, as many a layer",
+            verdict=judge_points(lost, n, allowed=ALLOWED_LOSS, ahead=against(ours, results[RANDOM], drawn=True)),
         ),
         make(
             f"tau={LOWER}, every layer sparse: {results[SPARSER].ratio:.1%} of the tokens", *accurate, sparser, n,
-            baseline=0.0, peer=fixed, peer_name=FIXED, verdict=judge(sparser, fixed),
+            baseline=0.0, peer=fixed, peer_name=FIXED,
+            verdict=judge_points(sparser, n, allowed=ALLOWED_LOSS, ahead=against(results[SPARSER], results[as_many])),
         ),
         make(
             f"tau={TAU}: the same prompts", "tokens in attention", "share", ours.ratio, n,
