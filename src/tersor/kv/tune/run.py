@@ -1,8 +1,8 @@
-"""The search for a plan: measure single settings and each layer alone, give bits where they save most, compare.
+"""The search for a plan: measure single settings and each layer alone, give bits where they count, compare.
 
 1. One setting for all layers: of each family the one with the most bits that the budget allows (`single_settings`).
 2. Each layer alone, all others uncompressed: its keys and its values in every width. What layers lose nearly adds up.
-3. Widths by layer, keys and values apart, by the loss that they save a byte (`choose_widths`).
+3. Widths by layer, keys and values apart, with the least sum of losses within the budget (`choose_widths`).
 4. The plan of 3 and all settings of 1, on the pieces that choose; what diverges least is taken.
 5. The same on the pieces held out, which nothing was chosen by: the figures of the report.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -56,14 +57,14 @@ def single_settings(
             name = f"uniform {keys}-bit" if keys == values else f"keys {keys}-bit, values {values}-bit"
             found[name] = uniform(keys, values, **settings)
     for high, low in MIXED:
-        bits = {"high_bits": high, "low_bits": low, **settings}
-        share = _largest_share(lambda share, bits=bits: fits(ZipCache(saliency_ratio=share, **bits)))
-        if share is not None and LEAST_SHARE <= share < 1:
-            found[f"ZipCache {high}/{low} r={share:g}"] = ZipCache(saliency_ratio=share, **bits)
+        mixed = _by_share(high, low, settings)
+        share = _largest_share(mixed, fits)
+        if LEAST_SHARE <= share < 1:
+            found[f"ZipCache {high}/{low} r={share:g}"] = mixed(share)
     if merging is not None:
         found |= _merged(fits, merging)
     if not found:
-        smallest = [uniform(WIDTHS[0], WIDTHS[0], **settings)]
+        smallest: list[Recipe] = [uniform(WIDTHS[0], WIDTHS[0], **settings)]
         smallest += [] if merging is None else [replace(merging, bits=WIDTHS[0])]
         raise too_small(budget, max(map(ratio, smallest)))
     return found
@@ -71,9 +72,10 @@ def single_settings(
 
 def too_small(budget: float, nearest: float) -> TersorError:
     """What is said where no setting reaches ``budget``."""
+    reached = f"{math.floor(100 * nearest) / 100:g}"
     return TersorError(
-        f"no setting makes the cache {budget:g} times smaller: the nearest is {nearest:.2f} times, which "
-        f"--budget {int(100 * nearest) / 100:g}x asks for; longer pieces (--tokens) come a little further"
+        f"no setting makes the cache {budget:g} times smaller: the nearest is {reached} times, --budget {reached}x; "
+        "longer pieces (--tokens) come a little further"
     )
 
 
@@ -100,18 +102,22 @@ def _merged(fits: Callable[[Recipe], bool], merging: MiniCache) -> dict[str, Rec
     alone = {bits: replace(merging, bits=bits) for bits in WIDTHS}
     if small := [bits for bits in WIDTHS if fits(alone[bits])]:
         found[f"MiniCache {small[-1]}-bit"] = alone[small[-1]]
-    share = _largest_share(lambda share: fits(compose(ZipCache(saliency_ratio=share), merging)))
-    if share is not None and share >= LEAST_SHARE:
-        found[f"ZipCache 4/2 r={share:g} + MiniCache"] = compose(ZipCache(saliency_ratio=share), merging)
+    mixed = _by_share(4, 2, {})
+    share = _largest_share(lambda share: compose(mixed(share), merging), fits)
+    if share >= LEAST_SHARE:
+        found[f"ZipCache 4/2 r={share:g} + MiniCache"] = compose(mixed(share), merging)
     return found
 
 
-def _largest_share(fits: Callable[[float], bool]) -> float | None:
-    """The largest share of hundredths that fits, where every smaller one does; None if 0 does not."""
-    if not fits(0.0):
-        return None
+def _by_share(high: int, low: int, settings: dict[str, Any]) -> Callable[[float], ZipCache]:
+    """`ZipCache` in two widths, by its share of salient tokens."""
+    return lambda share: ZipCache(saliency_ratio=share, high_bits=high, low_bits=low, **settings)
+
+
+def _largest_share(at: Callable[[float], Recipe], fits: Callable[[Recipe], bool]) -> float:
+    """The largest share of salient tokens, in hundredths, whose recipe ``at`` it fits; 0 where none does."""
     low, high = 0, 101
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle / 100) else (low, middle)
+        low, high = (middle, high) if fits(at(middle / 100)) else (low, middle)
     return low / 100

@@ -17,9 +17,10 @@ class Cost:
 
 
 def choose_widths(parts: Sequence[Mapping[int, Cost]], budget: int) -> list[int]:
-    """The width of each part: all begin with the fewest bytes, and what saves most loss a byte gets its bytes first.
+    """The width of each part with the least loss of all together; exact, part by part.
 
-    A part may go to any larger width at once, so that a width that helps little does not hide a larger one that does.
+    Layers of one model have the same shapes, so that there are few different sums of bytes: of all ways to one sum,
+    the one with the least loss is kept.
 
     Args:
         parts: Of each part, its cost by width; losses of parts add up, and bytes do.
@@ -28,20 +29,15 @@ def choose_widths(parts: Sequence[Mapping[int, Cost]], budget: int) -> list[int]
     Raises:
         ValueError: If the fewest bytes are more than the budget.
     """
-    chosen = [min(costs, key=lambda width: costs[width].bytes) for costs in parts]
-    left = budget - sum(costs[width].bytes for costs, width in zip(parts, chosen, strict=True))
-    if left < 0:
-        raise TersorError(f"budget={budget} is {-left} bytes below the fewest that the parts can take")
-    while True:
-        best, step = 0.0, None
-        for index, costs in enumerate(parts):
-            now = costs[chosen[index]]
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for costs in parts:
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for taken, (loss, widths) in best.items():
             for width, cost in costs.items():
-                more, saved = cost.bytes - now.bytes, now.loss - cost.loss
-                if 0 < more <= left and saved > best * more:
-                    best, step = saved / more, (index, width)
-        if step is None:
-            return chosen
-        index, width = step
-        left -= parts[index][width].bytes - parts[index][chosen[index]].bytes
-        chosen[index] = width
+                way = loss + cost.loss, (*widths, width)
+                longer[taken + cost.bytes] = min(way, longer.get(taken + cost.bytes, way))
+        best = longer
+    within = [way for taken, way in best.items() if taken <= budget]
+    if not within:
+        raise TersorError(f"budget={budget} is below {min(best)} bytes, the fewest that the parts can take")
+    return list(min(within)[1])
