@@ -104,7 +104,7 @@ def _merged(fits: Callable[[Recipe], bool], merging: MiniCache) -> dict[str, Rec
         found[f"MiniCache {small[-1]}-bit"] = alone[small[-1]]
     mixed = _by_share(4, 2, {})
     share = _largest_share(lambda share: compose(mixed(share), merging), fits)
-    if share >= LEAST_SHARE:
+    if LEAST_SHARE <= share < 1:
         found[f"ZipCache 4/2 r={share:g} + MiniCache"] = compose(mixed(share), merging)
     return found
 
