@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import model, prompt
+from tiny_models import build, model, prompt
 
 from tersor import MiniCache, ZipCache
 from tersor._compat import with_cache
@@ -75,6 +75,13 @@ def test_layers_that_are_skipped_cost_nothing_and_count_no_bytes() -> None:
     found = measure(model("llama"), PIECES, recipes, lambda _: None)
     assert found["one"].dense * 2 == found["both"].dense
     assert 0 < found["one"].mean < found["both"].mean
+
+
+def test_predictions_that_are_not_finite_are_refused() -> None:
+    net = build("llama")
+    torch.nn.init.constant_(net.lm_head.weight, float("inf"))
+    with pytest.raises(ValueError, match="mixed: the model's predictions are not finite"):
+        measure(net, PIECES, {"mixed": ZipCache()}, lambda _: None)
 
 
 def test_intervals_are_the_benchmarks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tersor._compat import with_cache
+from tersor._errors import TersorError
 from tersor.bench.measure import Estimate, bootstrap_difference, bootstrap_interval
 from tersor.kv.recipe import Recipe
 from tersor.kv.tape import RECORDER, record, replay
@@ -75,6 +77,9 @@ def measure(
         pieces: Ids without padding.
         recipes: By name.
         tell: Told the name of what is being measured.
+
+    Raises:
+        ValueError: If predictions are not finite.
     """
     losses = {name: Losses() for name in recipes}
     prompt = split_at(pieces.shape[1])
@@ -93,6 +98,8 @@ def measure(
                 own.dense += cache.dense_footprint()
                 found = _log_probabilities(model, cache, rest)
                 own.divergence += (exact.exp() * (exact - found)).sum(-1).mean(-1).tolist()
+                if not all(map(math.isfinite, own.divergence)):
+                    raise TersorError(f"{name}: the model's predictions are not finite on these texts")
                 own.added += (exact - found).gather(2, rest[:, 1:, None])[..., 0].mean(-1).tolist()
     return losses
 
