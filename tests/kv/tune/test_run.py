@@ -77,6 +77,24 @@ def test_a_key_bias_is_taken_out_of_the_keys() -> None:
     assert all(each.subtract_key_bias for each in tuning.plan.recipes)
 
 
+def test_a_key_bias_of_a_vision_tower_is_none_of_the_caches() -> None:
+    tuning = tune(build("llava"), HALVES, 3.0)
+    assert not any(getattr(each.recipe, "subtract_key_bias", False) for each in tuning.settings)
+
+
+def test_what_misses_the_budget_on_all_pieces_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (ZipCache(saliency_ratio=1.0, high_bits=bits) for bits in (8, 2))
+    monkeypatch.setattr("tersor.kv.tune.run.single_settings", lambda *_: {"wide": wide, "narrow": narrow})
+    tuning = found(0)
+    assert {each.name for each in tuning.settings} == {"narrow", BY_LAYER}
+    assert list(tuning.left_out) == ["wide"]
+    assert 1.0 < tuning.left_out["wide"] < 3.0
+    monkeypatch.setattr("tersor.kv.tune.run.single_settings", lambda *_: {"wide": wide})
+    monkeypatch.setattr("tersor.kv.tune.run.plan_of", lambda *_: None)
+    with pytest.raises(ValueError, match=r"3 times smaller: the nearest is (1\.\d+) times, --budget \1x"):
+        found(0)
+
+
 def test_windows_stay_as_they_are_and_the_other_layers_get_their_widths() -> None:
     tuning = tune(build("gemma3"), HALVES, 3.0)
     assert len(tuning.layers) == 1

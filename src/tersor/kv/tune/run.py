@@ -179,7 +179,7 @@ def plan_of(layers: Sequence[Layer], budget: float, settings: dict[str, Any]) ->
 
 def _key_bias(model: PreTrainedModel) -> dict[str, Any]:
     """Settings that take the key bias out of the keys, where the model adds one that can be."""
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         if getattr(getattr(module, "k_proj", None), "bias", None) is not None:
             with suppress(TersorError):  # a bias that cannot be taken out stays
                 KeyBias.of(module)
