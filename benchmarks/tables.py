@@ -11,12 +11,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages import drag, experts, front, intjudge, kv, merging, nar, opening, ptq, speculative, speed, vlm, zipar, zipr1
+from pages import (
+    drag,
+    experts,
+    front,
+    intjudge,
+    kv,
+    merging,
+    nar,
+    opening,
+    ptq,
+    speculative,
+    speed,
+    tune,
+    vlm,
+    zipar,
+    zipr1,
+)
 from pages.shared import ROOT
 
 from tersor import _atomic
 
-PAGES = (front, drag, experts, intjudge, kv, merging, nar, opening, ptq, speculative, speed, vlm, zipar, zipr1)
+PAGES = (front, drag, experts, intjudge, kv, merging, nar, opening, ptq, speculative, speed, tune, vlm, zipar, zipr1)
 
 
 def build() -> dict[Path, str]:

@@ -47,6 +47,7 @@ SHORT = {
     "tersor demo --only": [],
     "tersor demo": ["--only", "meswitch"],
     "tersor bench kv": ["--samples", "1", "--continuations", "0", "--task", "needle", "--context-bytes", "256"],
+    "tersor tune": ["--tokens", "256", "--pieces", "8"],
     "tersor bench photos": ["--repeats", "2"],
     "tersor train nar": ["--size", "32x1x2", "--batch-size", "2"],
     "tersor quantize": ["--images", "16", "--iterations", "2"],
@@ -118,6 +119,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("math.txt", "code.txt", "held-out.txt"):
         (folder / name).write_text("".join(f"{each.prompt}{each.answer}\n" for each in skills["math"]))
     (folder / "document.txt").write_text(zoo.book()[:400])
+    (folder / "texts.jsonl").write_text(f"{json.dumps({'text': zoo.book()[:4000]})}\n")
     rows = [{"text": each.prompt, "expert": expert} for expert, found in skills.items() for each in found]
     for name in ("train.jsonl", "held-out.jsonl"):
         (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tersor.grids.zipar.generation import apply_zipar, remove_zipar, zipar, zipar_generate
     from tersor.kv.compose import compose
     from tersor.kv.minicache import MiniCache
+    from tersor.kv.plan import CachePlan
     from tersor.kv.saved import load_cache
     from tersor.kv.zipcache import ZipCache
     from tersor.kv.zipvl import ZipVL
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CachePlan",
     "DeltaConfig",
     "ExpertDelta",
     "ExpertHost",
@@ -63,6 +65,7 @@ __all__ = [
 
 # Public name -> where it lives. Resolved on first use, so that `import tersor` loads no torch.
 _MEMBERS = {
+    "CachePlan": "tersor.kv.plan",
     "DeltaConfig": "tersor.experts.config",
     "ExpertDelta": "tersor.experts.delta",
     "ExpertHost": "tersor.experts.host",

@@ -38,6 +38,7 @@ from tersor.grids.zipar.bench.cli import bench_images
 from tersor.kv.bench.cli import bench_kv, bench_merging, bench_quantizers, bench_saliency
 from tersor.kv.bench.cli_vision import bench_photos, bench_vlm
 from tersor.kv.cli import generate
+from tersor.kv.tune.cli import tune
 from tersor.opening.bench.cli import bench_opening
 from tersor.opening.bench.cli_intjudge import bench_intjudge
 from tersor.opening.cli import opening
@@ -102,6 +103,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Benchmarks: JSON lines and a table.", no_args_is_help=True)
 app.command(cls=SettingsCommand)(generate)
 app.command()(quantize)
+app.command()(tune)
 experts.command("bench")(bench_experts)
 train.command(cls=SettingsCommand)(zipr1)
 train.command()(intjudge)

@@ -33,7 +33,7 @@ def test_names_make_recipes_and_compositions() -> None:
 
 
 REFUSED = {
-    "method": ("magic", [], "'magic' is unknown; choose one of"),
+    "method": ("magic", [], "'magic' is unknown; choose one of .* or the .json file of a plan"),
     "name": ("zipcache", ["tau=0.9"], "'tau=0.9' is no setting of --cache zipcache; its settings are saliency_ratio, "),
     "no value": ("zipvl", ["tau"], "'tau' must be name=value"),
     "none": ("none", ["high_bits=4"], "no setting of --cache none; it has none"),
@@ -44,6 +44,8 @@ REFUSED = {
     "flag": ("zipcache", ["check_finite=1"], "check_finite=1 must be true or false"),
     "several": ("zipcache", ["skip_layers=first"], "skip_layers=first must be numbers with commas between them"),
     "either": ("minicache", ["bits=few"], "bits=few must be a whole number or none"),
+    "plan": ("missing.json", [], "missing.json: no such file"),
+    "plan with settings": ("missing.json", ["high_bits=4"], "'high_bits=4' does not go with a plan"),
     "range": ("zipcache", ["high_bits=5"], "high_bits=5 must be one of"),
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tersor import MiniCache, ZipCache, ZipVL, compose
+from tersor import CachePlan, MiniCache, ZipCache, ZipVL, compose
 from tersor.kv.depth.pairs import MergedPairs
 from tersor.kv.method import KVMethod
 from tersor.kv.recipe import Recipe
@@ -105,6 +105,16 @@ METHODS = {
             ZipCache(saliency_ratio=0.5, high_bits=16, low_bits=16, **SMALL),
         ),
         BY_THE_END,
+    ),
+    "plan": Case(
+        CachePlan(recipes=(ZipCache(**SMALL), ZipCache(saliency_ratio=1.0, high_bits=3, **SMALL)), layers=(1, 0)),
+        CachePlan(
+            recipes=(
+                ZipCache(saliency_ratio=0.5, high_bits=16, low_bits=16, **SMALL),
+                ZipCache(saliency_ratio=1.0, high_bits=16, **SMALL),
+            ),
+            layers=(1, 0),
+        ),
     ),
     "choices of one's own": Case(merged_mass(0.8), merged_mass(0.8, high_bits=16, low_bits=16)),
 }

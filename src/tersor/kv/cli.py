@@ -31,7 +31,8 @@ def generate(
     cache: Annotated[
         str,
         typer.Option(
-            help="'zipcache', 'minicache', 'zipvl', several as 'zipcache+minicache', or 'none' for the library's own."
+            help="'zipcache', 'minicache', 'zipvl', several as 'zipcache+minicache', a plan of `tersor tune` as "
+            "'plan.json', or 'none' for the library's own."
         ),
     ] = "zipcache",
     settings: Annotated[

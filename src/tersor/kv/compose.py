@@ -118,3 +118,23 @@ class Composition(Recipe):
     def from_json(cls, text: str) -> Self:
         """Read `to_json` back; unknown methods and settings raise `ValueError`."""
         return cls(tuple(get_method(name).from_json(json.dumps(own)) for name, own in json.loads(text).items()))
+
+
+def recipe_named(named: Any) -> Recipe:
+    """The recipe whose settings stand under the name of its method, of a composition under several.
+
+    Args:
+        named: What `Recipe.to_named_json` wrote, read.
+
+    Raises:
+        ValueError: For anything else, and for unknown methods and settings.
+    """
+    if not isinstance(named, dict) or not named or not all(isinstance(each, dict) for each in named.values()):
+        raise TersorError("a recipe is an object of settings by the name of their method")
+    try:
+        if len(named) > 1:
+            return Composition.from_json(json.dumps(named))
+        [(name, settings)] = named.items()
+        return get_method(name).from_json(json.dumps(settings))
+    except TypeError as error:  # an edited file: a word where a number belongs
+        raise TersorError(f"a setting of {' and '.join(named)} is of another type ({error})") from error

@@ -1,4 +1,4 @@
-"""Recipes from text: ``zipcache+minicache`` and settings such as ``high_bits=8``, as the command line gives them."""
+"""Recipes from text: ``zipcache+minicache`` with settings such as ``high_bits=8``, or a plan's file, as commands do."""
 
 from __future__ import annotations
 
@@ -7,31 +7,38 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tersor._errors import TersorError
 from tersor.kv import METHODS, get_method
-from tersor.kv.compose import Composition, compose
+from tersor.kv.compose import compose, recipe_named
+from tersor.kv.plan import CachePlan, read_plan
 from tersor.kv.recipe import Recipe
 
 _WORDS = {"true": True, "false": False, "none": None}
 
 
 def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
-    """The recipe called ``cache``, or the composition of several joined by '+'; None for 'none'.
+    """The recipe called ``cache``, or the composition of several joined by '+', or a plan; None for 'none'.
 
     Args:
-        cache: Names of `METHODS`.
+        cache: Names of `METHODS`, or a plan's file, which ends in ".json".
         settings: ``name=value`` each; given to every recipe that has a setting of this name.
 
     Raises:
         ValueError: For an unknown method, a setting that none of them has, and a value of another type.
     """
+    if cache.endswith(".json"):
+        if settings:
+            raise TersorError(f"--set {settings[0]!r} does not go with a plan, which has all settings; leave it out")
+        return read_plan(Path(cache).expanduser())
     names = [] if cache == "none" else cache.split("+")
     if not set(names) <= set(METHODS):
         raise TersorError(
-            f"--cache {cache!r} is unknown; choose one of {['none', *sorted(METHODS)]}, or several joined by '+'"
+            f"--cache {cache!r} is unknown; choose one of {['none', *sorted(METHODS)]}, several joined by '+', or "
+            "the .json file of a plan"
         )
     classes = [get_method(name) for name in names]
     known = {name: hint for each in classes for name, hint in _hints(each).items()}
@@ -58,11 +65,8 @@ def recipe_from_text(cache: str, settings: Sequence[str]) -> Recipe | None:
 
 def recipe_from_json(text: str) -> Recipe:
     """The recipe that `Recipe.to_named_json` wrote; raises `ValueError` for an unknown method or setting."""
-    settings = json.loads(text)
-    if len(settings) > 1:
-        return Composition.from_json(text)
-    ((name, own),) = settings.items()
-    return get_method(name).from_json(json.dumps(own))
+    named = json.loads(text)
+    return CachePlan.from_json(text) if "plan" in named else recipe_named(named)
 
 
 def _hints(recipe: type[Recipe]) -> dict[str, Any]:

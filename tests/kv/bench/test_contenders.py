@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tersor._compat import with_cache
 from tersor.kv.bench.contenders import FULL, bytes_at_half_precision, contenders, half_precision_dense, peers, pick
 from tersor.kv.bench.peers import unavailable
-from tersor.kv.bench.recall import RECORDER, record, replay
+from tersor.kv.tape import RECORDER, record, replay
 
 NAMES = [each.name for each in peers()]
 

@@ -43,7 +43,10 @@ def serve(
         typer.Option(help="'continuous', 'static', or 'auto': continuous, unless --cache or the library forbids it."),
     ] = "auto",
     cache: Annotated[
-        str, typer.Option(help="A compressed KV cache, as of `tersor generate`; needs static batches. 'none' is none.")
+        str,
+        typer.Option(
+            help="A compressed KV cache or a plan, as of `tersor generate`; needs static batches. 'none' is none."
+        ),
     ] = "none",
     settings: Annotated[list[str] | None, typer.Option("--set", help="A setting of --cache; several times.")] = None,
     places: Annotated[int, typer.Option(help="Requests of a batch at most.")] = 16,

@@ -143,6 +143,8 @@ def running(options: ServeOptions) -> Iterator[Models]:
     chooses = options.chooser()
     settings = EngineSettings(max_queue=options.max_queue, max_experts=options.max_experts)
     recipe, host = recipe_from_text(options.cache, list(options.set)), options.host()
+    if recipe is not None:
+        recipe.cache(host.model.config)  # refuses a model that it cannot compress before anybody asks
     batcher = batcher_named(
         options.batching, host, places=options.places, tokens=options.cache_tokens, step_tokens=options.step_tokens,
         wait=options.max_wait_ms / 1000, session=None if recipe is None else lambda: recipe.on(host.model),

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tersor.kv.bench.contenders import token_ids
-from tersor.kv.bench.recall import BATCH, RECORDER, Scores, continuation_loss, record
+from tersor.kv.bench.recall import BATCH, Scores, continuation_loss
 from tersor.kv.selection.probes import seeded_generator
+from tersor.kv.tape import RECORDER, record
 from tersor.lowbit.codecs import affine_encode, channel_scale, encode_keys_channelwise, encode_values_channel_separable
 
 Quantizer = Callable[[Tensor, int], Tensor]
@@ -123,7 +124,7 @@ def score_layouts(
             for name, stress in variants.items():
                 for layout, score in scores[name].items():
                     cache = DynamicCache(config=model.config)
-                    for index, call in enumerate(tape.calls):
+                    for index, call in tape.calls.items():
                         stored = (call.key, call.value)
                         if layout != "exact":
                             stored = stress.quantize(*stored, layout, bits)

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from tersor._compat import with_cache
 from tersor.kv.bench.contenders import Contender, bytes_at_half_precision, half_precision_dense
-from tersor.kv.bench.recall import RECORDER, Scores, record, replay
+from tersor.kv.bench.recall import Scores
+from tersor.kv.tape import RECORDER, record, replay
 
 KEYS = VALUES = 24
 PAIRS, FILLERS, FILLER_KINDS = 16, 64, 32

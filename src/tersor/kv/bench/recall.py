@@ -5,13 +5,13 @@ and the answer are read in one forward that attends to the compressed cache. Gre
 exactly if every one of its bytes is the most likely one there, so nothing needs to be generated.
 
 Every contender reads the same prefill: queries, keys and values of the context are recorded once (no method
-here changes how a prompt attends) and replayed into each cache.
+here changes how a prompt attends) and replayed into each cache (`tersor.kv.tape`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from tersor._compat import with_cache
@@ -33,78 +33,22 @@ from tersor.kv.bench.contenders import (
     token_ids,
 )
 from tersor.kv.bench.tasks import PLANTED, RecallSample, recall_samples
-from tersor.kv.engine.call import AttentionCall
-from tersor.kv.engine.choices import Choices
-from tersor.kv.engine.layer import CompressedLayer
-from tersor.kv.method import KVMethod
-from tersor.kv.selection.ratio import RecentSelection
-from tersor.kv.storage.mixed import MixedPrecisionStorage
+from tersor.kv.tape import RECORDER, Tape, record, replay
 
 Mode = Literal["aware", "agnostic"]
 BATCH = 16
 
 
-class _Recorder(CompressedLayer):
-    """Keeps what the attention function was asked."""
-
-    def observe(self, call: AttentionCall, lse: Tensor | None = None) -> None:
-        super().observe(call, lse)
-        self.recorded = replace(call, mask=None, options={})
-
-
-@dataclass(frozen=True)
-class _RecordingDepth:
-    def check(self, choices: Choices) -> None:
-        """Everything goes with it."""
-
-    def build(self, choices: Choices, layers: list[int], config: PreTrainedConfig) -> dict[int, CompressedLayer]:
-        return {index: _Recorder(choices, index) for index in layers}
-
-
-RECORDER = KVMethod(
-    name="recorder",
-    selection=RecentSelection(ratio=1.0),
-    storage=MixedPrecisionStorage(high_bits=16),
-    depth=_RecordingDepth(),
-    streaming_gap=None,
-    min_tokens_to_compress=None,
-)
-
-
-@dataclass
-class Tape:
-    """The attention call of every layer over one prefilled context."""
-
-    calls: list[AttentionCall]
-
-    @property
-    def tokens(self) -> int:
-        return self.calls[0].key.shape[2]
-
-
-@torch.inference_mode()
-def record(model: PreTrainedModel, ids: Tensor) -> Tape:
-    """Prefill ``ids`` ``[batch, tokens]`` densely; the model must run with tersor's attention (`Session`).
+def recorded(model: PreTrainedModel, ids: Tensor) -> Tape:
+    """`record`, for models that `half_precision_dense` can count.
 
     Raises:
         NotImplementedError: For models with layers that tersor does not compress.
     """
-    cache = RECORDER.cache(model.config)
-    if len(cache.compressed_layers()) != len(cache.layers):
-        raise UnsupportedError("only models whose layers all use full attention can be recorded")
-    model(ids, **with_cache(cache), logits_to_keep=1)
-    return Tape([layer.recorded for layer in cache.layers])
-
-
-@torch.inference_mode()
-def replay(tape: Tape, cache: Cache) -> Cache:
-    """Fill an empty ``cache`` with the recorded context, as prefilling it would."""
-    for index, call in enumerate(tape.calls):
-        cache.update(call.key, call.value, index)
-        layer = cache.layers[index]
-        if isinstance(layer, CompressedLayer):
-            layer.observe(call)
-    return cache
+    tape = record(model, ids)
+    if tape.others:
+        raise UnsupportedError("only models whose layers all use full attention can be compared")
+    return tape
 
 
 @torch.inference_mode()
@@ -174,7 +118,7 @@ def score_recall(
             context, prompt, answer = (
                 token_ids(texts, encode) for texts in zip(*map(_split(mode), batch), strict=True)
             )
-            tape = record(model, context)
+            tape = recorded(model, context)
             for rival in rivals:
                 cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)
@@ -211,7 +155,7 @@ def score_continuation(
         for start in range(0, n, BATCH):
             batch = windows[start : start + BATCH]
             # The last token of the prefix is read again with the continuation, whose first token it predicts.
-            tape = record(model, batch[:, : prefix - 1])
+            tape = recorded(model, batch[:, : prefix - 1])
             for rival in rivals:
                 cache = replay(tape, rival.build(model.config))
                 held = bytes_at_half_precision(cache)

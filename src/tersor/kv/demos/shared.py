@@ -15,8 +15,9 @@ from tersor.bench.report import Answer, Figure, Sample
 from tersor.bench.runs import DEMO_SEED, OnProgress
 from tersor.bench.verdicts import judge_points
 from tersor.kv.bench.contenders import FULL, Contender
-from tersor.kv.bench.recall import RECORDER, Scores, record, replay, score_recall
+from tersor.kv.bench.recall import Scores, score_recall
 from tersor.kv.bench.tasks import RecallSample, recall_samples
+from tersor.kv.tape import RECORDER, record, replay
 
 #: A point is lost for good when recall drops by more than this; ZipCache's paper loses 0.38 on GSM8K.
 ALLOWED_LOSS = 0.5

@@ -13,9 +13,10 @@ from tersor.bench.records import Record
 from tersor.bench.report import Section
 from tersor.bench.runs import DEMO_SEED, DemoResult, OnProgress, demo_records, drawn
 from tersor.kv.bench.contenders import FULL, Contender, pick
-from tersor.kv.bench.recall import RECORDER, Scores, pooled, record, replay, score_continuation
+from tersor.kv.bench.recall import Scores, pooled, score_continuation
 from tersor.kv.bench.tasks import TASKS
 from tersor.kv.demos.shared import ask, quality_records, recall_plot, show_answers
+from tersor.kv.tape import RECORDER, record, replay
 
 MODEL = "tiny-lm"
 OURS = "ZipCache 4/2 r=0.6"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from transformers import PreTrainedConfig
 
+from tersor._errors import TersorError
 from tersor.kv.engine.choices import Choices
 from tersor.kv.engine.layer import CompressedLayer
 
@@ -30,3 +31,26 @@ class SeparateLayers:
 
     def build(self, choices: Choices, layers: list[int], config: PreTrainedConfig) -> dict[int, CompressedLayer]:
         return {index: CompressedLayer(choices, index) for index in layers}
+
+
+@dataclass(frozen=True)
+class PlannedLayers:
+    """Every layer keeps its own tokens by choices of its own.
+
+    Args:
+        own: The choices of each layer that is compressed, in the model's order.
+    """
+
+    own: tuple[Choices, ...]
+
+    def check(self, choices: Choices) -> None:
+        """Everything goes with it."""
+
+    def build(self, choices: Choices, layers: list[int], config: PreTrainedConfig) -> dict[int, CompressedLayer]:
+        """See `Depth`; raises `ValueError` for a model with another number of layers to compress."""
+        if len(layers) != len(self.own):
+            raise TersorError(
+                f"the plan is for {len(self.own)} compressed layers, this model ({type(config).__name__}) has "
+                f"{len(layers)}; make one for it: tersor tune"
+            )
+        return {index: CompressedLayer(own, index) for index, own in zip(layers, self.own, strict=True)}
