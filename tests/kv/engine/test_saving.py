@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +241,16 @@ def test_a_loaded_cache_goes_on_in_a_session_only(llama, tmp_path: Path) -> None
     cache = load_cache(saved(llama, tmp_path / "cache"), llama.config)
     with pytest.raises(RuntimeError, match="goes on inside"), torch.no_grad():
         llama(prompt(1, 1), **with_cache(cache))
+
+
+def test_a_copy_is_saved_as_the_cache_itself(llama, tmp_path: Path) -> None:
+    cache, ids = read(llama, RECIPE)
+    copy.deepcopy(cache).save(tmp_path / "copy", input_ids=ids)
+    cache.save(tmp_path / "cache", input_ids=ids)
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "cache").read_bytes()
+    # A pickle lost its model.
+    with pytest.raises(SavedCacheError, match="whose model is still there"):
+        pickle.loads(pickle.dumps(cache)).save(tmp_path / "pickle")
 
 
 def test_a_loaded_cache_can_be_saved_again_before_it_is_used(llama, tmp_path: Path) -> None:

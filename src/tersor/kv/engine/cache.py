@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,6 +88,14 @@ class CompressedCache(Cache):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        # Of the same model, whose configuration is shared.
+        shared = {"_model": self._model, "config": self.config}
+        clone.__dict__.update({name: copy.deepcopy(own, memo) for name, own in self.__getstate__().items()} | shared)
+        return clone
 
     def compressed_layers(self) -> list[CompressedLayer]:
         """The layers that are compressed, in the model's order."""

@@ -76,7 +76,7 @@ def rows_to_probe(selection: Any, length: int, layer: int, segment: int, device:
     return _drawn(selection, length, layer, segment, device)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)  # as many layers as the deepest models have
 @torch.inference_mode(False)
 def _drawn(selection: Any, length: int, layer: int, segment: int, device: torch.device) -> Tensor:
     rows: Tensor = selection.probe_rows(length, layer=layer, segment=segment)
@@ -158,21 +158,12 @@ def _scores_of(
     allowed = None if window is None else window[:, rows]
     sums = queries.sums(keys, rows, allowed)
     if allowed is None:
-        counts = _seeing(rows, keys.shape[2] - queries.query.shape[2], keys.shape[2], sums.dtype)
+        last = rows + (keys.shape[2] - queries.query.shape[2])  # the last column that each row sees
+        place = torch.arange(keys.shape[2], device=keys.device)
+        counts = (len(rows) - torch.searchsorted(last, place)).to(sums.dtype)[None]
     else:
         counts = allowed.sum(1).to(sums.dtype)
     return sums if per_head else sums.mean(1, keepdim=True), counts.expand(len(keys), -1)
-
-
-def _seeing(rows: Tensor, earlier: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """How many of the probe rows see each column under plain causal attention, ``[1, columns]``."""
-
-    @torch.inference_mode(False)
-    def count() -> Tensor:
-        place = torch.arange(columns, device=rows.device)
-        return (len(rows) - torch.searchsorted(rows + earlier, place)).to(dtype)[None]
-
-    return remembered(rows, "seeing", (earlier, columns, dtype), count)
 
 
 def _behind(own: slice | Tensor, earlier: int) -> slice | Tensor:
