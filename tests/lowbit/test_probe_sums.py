@@ -18,7 +18,7 @@ BACKENDS = [
     for name in backends("probe_sums")
     if (triton_runtime.available("cpu") if name == "triton" else unavailable_reason("probe_sums", name) is None)
 ]
-EXAMPLES = {"cpu": 150, "triton": 15, "reference": 40}
+EXAMPLES = {"cpu": 100, "triton": 10, "reference": 30}
 
 
 def make_case(

@@ -25,7 +25,7 @@ from tersor.kv.saved import load_cache
 from tersor.kv.zipcache import ZipCache
 
 RECIPE = ZipCache(streaming_gap=10, min_tokens_to_compress=8)
-NEW = {"max_new_tokens": 25, "do_sample": False}
+NEW = {"max_new_tokens": 12, "do_sample": False}
 
 GO_ON = """
 import json, sys
@@ -38,7 +38,7 @@ model, texts = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval(), {}
 for file in sorted(Path(sys.argv[2]).glob("*.safetensors")):
     cache = load_cache(file, model.config)
     with cache.choices.on(model):
-        written = model.generate(cache.input_ids, **with_cache(cache), max_new_tokens=25, do_sample=False)
+        written = model.generate(cache.input_ids, **with_cache(cache), max_new_tokens=12, do_sample=False)
     texts[file.stem] = written.tolist()
 print(json.dumps(texts))
 """
