@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tersor.kv.selection.base import Chosen, Waiting, choose_all, choose_none, compact
+from tersor.kv.selection.base import Chosen, Waiting, choose_among, choose_none, compact
 from tersor.kv.selection.probes import ProbeScores
 
 VALID = torch.tensor([[True, True, True, True], [False, False, True, True]])
@@ -20,8 +20,8 @@ def test_picked_tokens_ascend_and_empty_slots_go_last() -> None:
 
 def test_all_are_chosen_but_padding() -> None:
     device = torch.device("cpu")
-    assert [row.tolist() for row in choose_all(2, 4, VALID, device).rows()] == [[0, 1, 2, 3], [2, 3]]
-    assert choose_all(2, 4, None, device).valid is None
+    assert [row.tolist() for row in choose_among(VALID, [4, 2]).rows()] == [[0, 1, 2, 3], [2, 3]]
+    assert choose_among(torch.ones_like(VALID), [4, 4]).valid is None
     assert choose_none(2, device).index.shape == (2, 1, 0)
 
 

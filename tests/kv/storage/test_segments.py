@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.kv.selection.base import choose_all, compact
+from tersor.kv.selection.base import choose_among, compact
 from tersor.kv.storage.mixed import MixedPrecisionStorage
 from tersor.kv.storage.segments import Segment
 
@@ -70,7 +70,7 @@ def test_dropping_frees_memory() -> None:
 
 def test_all_important_tokens_are_one_group() -> None:
     keys = values = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(1))
-    everything = choose_all(1, 4, None, keys.device)
+    everything = choose_among(torch.ones(1, 4, dtype=torch.bool), [4])
     nothing = compact(torch.full((1, 1, 1), 4), 4)
     made = MixedPrecisionStorage().encode(keys, values, (everything, nothing), start=0, where="a test")
     assert made.groups[0].positions.flatten().tolist() == [0, 1, 2, 3]

@@ -19,7 +19,7 @@ from tersor.kv.engine.call import AttentionCall, boolean_mask, causal_rows
 from tersor.kv.engine.layer import CompressedLayer
 from tersor.kv.engine.state import ForwardState, LayerRecord
 from tersor.kv.memo import remembered
-from tersor.kv.selection.base import Chosen, Selection, Waiting, choose_all, counts_of
+from tersor.kv.selection.base import Chosen, Selection, Waiting, choose_among, counts_of
 from tersor.kv.selection.probes import ProbeScores, probe_scores, rows_to_probe
 
 QueryMode = Literal["drop", "compute"]
@@ -281,4 +281,4 @@ def _with_completion(kept: Chosen, completion: Tensor, real: Tensor | None) -> C
     index = kept.index[:, 0] if kept.valid is None else kept.index[:, 0].masked_fill(~kept.valid[:, 0], tokens)
     attending = completion.new_zeros(batch, tokens + 1).scatter(1, index, True)[:, :tokens]
     attending |= completion if real is None else completion & real
-    return choose_all(batch, tokens, attending, completion.device)
+    return choose_among(attending, counts_of(attending))

@@ -43,14 +43,6 @@ class Chosen:
         return [own[real] for own, real in zip(index, valid, strict=True)]
 
 
-def choose_all(batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Chosen:
-    """Every token, or those where ``valid`` (bool ``[batch, tokens]``) is True."""
-    index = torch.arange(tokens, device=device).expand(batch, 1, tokens)
-    if valid is None:
-        return Chosen(index, None)
-    return compact(index.masked_fill(~valid[:, None, :], tokens), tokens)
-
-
 def choose_among(picked: Tensor, counts: Sequence[int]) -> Chosen:
     """The tokens where ``picked``, bool ``[batch, tokens]``, is True; ``counts`` says how many each sample has."""
     tokens, most = picked.shape[1], max(counts)

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tersor.lowbit.kernels import mask_strides
 from tersor.lowbit.kernels._build import FLOAT_TYPES, load_library
-from tersor.lowbit.kernels.probe_sums import reference
+from tersor.lowbit.kernels.probe_sums import has_gradient, reference
 
 #: As in cpu.c: channels of a head, and upper bounds of the columns of a panel and of the rows of a block.
 MAX_DIM, PANEL, BLOCK = 512, 32, 48
@@ -59,8 +60,7 @@ def probe_sums(
     kv_heads, columns = keys.shape[1:3]
     readable = query.dtype in FLOAT_TYPES and keys.dtype in FLOAT_TYPES and dim <= MAX_DIM
     together = query.stride(-1) == keys.stride(-1) == 1 and (lse is None or lse.dtype == torch.float32)
-    graded = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
-    if not readable or not together or softcap is not None or graded:
+    if not readable or not together or softcap is not None or has_gradient(query, keys):
         return reference.probe_sums(query, keys, rows, scaling=scaling, softcap=softcap, lse=lse, allowed=allowed)
     threads = torch.get_num_threads()
     # Heads alone keep the threads busy where there are enough of them; otherwise each head's rows are split as well.
@@ -79,6 +79,6 @@ def probe_sums(
         call.lse_stride[:] = lse.stride()
     if allowed is not None:
         call.mask = allowed.data_ptr()
-        call.mask_stride[:] = (0 if len(allowed) == 1 else allowed.stride(0), *allowed.stride()[1:])
+        call.mask_stride[:] = mask_strides(allowed[:, None])
     _function()(call)
     return sums.sum(2) if chunks > 1 else sums[:, :, 0]

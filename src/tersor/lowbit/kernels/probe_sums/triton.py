@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tersor.lowbit.kernels import triton_runtime
-from tersor.lowbit.kernels.probe_sums import reference
+from tersor.lowbit.kernels import mask_strides, triton_runtime
+from tersor.lowbit.kernels.probe_sums import has_gradient, reference
 
 BLOCK_ROWS, BLOCK_COLUMNS = 64, 64
 
@@ -26,15 +26,13 @@ def probe_sums(
     """As `reference.probe_sums`, which does float64, soft caps and gradients."""
     batch, heads, added, dim = query.shape
     kv_heads, columns = keys.shape[1:3]
-    graded = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
-    if query.dtype == torch.float64 or keys.dtype != query.dtype or softcap is not None or graded:
+    alike = query.dtype != torch.float64 and keys.dtype == query.dtype
+    if not alike or softcap is not None or has_gradient(query, keys):
         return reference.probe_sums(query, keys, rows, scaling=scaling, softcap=softcap, lse=lse, allowed=allowed)
     count = len(rows)
-    mask_strides: tuple[int, ...] = (0, 0, 0)
-    if allowed is not None:
-        mask_strides = (0 if len(allowed) == 1 else allowed.stride(0), *allowed.stride()[1:])
+    strides = (0, 0, 0) if allowed is None else mask_strides(allowed[:, None])
     shared = (
-        query, keys, rows, allowed, *query.stride()[:3], *keys.stride()[:3], *mask_strides,
+        query, keys, rows, allowed, *query.stride()[:3], *keys.stride()[:3], *strides,
         count, columns, columns - added, scaling,
     )  # fmt: skip
     sizes = {
